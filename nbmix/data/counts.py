@@ -1,0 +1,62 @@
+"""Counts that have passed the door: checked once, relied on everywhere below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+
+
+@dataclass(frozen=True)
+class CountData:
+    """Raw counts of one experiment with what belongs to its cells and genes.
+
+    Attributes:
+        counts: (cells, genes) CSR, float32 values that are integers, int32 indices sorted
+            within each row, no explicit zeros.
+        size_factors: (cells,) float64, molecules a cell's rates are multiplied by; 0 only for
+            an empty cell.
+        cell_names: (cells,) names, as in ``AnnData.obs_names``.
+        gene_names: (genes,) names, as in ``AnnData.var_names``.
+        labels: (cells,) known labels as strings, or None. Scoring alone reads them, and the
+            start that the user asks for by name.
+        prior: (cells, components) given prior weights, rows summing to 1, or None.
+    """
+
+    counts: sp.csr_matrix
+    size_factors: np.ndarray
+    cell_names: np.ndarray
+    gene_names: np.ndarray
+    labels: np.ndarray | None = None
+    prior: np.ndarray | None = None
+
+    @property
+    def n_cells(self) -> int:
+        return self.counts.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        return self.counts.shape[1]
+
+    @property
+    def empty_cells(self) -> np.ndarray:
+        """(cells,) bool, True for a cell without a single count."""
+        return np.diff(self.counts.indptr) == 0
+
+    def select_cells(self, rows: np.ndarray) -> CountData:
+        """The cells at integer positions ``rows``, in that order."""
+        return replace(
+            self,
+            counts=self.counts[rows],
+            size_factors=self.size_factors[rows],
+            cell_names=self.cell_names[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            prior=None if self.prior is None else self.prior[rows],
+        )
+
+    def select_genes(self, columns: np.ndarray) -> CountData:
+        """The genes at integer positions ``columns``; size factors stay what they were."""
+        counts = self.counts[:, columns].tocsr()
+        counts.sort_indices()
+        return replace(self, counts=counts, gene_names=self.gene_names[columns])

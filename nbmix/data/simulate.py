@@ -1,0 +1,111 @@
+"""Counts drawn from the model itself."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from nbmix.checks import check_counts
+from nbmix.data.check import DEFAULT_LABEL_KEY, make_count_data
+from nbmix.data.counts import CountData
+from nbmix.errors import InputError
+
+MAX_SIZE_FACTOR = 1e8  # beyond, counts leave the range where float32 is exact
+CHUNK_ENTRIES = 2**21  # five dense float64 arrays of this size: 84 MB
+
+
+class Simulation(NamedTuple):
+    """One draw and the truth behind it."""
+
+    counts: sp.csr_matrix  # (cells, genes)
+    labels: np.ndarray  # (cells,) int, component of each cell
+    log_mean: np.ndarray  # (components, genes) natural log of mu, per molecule
+    log_inv_disp: np.ndarray  # (components, genes) natural log of r = 1 / phi
+    size_factor: float  # molecules, the same for every cell
+
+
+def simulate(
+    n: int = 100, p: int = 500, k: int = 4, s: float = 1e4, seed: int = 0, extra_poisson: bool = False
+) -> Simulation:
+    """Draw a mixture of negative binomials.
+
+        lambda_ij ~ Gamma(shape r_kj, scale mu_kj / r_kj),    x_ij ~ Poisson(s lambda_ij)
+
+    with k the component of cell i, so that E[x] = s mu and V[x] = s mu + (s mu)^2 / r;
+    ln mu ~ U(-12, -6), ln r ~ U(0, 4) as in Sarkar et al. (2019), PLoS Genet 15:e1008045.
+
+    After ``simulate`` of the source notebook, whose random draws come in the same order. It prints
+    x ~ Poisson(NB(mean s mu, inverse dispersion r)): one Poisson layer too many.
+
+    Up to 2**21 entries (n * p) are drawn at once, as in the source. More come in blocks of whole
+    cells, each block's lambda and then its x, which bounds the dense memory by about 150 MB; the
+    draws then differ from those of a single block, their distribution does not.
+
+    Args:
+        n: cells.
+        p: genes.
+        k: components.
+        s: size factor, molecules per cell; up to 1e8.
+        seed: of ``np.random.default_rng``.
+        extra_poisson: draw the printed form, only to reproduce the result printed with it.
+
+    Raises:
+        InputError: an argument out of its range.
+
+    >>> simulation = simulate(n=5, p=3, k=2)
+    >>> simulation.counts.shape, simulation.log_mean.shape
+    ((5, 3), (2, 3))
+    """
+    for name, size in {"n": n, "p": p, "k": k}.items():
+        if size < 1:
+            raise InputError(f"simulate: {name}={size} must be 1 or more")
+    if not (math.isfinite(s) and 0 < s <= MAX_SIZE_FACTOR):
+        raise InputError(f"simulate: size factor s={s} must be positive and at most {MAX_SIZE_FACTOR:g}")
+    rng = np.random.default_rng(seed)
+    labels = np.argmax(rng.uniform(size=(n, k)), axis=1)  # (cells,)
+    log_mean = rng.uniform(-12, -6, size=(p, k)).T  # (components, genes)
+    log_inv_disp = rng.uniform(0, 4, size=(p, k)).T  # (components, genes)
+    shape, scale = np.exp(log_inv_disp), np.exp(log_mean - log_inv_disp)
+    rows = max(1, CHUNK_ENTRIES // p)
+    blocks = []
+    for start in range(0, n, rows):
+        z = labels[start : start + rows]  # (block,)
+        if extra_poisson:
+            rate = rng.negative_binomial(n=shape[z], p=1 / (1 + s * scale[z]))
+        else:
+            rate = s * rng.gamma(shape[z], scale[z])
+        blocks.append(check_counts(rng.poisson(rate), "simulate: block"))
+    return Simulation(sp.vstack(blocks, format="csr"), labels, log_mean, log_inv_disp, float(s))
+
+
+def simulated_count_data(
+    n_cells: int = 100,
+    n_genes: int = 500,
+    n_components: int = 4,
+    size_factor: float = 1e4,
+    seed: int = 0,
+    extra_poisson: bool = False,
+    min_counts: int = 1,
+) -> CountData:
+    """A simulation as if read from a file: row sums as size factors, silent genes dropped.
+
+    Labels are "component0", "component1", ...; see ``simulate`` for the model and the arguments.
+
+    >>> simulated_count_data(n_cells=20, n_genes=10, n_components=2, size_factor=1e5).n_cells
+    20
+    """
+    simulation = simulate(n_cells, n_genes, n_components, size_factor, seed, extra_poisson)
+    adata = ad.AnnData(
+        simulation.counts,
+        obs=pd.DataFrame(
+            {DEFAULT_LABEL_KEY: [f"component{k}" for k in simulation.labels]},
+            index=[f"cell{i}" for i in range(n_cells)],
+        ),
+        var=pd.DataFrame(index=[f"gene{j}" for j in range(n_genes)]),
+    )
+    return make_count_data(adata, where="data=sim", min_counts=min_counts)

@@ -1,0 +1,9 @@
+"""The one exception that is meant for people."""
+
+
+class InputError(ValueError):
+    """A file, field or setting that cannot be used.
+
+    The message is one line: what is wrong with which file, field or setting, and what to do.
+    The command line prints it and exits with status 2; no traceback.
+    """
