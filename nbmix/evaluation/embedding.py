@@ -1,0 +1,65 @@
+"""Two-dimensional pictures of the cells, from the counts alone: no model is involved."""
+
+import warnings
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array, csr_matrix
+
+from nbmix.pca import log_pca
+
+UMAP_NEIGHBORS = 15
+UMAP_MIN_DISTANCE = 0.5  # as in scanpy: groups wide enough to see mixing within them
+
+
+class Embedding(NamedTuple):
+    """Coordinates (cells, 2), float32, no unit, and the method that made them."""
+
+    name: Literal["UMAP", "PCA"]
+    coordinates: NDArray[np.float32]
+
+
+def embed(
+    counts: csr_matrix | csr_array,
+    size_factors: ArrayLike,
+    *,
+    max_umap_cells: int = 20_000,
+    n_pcs: int = 50,
+    seed: int = 0,
+) -> Embedding:
+    """Place the cells in the plane: UMAP (McInnes et al. 2018) of `log_pca`, or its first two components.
+
+    The principal components are the answer above `max_umap_cells` cells, to save the minutes that UMAP
+    would take, and up to 15 cells, its number of neighbours. UMAP starts from the first two components,
+    which keeps the coarse arrangement of the groups (Kobak and Linderman 2021).
+
+    Args:
+        counts: (cells, genes), CSR.
+        size_factors: (cells,), not negative; a cell with 0 is treated as empty.
+        max_umap_cells: largest number of cells for UMAP; 0 asks for PCA.
+        n_pcs: principal components that UMAP sees.
+        seed: the same seed gives the same coordinates on the same machine.
+
+    Raises:
+        ValueError: when the number of size factors is not the number of cells.
+    """
+    scores = log_pca(counts, size_factors, max(n_pcs, 2), seed)  # (cells, n_pcs)
+    plane = scores[:, :2]
+    spread = float(plane[:, 0].std())
+    if not UMAP_NEIGHBORS < len(scores) <= max_umap_cells or spread == 0:
+        return Embedding("PCA", plane)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
+        from umap import UMAP  # here, because the import compiles with numba for seconds
+
+    # One job is what a fixed random_state allows; umap-learn warns when left to find that out.
+    reducer = UMAP(
+        n_neighbors=UMAP_NEIGHBORS,
+        min_dist=UMAP_MIN_DISTANCE,
+        init=plane / spread,
+        random_state=seed,
+        n_jobs=1,
+    )
+    return Embedding("UMAP", np.asarray(reducer.fit_transform(scores), dtype=np.float32))
