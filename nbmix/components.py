@@ -1,0 +1,266 @@
+"""The M step: p x K independent problems in two numbers each, log mean and log inverse dispersion.
+
+For one gene of one component, with a = ln mu, b = ln r and the statistics A_m, B_c, R_m,
+
+    Q(a, b) = a sum_m A_m + sum_c B_c D(c, r) - sum_m (A_m + r R_m) ln(1 + S_m e^{a - b}),
+
+whose gradient and 2 x 2 Hessian are sums of the same size. ``NewtonMStep`` maximises all of them at once;
+``GradientMStep`` climbs for a number of epochs, as the method's first implementation did.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from nbmix.products import _WIDEST_SOFTPLUS, Basis
+from nbmix.special import level_curve, tail_curve
+from nbmix.statistics import SufficientStatistics
+
+LOG_INV_DISP_RANGE = (-8.0, 12.0)  # from all-or-nothing to Poisson; beyond them the likelihood is flat
+FEWEST_COUNTS = 1e-3  # a mean explains at least this many counts in the whole data, so that it stays finite
+START_LOG_INV_DISP = 1.0
+
+
+class Components(NamedTuple):
+    """K components: (K, genes) float64 ln mu, per unit of size factor, and ln of the inverse dispersion."""
+
+    log_mean: Tensor
+    log_inv_disp: Tensor
+
+
+class Curvature(NamedTuple):
+    """Value, gradient and Hessian of Q at (a, b), elementwise."""
+
+    value: Tensor
+    grad_a: Tensor
+    grad_b: Tensor
+    hess_aa: Tensor
+    hess_ab: Tensor
+    hess_bb: Tensor
+
+
+@dataclass
+class ExpectedLogLikelihood:
+    """Q of many (gene, component) problems laid out flat, so that converged ones can be dropped.
+
+    Attributes:
+        log_nodes: (nodes,).
+        rate, node: (nodes, problems) A_m and R_m.
+        low_at, low_level, low_weight: the levels t with a weight: their problem, t, and total weight of
+            counts above t.
+        high_at, high_count, high_weight: likewise for the larger counts, each with its own weight.
+    """
+
+    log_nodes: Tensor
+    rate: Tensor
+    node: Tensor
+    low_at: Tensor
+    low_level: Tensor
+    low_weight: Tensor
+    high_at: Tensor
+    high_count: Tensor
+    high_weight: Tensor
+
+    @classmethod
+    def of(cls, statistics: SufficientStatistics, basis: Basis) -> ExpectedLogLikelihood:
+        """The problems of all components and genes, component by component."""
+        n_nodes, n_components, n_genes = statistics.rate.shape
+        levels = basis.levels
+        offset = torch.arange(n_components, device=levels.gene.device) * n_genes
+        weight = levels.reaching(statistics.pair)  # (low pairs, K)
+        low, low_k = torch.nonzero(weight, as_tuple=True)
+        high_weight = statistics.pair[levels.n_low :]
+        high, high_k = torch.nonzero(high_weight, as_tuple=True)
+        return cls(
+            basis.nodes.log_nodes,
+            statistics.rate.reshape(n_nodes, -1),
+            statistics.node[:, :, None].expand(-1, -1, n_genes).reshape(n_nodes, -1),
+            levels.gene[low] + offset[low_k],
+            levels.level[low],
+            weight[low, low_k],
+            levels.high_gene[high] + offset[high_k],
+            levels.high_count[high],
+            high_weight[high, high_k],
+        )
+
+    def subset(self, keep: Tensor) -> ExpectedLogLikelihood:
+        """The problems where the mask ``keep`` holds, in their order."""
+        place = torch.cumsum(keep, 0) - 1
+        low, high = keep[self.low_at], keep[self.high_at]
+        return ExpectedLogLikelihood(
+            self.log_nodes,
+            self.rate[:, keep],
+            self.node[:, keep],
+            place[self.low_at[low]],
+            self.low_level[low],
+            self.low_weight[low],
+            place[self.high_at[high]],
+            self.high_count[high],
+            self.high_weight[high],
+        )
+
+    def value(self, log_mean: Tensor, log_inv_disp: Tensor) -> Tensor:
+        """Q per problem, nats."""
+        return self.curvature(log_mean, log_inv_disp).value
+
+    def curvature(self, log_mean: Tensor, log_inv_disp: Tensor) -> Curvature:
+        """Q with its gradient and Hessian in (a, b) at flat ``log_mean``, ``log_inv_disp`` (problems,)."""
+        a, b = log_mean, log_inv_disp
+        r = torch.exp(b)
+        z = self.log_nodes[:, None] + (a - b)  # (nodes, problems)
+        grown, share = softplus(z, threshold=_WIDEST_SOFTPLUS), torch.sigmoid(z)
+        zeros = r * self.node
+        both = self.rate + zeros
+        total = self.rate.sum(0)
+        bent = (both * share * (1 - share)).sum(0)
+        zero_share = (zeros * share).sum(0)
+        value = a * total - (both * grown).sum(0)
+        grad_a = total - (both * share).sum(0)
+        grad_b = (both * share).sum(0) - (zeros * grown).sum(0)
+        hess_bb = 2 * zero_share - (zeros * grown).sum(0) - bent
+        for at, weight, curve in (
+            (self.low_at, self.low_weight, level_curve(self.low_level, b[self.low_at])),
+            (self.high_at, self.high_weight, tail_curve(self.high_count, b[self.high_at])),
+        ):
+            value = value.index_add(0, at, weight * curve.value)
+            grad_b = grad_b.index_add(0, at, weight * curve.first)
+            hess_bb = hess_bb.index_add(0, at, weight * curve.second)
+        return Curvature(value, grad_a, grad_b, -bent, bent - zero_share, hess_bb)
+
+
+def expected_log_likelihood(statistics: SufficientStatistics, basis: Basis, components: Components) -> Tensor:
+    """(K,) nats: sum_ij q_ik ln NB(x_ij), less what no component depends on (the batches' ``constant``)."""
+    problem = ExpectedLogLikelihood.of(statistics, basis)
+    flat = problem.value(components.log_mean.flatten(), components.log_inv_disp.flatten())
+    return flat.view_as(components.log_mean).sum(1)
+
+
+def lowest_log_mean(total_size: float) -> float:
+    """Floor of ln mu where a gene is silent in a component: FEWEST_COUNTS over the summed size factors."""
+    return math.log(FEWEST_COUNTS / total_size)
+
+
+def moment_components(statistics: SufficientStatistics, basis: Basis, total_size: float) -> Components:
+    """Weighted mean rate per gene, ln(sum q x / sum q s), with a common dispersion: where Newton begins."""
+    counts = statistics.rate.sum(0).clamp(min=0)  # (K, genes)
+    size = (torch.exp(basis.nodes.log_nodes) @ statistics.node).clamp(min=torch.finfo(torch.float64).tiny)
+    log_mean = torch.log(counts / size[:, None]).clamp(min=lowest_log_mean(total_size))
+    return Components(log_mean, torch.full_like(log_mean, START_LOG_INV_DISP))
+
+
+class MStep(Protocol):
+    """Raises Q from where the components stand."""
+
+    def __call__(
+        self, statistics: SufficientStatistics, basis: Basis, components: Components, total_size: float
+    ) -> Components:
+        """New components (K, genes); ``total_size`` is the sum of the data's size factors."""
+        ...
+
+
+@dataclass(frozen=True)
+class NewtonMStep:
+    """Damped Newton over all genes and components at once; no element is ever made worse.
+
+    Where the Hessian is not negative definite its eigenvalues are shifted below zero
+    (Nocedal & Wright 2006, section 3.4); a step that lowers Q is taken back and damped more.
+
+    Attributes:
+        tolerance: an element is done when its next step promises less than this, in nats.
+        max_steps: Newton steps at most.
+        longest: bound on one step in ln mu and ln r.
+    """
+
+    tolerance: float = 1e-5
+    max_steps: int = 50
+    longest: float = 3.0
+
+    def __call__(
+        self, statistics: SufficientStatistics, basis: Basis, components: Components, total_size: float
+    ) -> Components:
+        problem = ExpectedLogLikelihood.of(statistics, basis)
+        floor = lowest_log_mean(total_size)
+        low_b, high_b = LOG_INV_DISP_RANGE
+        shape = components.log_mean.shape
+        best_a = components.log_mean.double().flatten().clamp(min=floor).clone()
+        best_b = components.log_inv_disp.double().flatten().clamp(low_b, high_b).clone()
+        left = torch.arange(best_a.numel(), device=best_a.device)
+        a, b = best_a.clone(), best_b.clone()
+        now = problem.curvature(a, b)
+        damping = torch.zeros_like(a)
+        for _ in range(self.max_steps):
+            pinned_a = (a <= floor) & (now.grad_a <= 0)
+            pinned_b = ((b <= low_b) & (now.grad_b <= 0)) | ((b >= high_b) & (now.grad_b >= 0))
+            step_a, step_b, gain = _newton_step(now, pinned_a, pinned_b, damping)
+            going = gain > self.tolerance
+            if not going.all():
+                best_a[left], best_b[left] = a, b
+                if not going.any():
+                    break
+                left, a, b, damping = left[going], a[going], b[going], damping[going]
+                step_a, step_b = step_a[going], step_b[going]
+                problem = problem.subset(going)
+                now = Curvature(*(t[going] for t in now))
+            next_a = (a + step_a.clamp(-self.longest, self.longest)).clamp(min=floor)
+            next_b = (b + step_b.clamp(-self.longest, self.longest)).clamp(low_b, high_b)
+            then = problem.curvature(next_a, next_b)
+            better = then.value >= now.value
+            a, b = torch.where(better, next_a, a), torch.where(better, next_b, b)
+            scale = torch.maximum(now.hess_aa.abs(), now.hess_bb.abs())
+            damping = torch.where(better, damping / 8, torch.maximum(damping * 8, scale * 0.1))
+            now = Curvature(*(torch.where(better, new, old) for new, old in zip(then, now, strict=True)))
+        best_a[left], best_b[left] = a, b
+        return Components(best_a.view(shape), best_b.view(shape))
+
+
+def _newton_step(
+    now: Curvature, pinned_a: Tensor, pinned_b: Tensor, damping: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Uphill steps in a and b, and the rise that the quadratic promises."""
+    grad_a = torch.where(pinned_a, 0.0, now.grad_a)
+    grad_b = torch.where(pinned_b, 0.0, now.grad_b)
+    off = torch.where(pinned_a | pinned_b, 0.0, -now.hess_ab)
+    aa = torch.where(pinned_a, 1.0, -now.hess_aa)
+    bb = torch.where(pinned_b, 1.0, -now.hess_bb)
+    middle, radius = (aa + bb) / 2, torch.hypot((aa - bb) / 2, off)
+    least = 1e-6 * (middle.abs() + radius) + 1e-12
+    shift = (least - (middle - radius)).clamp(min=0) * 2 + damping
+    aa, bb = aa + shift, bb + shift
+    determinant = aa * bb - off * off
+    step_a = (bb * grad_a - off * grad_b) / determinant
+    step_b = (aa * grad_b - off * grad_a) / determinant
+    return step_a, step_b, (grad_a * step_a + grad_b * step_b) / 2
+
+
+@dataclass(frozen=True)
+class GradientMStep:
+    """Adam on Q for ``num_epochs`` epochs at rate ``lr``, with the analytic gradient; not monotone.
+
+    An epoch costs the same for any number of cells, since the statistics hold all that is needed.
+    """
+
+    lr: float = 1e-2
+    num_epochs: int = 50
+
+    def __call__(
+        self, statistics: SufficientStatistics, basis: Basis, components: Components, total_size: float
+    ) -> Components:
+        problem = ExpectedLogLikelihood.of(statistics, basis)
+        log_mean = components.log_mean.double().flatten().clone().requires_grad_()
+        log_inv_disp = components.log_inv_disp.double().flatten().clone().requires_grad_()
+        optimizer = torch.optim.Adam([log_mean, log_inv_disp], lr=self.lr)
+        for _ in range(self.num_epochs):
+            now = problem.curvature(log_mean.detach(), log_inv_disp.detach())
+            log_mean.grad, log_inv_disp.grad = -now.grad_a, -now.grad_b
+            optimizer.step()
+            with torch.no_grad():
+                log_mean.clamp_(min=lowest_log_mean(total_size))
+                log_inv_disp.clamp_(*LOG_INV_DISP_RANGE)
+        shape = components.log_mean.shape
+        return Components(log_mean.detach().view(shape), log_inv_disp.detach().view(shape))

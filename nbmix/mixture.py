@@ -1,0 +1,346 @@
+"""EM for the mixture: responsibilities, cross-fitted M steps, and the loop over them.
+
+A cell votes for itself: with thousands of genes a component fits its own members so closely that plain EM
+never moves from a random start. Cross-fitting keeps, beside the components of all cells, one copy for every
+fold of cells, fitted without that fold; a cell's responsibilities come from the copy that has not seen it.
+The statistics add, so leaving a fold out is a subtraction and needs no further pass over the counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nbmix.components import (
+    Components,
+    MStep,
+    NewtonMStep,
+    expected_log_likelihood,
+    moment_components,
+)
+from nbmix.errors import InputError
+from nbmix.products import Basis, CellBatch, LikelihoodTables, batch_log_likelihood, likelihood_tables
+from nbmix.statistics import SufficientStatistics
+
+WEIGHT_SCHEMES = ("uniform", "learned", "given")
+WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells are on: no weight reaches 0
+
+
+class Posterior(NamedTuple):
+    """Responsibilities (cells, K) and ln p(x_i) (cells,) in nats."""
+
+    responsibilities: Tensor
+    log_likelihood: Tensor
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """How components are fitted.
+
+    Attributes:
+        n_components: K.
+        folds: cells are split into this many folds for cross-fitting; 1 is plain EM.
+        pseudo_cells: every component also sees this many cells' worth of the pooled statistics; 0 is none.
+        weights: "uniform", "learned", or "given" per cell with the data.
+        m_step: how the expected log likelihood is raised.
+        dtype: of the bulk products, "float32" or "float64"; tables and sums are float64 either way.
+    """
+
+    n_components: int
+    folds: int = 5
+    pseudo_cells: float = 20.0
+    weights: str = "learned"
+    m_step: MStep = field(default_factory=NewtonMStep)
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.n_components < 1:
+            raise InputError(f"model.n_components={self.n_components}: there must be at least 1 component")
+        if self.folds < 1:
+            raise InputError(f"model.folds={self.folds}: use 1 for plain EM, or 2 and more to cross-fit")
+        if not (math.isfinite(self.pseudo_cells) and self.pseudo_cells >= 0):
+            raise InputError(f"model.pseudo_cells={self.pseudo_cells}: must be a number from 0 on")
+        if self.weights not in WEIGHT_SCHEMES:
+            raise InputError(f"model.weights={self.weights}: choose one of {', '.join(WEIGHT_SCHEMES)}")
+        if self.dtype not in ("float32", "float64"):
+            raise InputError(f"model.dtype={self.dtype}: choose float32 or float64")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.float32 if self.dtype == "float32" else torch.float64
+
+    @property
+    def n_copies(self) -> int:
+        """Copies of the components: one a fold and one of all cells, or that one alone."""
+        return 1 if self.folds == 1 else self.folds + 1
+
+
+class Mixture(nn.Module):
+    """The mixture's parameters in all copies, and the two steps of EM on them.
+
+    Attributes:
+        log_mean, log_inv_disp: (copies, K, genes) float64; the last copy is fitted to all cells.
+        log_weights: (copies, K) float64, ln pi.
+    """
+
+    def __init__(self, n_genes: int, settings: MixtureSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        shape = (settings.n_copies, settings.n_components, n_genes)
+        self.log_mean = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+        self.log_inv_disp = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+        uniform = torch.full(shape[:2], -math.log(settings.n_components), dtype=torch.float64)
+        self.log_weights = nn.Parameter(uniform)
+        self._basis: Basis | None = None
+        self._tables: dict[int, LikelihoodTables] = {}
+        self._statistics: dict[int, SufficientStatistics] = {}
+        self.total_size = 1.0
+
+    def attach(self, basis: Basis, total_size: float) -> Mixture:
+        """Work on the data set of ``basis``, whose size factors sum to ``total_size``."""
+        self._basis, self.total_size = basis, total_size
+        self._tables.clear()
+        return self
+
+    @property
+    def basis(self) -> Basis:
+        if self._basis is None:
+            raise RuntimeError("attach a basis before the mixture meets counts")
+        if self._basis.nodes.log_nodes.device != self.log_mean.device:
+            self._basis = self._basis.to(self.log_mean.device)
+        return self._basis
+
+    def components(self, copy: int = -1) -> Components:
+        """The components of one copy, by default those of all cells; (K, genes) each."""
+        return Components(self.log_mean.data[copy], self.log_inv_disp.data[copy])
+
+    @torch.no_grad()
+    def set_components(self, components: Components, log_weights: Tensor | None = None) -> None:
+        """Start every copy from the same components (K, genes)."""
+        self.log_mean.copy_(components.log_mean.to(self.log_mean).expand_as(self.log_mean))
+        self.log_inv_disp.copy_(components.log_inv_disp.to(self.log_mean).expand_as(self.log_mean))
+        if log_weights is not None:
+            self.log_weights.copy_(log_weights.to(self.log_weights).expand_as(self.log_weights))
+        self._tables.clear()
+
+    def copy_for(self, fold: int) -> int:
+        """The copy that has not seen cells of ``fold``; the one of all cells for fold -1 (new cells)."""
+        return fold if 0 <= fold < self.settings.n_copies - 1 else self.settings.n_copies - 1
+
+    def tables(self, copy: int) -> LikelihoodTables:
+        if copy not in self._tables:
+            self._tables = {k: v for k, v in self._tables.items() if k == self.settings.n_copies - 1}
+            self._tables[copy] = likelihood_tables(
+                self.basis, *self.components(copy), self.settings.torch_dtype
+            )
+        return self._tables[copy]
+
+    @torch.no_grad()
+    def posterior(self, batch: CellBatch, *, fold: int | None = None, temperature: float = 1.0) -> Posterior:
+        """E step: softmax_k(ln pi_k + beta l_ik), from the copy that has not seen the batch's fold.
+
+        ``fold`` overrides the batch's own (-1: the components of all cells). ``temperature`` is the beta of
+        annealing, at most 1; the log likelihood is never tempered. An empty cell gets the prior.
+        """
+        copy = self.copy_for(batch.fold if fold is None else fold)
+        log_likelihood = batch_log_likelihood(batch, self.basis, self.tables(copy))
+        prior = self.log_prior(batch, copy)
+        joint = log_likelihood + prior
+        tempered = joint if temperature == 1 else temperature * log_likelihood + prior
+        return Posterior(torch.softmax(tempered, 1), torch.logsumexp(joint, 1))
+
+    def log_prior(self, batch: CellBatch, copy: int = -1) -> Tensor:
+        """(cells, K) or (K,) ln pi."""
+        if self.settings.weights != "given":
+            return self.log_weights.data[copy]
+        if batch.log_prior is None or batch.log_prior.shape[1] != self.settings.n_components:
+            raise InputError(
+                "model.weights=given: the data holds no prior of "
+                f"{self.settings.n_components} columns; set data.prior_key to such a field of obsm"
+            )
+        return batch.log_prior
+
+    def begin(self) -> None:
+        """Forget the statistics of the last iteration."""
+        self._statistics.clear()
+
+    def collect(self, batch: CellBatch, responsibilities: Tensor) -> None:
+        """Add a batch's statistics to those of its fold."""
+        fresh = SufficientStatistics.collect(batch, self.basis, responsibilities, self.settings.torch_dtype)
+        if batch.fold in self._statistics:
+            self._statistics[batch.fold].add_(fresh)
+        else:
+            self._statistics[batch.fold] = fresh
+
+    @torch.no_grad()
+    def m_step(self, *, warm: bool, reduce: bool = False) -> float:
+        """Fit every copy to the collected statistics.
+
+        Args:
+            warm: begin at the present components; else at the weighted means.
+            reduce: first add the statistics of all ranks.
+
+        Returns:
+            The log prior of the components as they stood before, in nats: what the pseudo-cells add to
+            EM's objective. 0 where nothing is added, or components were not set, or folds > 1.
+        """
+        settings, basis = self.settings, self.basis
+        by_fold = [self._statistics.get(f) or self._empty() for f in self._folds()]
+        if reduce:
+            for statistics in by_fold:
+                statistics.all_reduce_()
+        total = by_fold[0]
+        for statistics in by_fold[1:]:
+            total = total + statistics
+        penalty = 0.0
+        for copy in range(settings.n_copies):
+            seen = total if copy == settings.n_copies - 1 else total - by_fold[copy]
+            pooled = seen.pooled()
+            n_cells = float(pooled.weight)
+            if n_cells == 0:
+                raise InputError("there is no cell to fit components to")
+            penalised = seen
+            if settings.pseudo_cells > 0:
+                penalised = seen + _repeat(pooled * (settings.pseudo_cells / n_cells), settings.n_components)
+            if settings.n_copies == 1 and warm:
+                penalty = self._log_prior_density(pooled * (settings.pseudo_cells / n_cells))
+            begin = self.components(copy)
+            if not warm:
+                begin = moment_components(penalised, basis, self.total_size)
+            fitted = settings.m_step(penalised, basis, begin, self.total_size)
+            self.log_mean.data[copy], self.log_inv_disp.data[copy] = fitted
+            if settings.weights == "learned":
+                sizes = seen.weight + (WEIGHT_PSEUDO_CELLS if settings.pseudo_cells > 0 else 0.0)
+                self.log_weights.data[copy] = torch.log(sizes / sizes.sum())
+        self._tables.clear()
+        return penalty
+
+    def _folds(self) -> Sequence[int]:
+        return range(self.settings.folds) if self.settings.folds > 1 else sorted(self._statistics) or [-1]
+
+    def _empty(self) -> SufficientStatistics:
+        return SufficientStatistics.zeros(self.basis, self.settings.n_components, self.log_mean.device)
+
+    def _log_prior_density(self, pseudo: SufficientStatistics) -> float:
+        """What pseudo-cells, and the extra cells in learned weights, add to the log likelihood."""
+        if self.settings.pseudo_cells == 0:
+            return 0.0
+        pseudo = _repeat(pseudo, self.settings.n_components)
+        density = expected_log_likelihood(pseudo, self.basis, self.components()).sum()
+        if self.settings.weights == "learned":
+            density = density + WEIGHT_PSEUDO_CELLS * self.log_weights.data[-1].sum()
+        return float(density)
+
+
+def _repeat(one: SufficientStatistics, n_components: int) -> SufficientStatistics:
+    return SufficientStatistics(
+        one.rate.expand(-1, n_components, -1),
+        one.pair.expand(-1, n_components),
+        one.node.expand(-1, n_components),
+        one.weight.expand(n_components),
+    )
+
+
+@dataclass
+class StoppingRule:
+    """Stop when ``patience`` iterations in a row have not raised the best objective by a relative tolerance."""
+
+    tolerance: float = 1e-6
+    patience: int = 3
+    best: float = -math.inf
+    waited: int = 0
+
+    def update(self, objective: float) -> bool:
+        """Take the next objective; True once the fit has converged."""
+        if not math.isfinite(self.best) or objective > self.best + self.tolerance * abs(self.best):
+            self.best, self.waited = max(objective, self.best), 0
+        else:
+            self.best, self.waited = max(objective, self.best), self.waited + 1
+        return self.waited >= self.patience
+
+
+class EMRun(NamedTuple):
+    """What a run of EM leaves: nats per cell at every iteration (cross-fitted where folds > 1)."""
+
+    objective: list[float]
+    converged: bool
+
+
+def run_em(
+    mixture: Mixture,
+    batches: Sequence[CellBatch],
+    *,
+    responsibilities: Tensor | None = None,
+    max_iterations: int = 50,
+    stopping: StoppingRule | None = None,
+    temperatures: Iterable[float] = (),
+) -> EMRun:
+    """Iterate EM over batches in memory, without Lightning: what starts and subsample fits use.
+
+    Args:
+        mixture: attached to the basis of the batches; its components are where EM begins, unless
+        responsibilities: (all rows, K) are given, which stand in for the first E step.
+        max_iterations: M steps at most.
+        stopping: when to stop early; never while annealing.
+        temperatures: beta of the first E steps, then 1.
+    """
+    stopping = stopping or StoppingRule(patience=1 if mixture.settings.folds == 1 else 3)
+    schedule: Iterator[float] = iter(temperatures)
+    trace: list[float] = []
+    for iteration in range(max_iterations):
+        mixture.begin()
+        warm = iteration > 0 or responsibilities is None
+        temperature = next(schedule, 1.0) if warm else 1.0
+        total, n_cells = 0.0, 0
+        for batch in batches:
+            if warm:
+                q, log_likelihood = mixture.posterior(batch, temperature=temperature)
+                total += float(log_likelihood.sum())
+            else:
+                assert responsibilities is not None
+                q = responsibilities[batch.rows]
+            n_cells += batch.n_cells
+            mixture.collect(batch, q)
+        penalty = mixture.m_step(warm=warm)
+        if warm:
+            trace.append((total + penalty) / n_cells)
+            if temperature == 1 and stopping.update(trace[-1]):
+                return EMRun(trace, True)
+    return EMRun(trace, False)
+
+
+def responsibilities_of(mixture: Mixture, batches: Sequence[CellBatch], n_cells: int) -> tuple[Tensor, float]:
+    """(n_cells, K) responsibilities from copies that have not seen the cell, and their log likelihood per cell."""
+    q = torch.zeros(n_cells, mixture.settings.n_components, dtype=torch.float64)
+    total = 0.0
+    for batch in batches:
+        posterior = mixture.posterior(batch)
+        q[batch.rows] = posterior.responsibilities.cpu()
+        total += float(posterior.log_likelihood.sum())
+    return q, total / max(1, sum(batch.n_cells for batch in batches))
+
+
+def annealing(first: float = 0.02, growth: float = 1.25) -> list[float]:
+    """Temperatures first, first * growth, ... below 1."""
+    steps = math.ceil(-math.log(first) / math.log(growth))
+    return [first * growth**step for step in range(steps)]
+
+
+def fold_blocks(
+    n_cells: int, folds: int, block_size: int, generator: np.random.Generator
+) -> list[tuple[int, np.ndarray]]:
+    """Split cells at random into folds of equal size, and these into blocks: (fold, sorted positions) each."""
+    if folds == 1:
+        return [(-1, rows) for rows in _chunks(np.arange(n_cells), block_size)]
+    member = generator.permutation(np.arange(n_cells) % folds)
+    return [(f, rows) for f in range(folds) for rows in _chunks(np.flatnonzero(member == f), block_size)]
+
+
+def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return np.array_split(rows, max(1, -(-rows.size // size)))
