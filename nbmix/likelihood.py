@@ -128,7 +128,7 @@ def dense_component_log_likelihood(
 
 
 def check_size_factors(size_factors: np.ndarray, counts: sp.csr_matrix) -> None:
-    """Raise InputError unless there is one finite, non-negative size factor a cell, positive where it has counts."""
+    """Raise InputError unless every cell has a finite size factor, positive if the cell has counts."""
     if size_factors.shape != (counts.shape[0],):
         raise InputError(f"size_factors holds {size_factors.size} values for {counts.shape[0]} cells")
     if not np.isfinite(size_factors).all() or (size_factors < 0).any():

@@ -29,6 +29,9 @@ from nbmix.products import Basis, CellBatch, LikelihoodTables, batch_log_likelih
 from nbmix.statistics import SufficientStatistics
 
 WEIGHT_SCHEMES = ("uniform", "learned", "given")
+FIRST_PSEUDO_CELLS = 20.0  # where the search for their number begins
+PSEUDO_CELLS_RANGE = (1.0, 1000.0)
+SETTLED = 2  # M steps in a row that keep the number end the search
 WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells are on: no weight reaches 0
 
 
@@ -47,6 +50,8 @@ class MixtureSettings:
         n_components: K.
         folds: cells are split into this many folds for cross-fitting; 1 is plain EM.
         pseudo_cells: every component also sees this many cells' worth of the pooled statistics; 0 is none.
+            "auto" doubles or halves the number as long as the left-out folds become more likely, which their
+            statistics tell without a pass over the cells; it needs folds of 2 or more.
         weights: "uniform", "learned", or "given" per cell with the data.
         m_step: how the expected log likelihood is raised.
         dtype: of the bulk products, "float32" or "float64"; tables and sums are float64 either way.
@@ -54,7 +59,7 @@ class MixtureSettings:
 
     n_components: int
     folds: int = 5
-    pseudo_cells: float = 20.0
+    pseudo_cells: float | str = "auto"
     weights: str = "learned"
     m_step: MStep = field(default_factory=NewtonMStep)
     dtype: str = "float32"
@@ -64,8 +69,13 @@ class MixtureSettings:
             raise InputError(f"model.n_components={self.n_components}: there must be at least 1 component")
         if self.folds < 1:
             raise InputError(f"model.folds={self.folds}: use 1 for plain EM, or 2 and more to cross-fit")
-        if not (math.isfinite(self.pseudo_cells) and self.pseudo_cells >= 0):
-            raise InputError(f"model.pseudo_cells={self.pseudo_cells}: must be a number from 0 on")
+        if isinstance(self.pseudo_cells, str):
+            if self.pseudo_cells != "auto":
+                raise InputError(
+                    f"model.pseudo_cells={self.pseudo_cells}: must be auto or a number from 0 on"
+                )
+        elif not (math.isfinite(self.pseudo_cells) and self.pseudo_cells >= 0):
+            raise InputError(f"model.pseudo_cells={self.pseudo_cells}: must be auto or a number from 0 on")
         if self.weights not in WEIGHT_SCHEMES:
             raise InputError(f"model.weights={self.weights}: choose one of {', '.join(WEIGHT_SCHEMES)}")
         if self.dtype not in ("float32", "float64"):
@@ -87,7 +97,11 @@ class Mixture(nn.Module):
     Attributes:
         log_mean, log_inv_disp: (copies, K, genes) float64; the last copy is fitted to all cells.
         log_weights: (copies, K) float64, ln pi.
+        pseudo_cells: () float64, their present number.
     """
+
+    pseudo_cells: Tensor
+    _search: Tensor
 
     def __init__(self, n_genes: int, settings: MixtureSettings) -> None:
         super().__init__()
@@ -97,6 +111,12 @@ class Mixture(nn.Module):
         self.log_inv_disp = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
         uniform = torch.full(shape[:2], -math.log(settings.n_components), dtype=torch.float64)
         self.log_weights = nn.Parameter(uniform)
+        given = settings.pseudo_cells
+        number = FIRST_PSEUDO_CELLS if isinstance(given, str) else given
+        self.register_buffer("pseudo_cells", torch.tensor(number, dtype=torch.float64))
+        # rounds of their search, and rounds in a row that kept the number
+        searching = given == "auto" and settings.folds > 1
+        self.register_buffer("_search", torch.tensor([0, 0 if searching else SETTLED]))
         self._basis: Basis | None = None
         self._tables: dict[int, LikelihoodTables] = {}
         self._statistics: dict[int, SufficientStatistics] = {}
@@ -132,6 +152,10 @@ class Mixture(nn.Module):
     def copy_for(self, fold: int) -> int:
         """The copy that has not seen cells of ``fold``; the one of all cells for fold -1 (new cells)."""
         return fold if 0 <= fold < self.settings.n_copies - 1 else self.settings.n_copies - 1
+
+    def forget_tables(self) -> None:
+        """To be called where parameters were changed from outside."""
+        self._tables.clear()
 
     def tables(self, copy: int) -> LikelihoodTables:
         if copy not in self._tables:
@@ -190,7 +214,7 @@ class Mixture(nn.Module):
             The log prior of the components as they stood before, in nats: what the pseudo-cells add to
             EM's objective. 0 where nothing is added, or components were not set, or folds > 1.
         """
-        settings, basis = self.settings, self.basis
+        settings = self.settings
         by_fold = [self._statistics.get(f) or self._empty() for f in self._folds()]
         if reduce:
             for statistics in by_fold:
@@ -198,28 +222,49 @@ class Mixture(nn.Module):
         total = by_fold[0]
         for statistics in by_fold[1:]:
             total = total + statistics
+        if float(total.weight.sum()) == 0:
+            raise InputError("there is no cell to fit components to")
+        if self._search[1] < SETTLED:
+            self._search_pseudo_cells(total, by_fold, warm)
         penalty = 0.0
         for copy in range(settings.n_copies):
             seen = total if copy == settings.n_copies - 1 else total - by_fold[copy]
-            pooled = seen.pooled()
-            n_cells = float(pooled.weight)
-            if n_cells == 0:
-                raise InputError("there is no cell to fit components to")
-            penalised = seen
-            if settings.pseudo_cells > 0:
-                penalised = seen + _repeat(pooled * (settings.pseudo_cells / n_cells), settings.n_components)
             if settings.n_copies == 1 and warm:
-                penalty = self._log_prior_density(pooled * (settings.pseudo_cells / n_cells))
-            begin = self.components(copy)
-            if not warm:
-                begin = moment_components(penalised, basis, self.total_size)
-            fitted = settings.m_step(penalised, basis, begin, self.total_size)
+                penalty = self._log_prior_density(seen)
+            fitted = self._fit(seen, copy, warm, float(self.pseudo_cells))
             self.log_mean.data[copy], self.log_inv_disp.data[copy] = fitted
             if settings.weights == "learned":
-                sizes = seen.weight + (WEIGHT_PSEUDO_CELLS if settings.pseudo_cells > 0 else 0.0)
+                sizes = seen.weight + (WEIGHT_PSEUDO_CELLS if self.pseudo_cells > 0 else 0.0)
                 self.log_weights.data[copy] = torch.log(sizes / sizes.sum())
         self._tables.clear()
         return penalty
+
+    def _fit(self, seen: SufficientStatistics, copy: int, warm: bool, pseudo_cells: float) -> Components:
+        """M step of one copy on what it has seen, with so many pseudo-cells."""
+        statistics = seen
+        if pseudo_cells > 0:
+            statistics = seen + _pseudo_statistics(seen, pseudo_cells)
+        begin = self.components(copy)
+        if not warm:
+            begin = moment_components(statistics, self.basis, self.total_size)
+        return self.settings.m_step(statistics, self.basis, begin, self.total_size)
+
+    def _search_pseudo_cells(
+        self, total: SufficientStatistics, by_fold: Sequence[SufficientStatistics], warm: bool
+    ) -> None:
+        """Move to half or twice the number if it predicts a left-out fold better."""
+        present = float(self.pseudo_cells)
+        fold = int(self._search[0]) % self.settings.folds
+        seen, scores = total - by_fold[fold], {}
+        for number in (present / 2, present, present * 2):
+            if PSEUDO_CELLS_RANGE[0] <= number <= PSEUDO_CELLS_RANGE[1]:
+                fitted = self._fit(seen, fold, warm, number)
+                scores[number] = float(expected_log_likelihood(by_fold[fold], self.basis, fitted).sum())
+        best = max(scores, key=lambda number: scores[number])
+        self._search += 1
+        if best != present:
+            self._search[1] = 0
+        self.pseudo_cells.fill_(best)
 
     def _folds(self) -> Sequence[int]:
         return range(self.settings.folds) if self.settings.folds > 1 else sorted(self._statistics) or [-1]
@@ -227,18 +272,21 @@ class Mixture(nn.Module):
     def _empty(self) -> SufficientStatistics:
         return SufficientStatistics.zeros(self.basis, self.settings.n_components, self.log_mean.device)
 
-    def _log_prior_density(self, pseudo: SufficientStatistics) -> float:
+    def _log_prior_density(self, seen: SufficientStatistics) -> float:
         """What pseudo-cells, and the extra cells in learned weights, add to the log likelihood."""
-        if self.settings.pseudo_cells == 0:
+        if self.pseudo_cells == 0:
             return 0.0
-        pseudo = _repeat(pseudo, self.settings.n_components)
+        pseudo = _pseudo_statistics(seen, float(self.pseudo_cells))
         density = expected_log_likelihood(pseudo, self.basis, self.components()).sum()
         if self.settings.weights == "learned":
             density = density + WEIGHT_PSEUDO_CELLS * self.log_weights.data[-1].sum()
         return float(density)
 
 
-def _repeat(one: SufficientStatistics, n_components: int) -> SufficientStatistics:
+def _pseudo_statistics(seen: SufficientStatistics, n_cells: float) -> SufficientStatistics:
+    """So many cells' worth of the pooled statistics, for every component."""
+    pooled = seen.pooled()
+    one, n_components = pooled * (n_cells / float(pooled.weight)), seen.weight.numel()
     return SufficientStatistics(
         one.rate.expand(-1, n_components, -1),
         one.pair.expand(-1, n_components),
@@ -249,7 +297,7 @@ def _repeat(one: SufficientStatistics, n_components: int) -> SufficientStatistic
 
 @dataclass
 class StoppingRule:
-    """Stop when ``patience`` iterations in a row have not raised the best objective by a relative tolerance."""
+    """Stop once ``patience`` iterations in a row raise the best objective by less than ``tolerance``."""
 
     tolerance: float = 1e-6
     patience: int = 3
@@ -316,7 +364,7 @@ def run_em(
 
 
 def responsibilities_of(mixture: Mixture, batches: Sequence[CellBatch], n_cells: int) -> tuple[Tensor, float]:
-    """(n_cells, K) responsibilities from copies that have not seen the cell, and their log likelihood per cell."""
+    """(n_cells, K) responsibilities from copies that have not seen the cell, and nats per cell."""
     q = torch.zeros(n_cells, mixture.settings.n_components, dtype=torch.float64)
     total = 0.0
     for batch in batches:
@@ -333,14 +381,31 @@ def annealing(first: float = 0.02, growth: float = 1.25) -> list[float]:
 
 
 def fold_blocks(
-    n_cells: int, folds: int, block_size: int, generator: np.random.Generator
+    n_cells: int,
+    folds: int,
+    block_size: int,
+    generator: np.random.Generator,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[tuple[int, np.ndarray]]:
-    """Split cells at random into folds of equal size, and these into blocks: (fold, sorted positions) each."""
-    if folds == 1:
-        return [(-1, rows) for rows in _chunks(np.arange(n_cells), block_size)]
-    member = generator.permutation(np.arange(n_cells) % folds)
-    return [(f, rows) for f in range(folds) for rows in _chunks(np.flatnonzero(member == f), block_size)]
+    """Split cells at random into folds of equal size, and these into blocks of at most ``block_size``.
+
+    With several ranks every rank gets its own cells, none twice, and the same number of blocks of each
+    fold, though the last cells may leave a rank's block one cell short, or empty.
+
+    Returns:
+        (fold, sorted positions) of each block; the fold is -1 where folds = 1.
+    """
+    member = np.full(n_cells, -1) if folds == 1 else generator.permutation(np.arange(n_cells) % folds)
+    blocks = []
+    for fold in range(folds) if folds > 1 else [-1]:
+        rows = np.flatnonzero(member == fold)
+        blocks += [(fold, block) for block in shard(rows, block_size, rank, world_size)]
+    return blocks
 
 
-def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return np.array_split(rows, max(1, -(-rows.size // size)))
+def shard(rows: np.ndarray, size: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
+    """One rank's share of ``rows`` in batches of at most ``size``: as many batches on every rank."""
+    largest_share = -(-rows.size // world_size)
+    return np.array_split(rows[rank::world_size], max(1, -(-largest_share // size)))

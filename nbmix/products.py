@@ -14,6 +14,7 @@ over the distinct pairs (j, c). Written with D(c, r) of ``nbmix.special``,
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -28,6 +29,9 @@ from nbmix.special import EXACT_COUNT, level_terms, tail_terms
 
 FLOAT32_NATS = 1e-3  # half a float32 ulp of the summed contrasts; the error seen is up to five times that
 NODE_TOLERANCE = 1e-8  # relative error of the interpolation in ln s, for every single cell
+# torch says once a process that CSR tensors are in beta; the products here are tested against SciPy
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+
 _WIDEST_SOFTPLUS = 40.0  # above it softplus(z) = z to the last bit of a float64
 
 

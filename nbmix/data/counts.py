@@ -22,6 +22,8 @@ class CountData:
         labels: (cells,) known labels as strings, or None. Scoring alone reads them, and the
             start that the user asks for by name.
         prior: (cells, components) given prior weights, rows summing to 1, or None.
+        positions: (cells,) int64, where these cells stood in the whole data; None for the whole.
+        n_whole: cells of the whole data, where ``positions`` is given.
     """
 
     counts: sp.csr_matrix
@@ -30,6 +32,8 @@ class CountData:
     gene_names: np.ndarray
     labels: np.ndarray | None = None
     prior: np.ndarray | None = None
+    positions: np.ndarray | None = None
+    n_whole: int | None = None
 
     @property
     def n_cells(self) -> int:
@@ -53,6 +57,8 @@ class CountData:
             cell_names=self.cell_names[rows],
             labels=None if self.labels is None else self.labels[rows],
             prior=None if self.prior is None else self.prior[rows],
+            positions=np.asarray(rows) if self.positions is None else self.positions[rows],
+            n_whole=self.n_cells if self.n_whole is None else self.n_whole,
         )
 
     def select_genes(self, columns: np.ndarray) -> CountData:

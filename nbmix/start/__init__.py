@@ -1,0 +1,1 @@
+"""Starts, one small object each, chosen by the config group ``start``."""

@@ -1,0 +1,133 @@
+"""Callbacks: what is seen while a fit runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import wandb
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import WandbLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from nbmix.data.module import CountsDataModule
+from nbmix.errors import InputError
+from nbmix.evaluation.metrics import clustering_metrics
+from nbmix.products import CellBatch
+
+_SHOWN = {
+    "objective": ("objective", "{:.3f}"),
+    "heldout_log_likelihood": ("held-out", "{:.3f}"),
+    "changed": ("changed", "{:.1%}"),
+}
+
+
+class Checkpoints(ModelCheckpoint):
+    """Saves best.ckpt, by held-out log likelihood, and last.ckpt after every epoch.
+
+    Where nothing is held out, best.ckpt goes by the objective.
+
+    Args:
+        dirpath: folder for both.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        super().__init__(
+            dirpath,
+            "best",
+            "heldout_log_likelihood",
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        data: CountsDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and not data.validation_rows.size:
+            self.monitor = "objective"
+
+
+def wandb_logger(**settings: Any) -> WandbLogger:
+    """A W&B logger whose local files are in the run folder.
+
+    Raises:
+        InputError: W&B cannot start, for want of a key or of a connection.
+    """
+    try:
+        logger = WandbLogger(**settings)
+        _ = logger.experiment  # connects here, before any work
+    except (wandb.errors.Error, wandb.errors.CommError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"logger=wandb: {reason}; run wandb login, or set logger.offline=true") from None
+    return logger
+
+
+class FitProgress(pl.Callback):
+    """One line: iteration, objective and held-out log likelihood per cell, share of cells that moved.
+
+    Where the output is no terminal, the last state is printed once.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task("fit", total=trainer.max_epochs, state="")
+        self._bar.start()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._bar is None:
+            return
+        known = trainer.callback_metrics
+        state = " ".join(f"{n} {f.format(float(known[k]))}" for k, (n, f) in _SHOWN.items() if k in known)
+        self._bar.update(self._task, completed=trainer.current_epoch + 1, state=state)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class LabelScores(pl.Callback):
+    """Logs agreement with known labels while the fit runs; reads what the fit says and changes nothing.
+
+    ``label/cross_entropy`` is that of labels and responsibilities in nats per cell, components matched
+    one-to-one with labels; ``label/ari`` is the adjusted Rand index. Each rank scores its own cells.
+    """
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._labels: list[np.ndarray] = []
+        self._responsibilities: list[np.ndarray] = []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: CellBatch, batch_idx: int
+    ) -> None:
+        if batch.labels is not None and batch.n_cells:
+            self._labels.append(batch.labels.cpu().numpy())
+            self._responsibilities.append(outputs["responsibilities"].double().cpu().numpy())
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not self._labels:
+            return
+        scores = clustering_metrics(np.concatenate(self._labels), np.concatenate(self._responsibilities))
+        logged = {"label/cross_entropy": scores["log_loss"], "label/ari": scores["ari"]}
+        module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)

@@ -1,0 +1,108 @@
+"""What both modes of inference share: a mixture, gene names, and how cells come out."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from nbmix.data.module import CountsDataModule
+from nbmix.mixture import Mixture, MixtureSettings
+from nbmix.models.checkpoint import SECTION
+from nbmix.products import CellBatch
+from nbmix.start.base import StartState
+
+
+class Prediction(NamedTuple):
+    """What a model says of a batch of cells.
+
+    Attributes:
+        rows: (cells,) positions in the data, so that shards can be put back in order.
+        responsibilities: (cells, K).
+        log_likelihood: (cells,) ln p(x_i) under the components of all cells, nats.
+        unseen_log_likelihood: (cells,) the same under components that have not seen the cell; else NaN.
+        elbo: (cells,) nats; NaN where inference is exact.
+    """
+
+    rows: Tensor
+    responsibilities: Tensor
+    log_likelihood: Tensor
+    unseen_log_likelihood: Tensor
+    elbo: Tensor
+
+
+class MixtureModule(pl.LightningModule):
+    """A LightningModule around a ``Mixture``.
+
+    Args:
+        gene_names: (genes,) names, kept in the checkpoint to match genes of other data.
+        settings: of the mixture.
+        plain: keyword arguments, plain values alone, that make the same module again.
+    """
+
+    kind: ClassVar[str]
+    shuffle: ClassVar[bool]  # new random batches every epoch
+    objective_name: ClassVar[str]
+
+    objective: list[float]  # nats per cell and epoch
+    converged: bool | None = None  # None where a fit has no such notion
+    n_iterations: int = 0
+    n_genes_missing: int | None = None  # of a restored model, in the data it is applied to
+
+    def __init__(self, gene_names: np.ndarray, settings: MixtureSettings, plain: dict[str, Any]) -> None:
+        super().__init__()
+        self.gene_names = np.asarray(gene_names)
+        self.plain = plain
+        self.mixture = Mixture(len(self.gene_names), settings)
+        self.objective = []
+
+    def begin(self, start: StartState, data: CountsDataModule) -> None:
+        """Take a start made from the training cells of ``data``."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        data: CountsDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.mixture.attach(data.basis, float(data.data.size_factors[data.training_rows].sum()))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[SECTION] = {
+            "model": self.kind,
+            "settings": self.plain,
+            "gene_names": self.gene_names.tolist(),
+        }
+
+    def restrict_genes(self, positions: np.ndarray) -> None:
+        """Keep the genes at ``positions`` alone, for data that lacks the others."""
+        for name in ("log_mean", "log_inv_disp"):
+            kept = getattr(self.mixture, name).data[..., torch.from_numpy(positions)]
+            setattr(self.mixture, name, torch.nn.Parameter(kept))
+        self.gene_names = self.gene_names[positions]
+
+    def sum_over_ranks(self, *values: float) -> list[float]:
+        """Each value summed over all ranks."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    def log_epoch(self, values: dict[str, float]) -> None:
+        """Log numbers that are already those of the whole epoch and of all ranks."""
+        # float64 in a tensor, since Lightning would keep a plain number as float32
+        tensors = {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()}
+        self.log_dict(tensors, on_step=False, on_epoch=True, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        self._held_out = [0.0, 0.0]
+
+    def validation_step(self, batch: CellBatch, batch_idx: int) -> None:
+        log_likelihood = self.mixture.posterior(batch, fold=-1).log_likelihood
+        self._held_out[0] += float(log_likelihood.sum())
+        self._held_out[1] += batch.n_cells
+
+    def on_validation_epoch_end(self) -> None:
+        total, n_cells = self.sum_over_ranks(*self._held_out)
+        if n_cells:
+            self.log_epoch({"heldout_log_likelihood": total / n_cells})

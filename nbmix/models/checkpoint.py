@@ -1,0 +1,101 @@
+"""Checkpoints read back without executing anything, and genes matched by name."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from nbmix.components import Components
+from nbmix.errors import InputError
+
+SECTION = "nbmix"  # where a checkpoint holds what Lightning does not know of
+
+_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, TypeError, ValueError)
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint(NamedTuple):
+    """What nbmix needs of a checkpoint file.
+
+    Attributes:
+        model: "em" or "amortized".
+        settings: plain keyword arguments of the model.
+        gene_names: (genes,) of the components.
+        state: tensors by name.
+    """
+
+    model: str
+    settings: dict[str, Any]
+    gene_names: np.ndarray
+    state: dict[str, torch.Tensor]
+
+    @property
+    def components(self) -> Components:
+        """The components fitted to all cells, (K, genes)."""
+        return Components(self.state["mixture.log_mean"][-1], self.state["mixture.log_inv_disp"][-1])
+
+
+def load_checkpoint(path: str | Path, setting: str = "ckpt_path") -> Checkpoint:
+    """Read a checkpoint with ``weights_only=True``.
+
+    Raises:
+        InputError: the file is missing, damaged, or not a checkpoint of nbmix.
+    """
+    where = f"{setting}={path}"
+    if not Path(path).is_file():
+        raise InputError(f"{where}: there is no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        section = content[SECTION]
+        return Checkpoint(
+            section["model"], section["settings"], np.array(section["gene_names"]), content["state_dict"]
+        )
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        KeyError,
+        TypeError,
+        IndexError,
+        ValueError,
+    ):
+        raise InputError(
+            f"{where}: is not a checkpoint of nbmix, or is damaged; give one of its .ckpt files"
+        ) from None
+
+
+def align_to_genes(theirs: np.ndarray, ours: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the shared genes in ``theirs`` and in ``ours``, in the order of ``theirs``.
+
+    Logs how many of ``theirs`` are missing.
+
+    Raises:
+        InputError: no gene is shared.
+    """
+    place = {gene: position for position, gene in enumerate(ours.tolist())}
+    found = [(i, place[gene]) for i, gene in enumerate(theirs.tolist()) if gene in place]
+    if not found:
+        raise InputError(
+            f"{where}: was fitted to other genes (such as {theirs[0]!r}; the data has {ours[0]!r}); "
+            "give data with the same gene names"
+        )
+    if missing := len(theirs) - len(found):
+        known = {i for i, _ in found}
+        names = [theirs[i] for i in range(len(theirs)) if i not in known][:5]
+        log.warning(
+            "%s: %d of its %d genes are missing in the data and are left out (%s%s)",
+            where,
+            missing,
+            len(theirs),
+            ", ".join(names),
+            ", ..." if missing > 5 else "",
+        )
+    pairs = np.array(found)
+    return pairs[:, 0], pairs[:, 1]

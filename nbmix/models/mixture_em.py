@@ -1,0 +1,165 @@
+"""EM as a LightningModule: one epoch is one iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbmix.components import MStep, NewtonMStep
+from nbmix.data.module import CountsDataModule
+from nbmix.errors import InputError
+from nbmix.mixture import MixtureSettings, StoppingRule
+from nbmix.models.base import MixtureModule, Prediction
+from nbmix.products import CellBatch
+from nbmix.start.base import StartState
+
+
+class MixtureEM(MixtureModule):
+    """Exact EM: every epoch adds up the statistics of all batches and ranks, then takes one M step.
+
+    The objective of an iteration belongs to the components at its beginning: the log likelihood per cell,
+    with the log prior of pseudo-cells where folds = 1 (it never falls then), or the cross-fitted held-out
+    log likelihood where folds > 1.
+
+    Args:
+        gene_names: (genes,).
+        n_components, folds, pseudo_cells, weights, dtype, m_step: see ``MixtureSettings``.
+        tolerance: relative; the fit has converged once the objective rises by less.
+        patience: for so many iterations in a row.
+    """
+
+    kind: ClassVar[str] = "em"
+    shuffle: ClassVar[bool] = False
+    objective_name: ClassVar[str] = "objective"
+
+    def __init__(
+        self,
+        gene_names: np.ndarray,
+        *,
+        n_components: int,
+        folds: int = 5,
+        pseudo_cells: float | str = "auto",
+        weights: str = "learned",
+        dtype: str = "float32",
+        m_step: MStep | None = None,
+        tolerance: float = 1e-6,
+        patience: int = 3,
+    ) -> None:
+        if not tolerance > 0 or patience < 1:
+            raise InputError("model.tolerance must be above 0 and model.patience 1 or more")
+        plain = {
+            "n_components": n_components,
+            "folds": folds,
+            "pseudo_cells": pseudo_cells,
+            "weights": weights,
+            "dtype": dtype,
+            "tolerance": tolerance,
+            "patience": patience,
+        }
+        settings = MixtureSettings(n_components, folds, pseudo_cells, weights, m_step or NewtonMStep(), dtype)
+        super().__init__(gene_names, settings, plain)
+        self.automatic_optimization = False
+        self.stopping = StoppingRule(tolerance, patience)
+        self.converged = False
+        self._start: Tensor | None = None
+
+    def begin(self, start: StartState, data: CountsDataModule) -> None:
+        if start.components is not None:
+            self.mixture.set_components(start.components)
+        if start.responsibilities is not None:
+            rows = torch.from_numpy(data.training_rows)
+            self._start = torch.zeros(data.data.n_cells, start.responsibilities.shape[1], dtype=torch.float64)
+            self._start[rows] = start.responsibilities.double()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return MStepOptimizer(list(self.mixture.parameters()))
+
+    def on_train_epoch_start(self) -> None:
+        self.mixture.begin()
+        self._total, self._cells, self._changed = 0.0, 0, 0
+
+    def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
+        # given responsibilities stand in for the first E step
+        warm = self._start is None
+        if self._start is None:
+            q, log_likelihood = self.mixture.posterior(batch)
+            self._total += float(log_likelihood.sum())
+        else:
+            q = self._start[batch.rows.cpu()].to(self.device)
+        self._cells += batch.n_cells
+        self._count_changes(batch, q)
+        self.mixture.collect(batch, q)
+        if batch_idx + 1 == self.trainer.num_training_batches:
+            self._finish_iteration(warm)
+        return {"responsibilities": q}
+
+    def _count_changes(self, batch: CellBatch, q: Tensor) -> None:
+        rows, now = batch.rows.cpu(), q.argmax(1).cpu()
+        if not hasattr(self, "_assigned"):
+            n_cells = self.trainer.datamodule.data.n_cells  # type: ignore[attr-defined]
+            self._assigned = torch.full((n_cells,), -1)
+        self._changed += int((self._assigned[rows] != now).sum())
+        self._assigned[rows] = now
+
+    def _finish_iteration(self, warm: bool) -> None:
+        penalty = 0.0
+
+        def m_step() -> None:
+            nonlocal penalty
+            penalty = self.mixture.m_step(warm=warm, reduce=self.trainer.world_size > 1)
+
+        optimizer = self.optimizers()
+        optimizer.step(m_step)  # type: ignore[union-attr, arg-type]
+        self.n_iterations = self.current_epoch + 1
+        total, n_cells, changed = self.sum_over_ranks(self._total, self._cells, self._changed)
+        logged = {"changed": changed / n_cells, "iteration": float(self.current_epoch + 1)}
+        if warm:
+            objective = (total + penalty) / n_cells
+            self.objective.append(objective)
+            logged["objective"] = objective
+            if self.mixture.settings.folds > 1:
+                logged["crossfit_log_likelihood"] = objective
+            if self.stopping.update(objective):
+                self.converged = True
+                self.trainer.should_stop = True
+        self._start = None
+        self.log_epoch(logged)
+
+    @torch.no_grad()
+    def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
+        q, own = self.mixture.posterior(batch)
+        missing = torch.full_like(own, torch.nan)
+        if batch.fold < 0:
+            return Prediction(batch.rows, q, own, missing, missing)
+        return Prediction(batch.rows, q, self.mixture.posterior(batch, fold=-1).log_likelihood, own, missing)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["em"] = {
+            "objective": self.objective,
+            "best": self.stopping.best,
+            "waited": self.stopping.waited,
+            "converged": self.converged,
+            "assigned": self._assigned,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        em = checkpoint["em"]
+        self.objective, self.converged, self._assigned = em["objective"], em["converged"], em["assigned"]
+        self.stopping.best, self.stopping.waited = em["best"], em["waited"]
+        self._start = None
+
+
+class MStepOptimizer(torch.optim.Optimizer):
+    """Runs the M step as a closure: Lightning then counts steps and saves checkpoints as for any other."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            closure()

@@ -1,0 +1,138 @@
+"""The whole story: read, start, fit, predict, score, write."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from nbmix.data.module import CountsDataModule
+from nbmix.errors import InputError
+from nbmix.evaluation.results import (
+    Results,
+    gather_predictions,
+    score,
+    write_figures,
+    write_json,
+    write_result,
+)
+from nbmix.models import MixtureModule, load_checkpoint, restore
+from nbmix.models.checkpoint import align_to_genes
+from nbmix.start.base import check_components
+
+log = logging.getLogger(__name__)
+
+VERSIONS = ("nbmix", "torch", "pytorch-lightning", "numpy", "scipy", "anndata")
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Do what a config asks for and leave the run folder ``cfg.output_dir``.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        InputError: a file, field or setting cannot be used.
+    """
+    began = time.perf_counter()
+    if cfg.task not in ("fit", "predict"):
+        raise InputError(f"task={cfg.task}: choose fit or predict")
+    pl.seed_everything(cfg.seed, verbose=False)
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        multirun=HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN,
+        callbacks=[instantiate(c) for c in cfg.callbacks.values()] if cfg.task == "fit" else [],
+        logger=instantiate(cfg.logger) if cfg.task == "fit" else None,
+    )
+    data, model = (fit if cfg.task == "fit" else prepare_prediction)(cfg, trainer)
+    predictions = trainer.predict(model, datamodule=data)
+    everything = gather_predictions(predictions, data.data.n_cells)
+    seconds = time.perf_counter() - began
+    results = Results(data, model, everything, provenance(cfg))
+    metrics = score(results) | {"seconds": seconds}
+    if trainer.is_global_zero:
+        folder = Path(cfg.output_dir)
+        write_json(folder / "metrics.json", metrics)
+        write_result(results, folder / "result.h5ad")
+        write_figures(
+            results, folder / "figures", trainer.loggers, max_umap_cells=cfg.evaluation.max_umap_cells
+        )
+        report(metrics, folder)
+    return metrics
+
+
+def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, MixtureModule]:
+    """Fit the model that the config names to its data."""
+    data: CountsDataModule = instantiate(
+        cfg.data, folds=cfg.model.get("folds", 1), shuffle=model_class(cfg).shuffle
+    )
+    data.setup()
+    model: MixtureModule = instantiate(cfg.model, gene_names=data.data.gene_names)
+    check_components(data.training_data, model.mixture.settings)
+    if cfg.ckpt_path is None:
+        start = instantiate(cfg.start)
+        state = start(data.training_data, model.mixture.settings, np.random.default_rng(cfg.seed))
+        model.begin(state, data)
+    else:
+        checkpoint = load_checkpoint(cfg.ckpt_path)
+        if checkpoint.model != model.kind or not np.array_equal(checkpoint.gene_names, model.gene_names):
+            raise InputError(
+                f"ckpt_path={cfg.ckpt_path}: is of model={checkpoint.model} with "
+                f"{len(checkpoint.gene_names)} genes; to go on, give the same model and data"
+            )
+    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    return data, model
+
+
+def prepare_prediction(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, MixtureModule]:
+    """Restore a checkpoint and bring new cells to its genes, matched by name."""
+    if cfg.ckpt_path is None:
+        raise InputError("task=predict: set ckpt_path to a checkpoint of a fit")
+    checkpoint = load_checkpoint(cfg.ckpt_path)
+    if checkpoint.model != model_class(cfg).kind:
+        raise InputError(f"ckpt_path={cfg.ckpt_path}: set model={checkpoint.model}, which it was saved by")
+    data: CountsDataModule = instantiate(cfg.data, folds=1, shuffle=False, validation_share=0.0)
+    data.setup()
+    model = restore(checkpoint)
+    there, here = align_to_genes(checkpoint.gene_names, data.data.gene_names, f"ckpt_path={cfg.ckpt_path}")
+    model.n_genes_missing = len(checkpoint.gene_names) - len(there)
+    model.restrict_genes(there)
+    data.use(data.data.select_genes(here))
+    return data, model
+
+
+def model_class(cfg: DictConfig) -> type[MixtureModule]:
+    """The class that ``model`` names."""
+    return get_class(cfg.model._target_)  # type: ignore[return-value]
+
+
+def provenance(cfg: DictConfig) -> dict[str, Any]:
+    """Settings and versions that made a result."""
+    return {
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def report(metrics: dict[str, Any], folder: Path) -> None:
+    """Say in a few lines how it went and where the results are."""
+    shown = ("n_cells", "n_genes", "n_components", "log_likelihood", "heldout_log_likelihood", "elbo", "ari")
+    parts = [
+        f"{k} {metrics[k]:.4g}" if k == "ari" else f"{k} {metrics[k]:.8g}" for k in shown if k in metrics
+    ]
+    print("  ".join(parts))
+    if metrics.get("converged") is False:
+        print("not converged: raise trainer.max_epochs, or model.tolerance")
+    print(f"results in {os.path.relpath(folder)}")

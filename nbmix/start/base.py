@@ -1,0 +1,89 @@
+"""What a start is: a small object that looks at the cells and says where a fit begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbmix.components import Components
+from nbmix.data.counts import CountData
+from nbmix.errors import InputError
+from nbmix.mixture import Mixture, MixtureSettings, fold_blocks
+from nbmix.products import Basis, CellBatch
+
+BLOCK_SIZE = 4096
+
+
+class StartState(NamedTuple):
+    """Where a fit begins: responsibilities of the cells (cells, K), or components, or both."""
+
+    responsibilities: Tensor | None = None
+    components: Components | None = None
+
+
+class Start(Protocol):
+    """Chosen by the config group ``start``."""
+
+    def __call__(
+        self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
+    ) -> StartState:
+        """Look at the training cells ``data``; randomness comes from ``generator`` alone.
+
+        Raises:
+            InputError: the data or the settings do not allow this start.
+        """
+        ...
+
+
+def prepare(
+    data: CountData, folds: int, generator: np.random.Generator, basis: Basis | None = None
+) -> tuple[Basis, Sequence[CellBatch]]:
+    """All cells of ``data`` in memory as batches, each within one fold."""
+    basis = basis or Basis.of(data.counts, data.size_factors)
+    blocks = fold_blocks(data.n_cells, folds, BLOCK_SIZE, generator)
+    return basis, [
+        CellBatch.build(
+            data.counts[rows],
+            data.size_factors[rows],
+            basis.levels,
+            rows=rows,
+            fold=fold,
+            prior=None if data.prior is None else data.prior[rows],
+        )
+        for fold, rows in blocks
+    ]
+
+
+def new_mixture(data: CountData, settings: MixtureSettings, basis: Basis) -> Mixture:
+    """A mixture without components yet, attached to ``data``."""
+    return Mixture(data.n_genes, settings).attach(basis, float(data.size_factors.sum()))
+
+
+def one_hot(assignments: np.ndarray, n_components: int) -> Tensor:
+    """(cells,) component numbers -> (cells, K) responsibilities of 0 and 1."""
+    return torch.eye(n_components, dtype=torch.float64)[torch.from_numpy(np.asarray(assignments, np.int64))]
+
+
+def random_responsibilities(n_cells: int, n_components: int, generator: np.random.Generator) -> Tensor:
+    """(cells, K) rows drawn uniformly from the simplex."""
+    return torch.from_numpy(generator.dirichlet(np.ones(n_components), n_cells))
+
+
+def choose_cells(data: CountData, n_cells: int, generator: np.random.Generator) -> CountData:
+    """A random subset of cells in their order, or all of them where there are no more."""
+    if n_cells >= data.n_cells:
+        return data
+    return data.select_cells(np.sort(generator.choice(data.n_cells, n_cells, replace=False)))
+
+
+def check_components(data: CountData, settings: MixtureSettings) -> None:
+    """A component needs at least one cell."""
+    if settings.n_components > data.n_cells:
+        raise InputError(
+            f"model.n_components={settings.n_components}: there are only {data.n_cells} cells to fit; "
+            "choose fewer components"
+        )

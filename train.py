@@ -1,0 +1,18 @@
+"""Fit a mixture, or apply one: ``python train.py model=em data=mix4 data.path=counts.h5ad``."""
+
+import hydra
+from omegaconf import DictConfig
+
+from nbmix.cli import one_line_errors
+from nbmix.run import run
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(cfg: DictConfig) -> float:
+    with one_line_errors():
+        return run(cfg)[cfg.optimized_metric]
+
+
+if __name__ == "__main__":
+    with one_line_errors(whole_process=True):
+        main()
