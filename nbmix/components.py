@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from nbmix.products import _WIDEST_SOFTPLUS, Basis
+from nbmix.products import WIDEST_SOFTPLUS, Basis
 from nbmix.special import level_curve, tail_curve
 from nbmix.statistics import SufficientStatistics
 
 LOG_INV_DISP_RANGE = (-8.0, 12.0)  # from all-or-nothing to Poisson; beyond them the likelihood is flat
 FEWEST_COUNTS = 1e-3  # a mean explains at least this many counts in the whole data, so that it stays finite
 START_LOG_INV_DISP = 1.0
+PLATEAU_STEP = 3.0  # in ln r
 
 
 class Components(NamedTuple):
@@ -114,7 +115,7 @@ class ExpectedLogLikelihood:
         a, b = log_mean, log_inv_disp
         r = torch.exp(b)
         z = self.log_nodes[:, None] + (a - b)  # (nodes, problems)
-        grown, share = softplus(z, threshold=_WIDEST_SOFTPLUS), torch.sigmoid(z)
+        grown, share = softplus(z, threshold=WIDEST_SOFTPLUS), torch.sigmoid(z)
         zeros = r * self.node
         both = self.rate + zeros
         total = self.rate.sum(0)
@@ -235,7 +236,13 @@ def _newton_step(
     determinant = aa * bb - off * off
     step_a = (bb * grad_a - off * grad_b) / determinant
     step_b = (aa * grad_b - off * grad_a) / determinant
-    return step_a, step_b, (grad_a * step_a + grad_b * step_b) / 2
+    gain = (grad_a * step_a + grad_b * step_b) / 2
+    # on the plateau towards Poisson Q is about Q_0 + C e^-b, convex: gradient and curvature vanish far from
+    # the optimum, so step down by all that is allowed, for what the exponential promises further down
+    plateau = ~pinned_b & (now.hess_bb > 0) & (grad_b < 0) & (damping == 0)
+    step_b = torch.where(plateau, -PLATEAU_STEP, step_b)
+    gain = torch.where(plateau, torch.maximum(gain, -grad_b * math.expm1(2 * PLATEAU_STEP)), gain)
+    return step_a, step_b, gain
 
 
 @dataclass(frozen=True)

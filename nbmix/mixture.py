@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from nbmix.statistics import SufficientStatistics
 WEIGHT_SCHEMES = ("uniform", "learned", "given")
 FIRST_PSEUDO_CELLS = 20.0  # where the search for their number begins
 PSEUDO_CELLS_RANGE = (1.0, 1000.0)
+SEARCH_FACTOR = 4.0  # the likelihood is flat within a factor of 2
 SETTLED = 2  # M steps in a row that keep the number end the search
 WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells are on: no weight reaches 0
 
@@ -50,7 +51,7 @@ class MixtureSettings:
         n_components: K.
         folds: cells are split into this many folds for cross-fitting; 1 is plain EM.
         pseudo_cells: every component also sees this many cells' worth of the pooled statistics; 0 is none.
-            "auto" doubles or halves the number as long as the left-out folds become more likely, which their
+            "auto" moves the number by factors of 4 as long as a left-out fold becomes more likely, which its
             statistics tell without a pass over the cells; it needs folds of 2 or more.
         weights: "uniform", "learned", or "given" per cell with the data.
         m_step: how the expected log likelihood is raised.
@@ -153,6 +154,10 @@ class Mixture(nn.Module):
         """The copy that has not seen cells of ``fold``; the one of all cells for fold -1 (new cells)."""
         return fold if 0 <= fold < self.settings.n_copies - 1 else self.settings.n_copies - 1
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._tables.clear()
+        return super().load_state_dict(*args, **kwargs)
+
     def forget_tables(self) -> None:
         """To be called where parameters were changed from outside."""
         self._tables.clear()
@@ -252,11 +257,11 @@ class Mixture(nn.Module):
     def _search_pseudo_cells(
         self, total: SufficientStatistics, by_fold: Sequence[SufficientStatistics], warm: bool
     ) -> None:
-        """Move to half or twice the number if it predicts a left-out fold better."""
+        """Move to a quarter or to four times the number if it predicts a left-out fold better."""
         present = float(self.pseudo_cells)
         fold = int(self._search[0]) % self.settings.folds
         seen, scores = total - by_fold[fold], {}
-        for number in (present / 2, present, present * 2):
+        for number in (present / SEARCH_FACTOR, present, present * SEARCH_FACTOR):
             if PSEUDO_CELLS_RANGE[0] <= number <= PSEUDO_CELLS_RANGE[1]:
                 fitted = self._fit(seen, fold, warm, number)
                 scores[number] = float(expected_log_likelihood(by_fold[fold], self.basis, fitted).sum())

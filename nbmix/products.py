@@ -32,7 +32,7 @@ NODE_TOLERANCE = 1e-8  # relative error of the interpolation in ln s, for every 
 # torch says once a process that CSR tensors are in beta; the products here are tested against SciPy
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
-_WIDEST_SOFTPLUS = 40.0  # above it softplus(z) = z to the last bit of a float64
+WIDEST_SOFTPLUS = 40.0  # above it softplus(z) = z to the last bit of a float64
 
 
 @dataclass(frozen=True)
@@ -355,7 +355,7 @@ class LikelihoodTables(NamedTuple):
 def node_softplus(nodes: SizeFactorNodes, log_mean: Tensor, log_inv_disp: Tensor) -> Tensor:
     """(nodes, *shape) ln(1 + S_m rho) in nats, rho = exp(log_mean - log_inv_disp)."""
     shape = (-1,) + (1,) * log_mean.dim()
-    return softplus(nodes.log_nodes.view(shape) + (log_mean - log_inv_disp), threshold=_WIDEST_SOFTPLUS)
+    return softplus(nodes.log_nodes.view(shape) + (log_mean - log_inv_disp), threshold=WIDEST_SOFTPLUS)
 
 
 def likelihood_tables(

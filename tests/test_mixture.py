@@ -14,6 +14,7 @@ from nbmix.errors import InputError
 from nbmix.mixture import (
     FIRST_PSEUDO_CELLS,
     PSEUDO_CELLS_RANGE,
+    SEARCH_FACTOR,
     Mixture,
     MixtureSettings,
     StoppingRule,
@@ -310,7 +311,11 @@ def first_search(folds=3, n_components=3):
 def test_auto_pseudo_cells_move_to_what_predicts_the_left_out_fold_best():
     mixture, data, q = first_search()
     scores = {}
-    for number in (FIRST_PSEUDO_CELLS / 2, FIRST_PSEUDO_CELLS, FIRST_PSEUDO_CELLS * 2):
+    for number in (
+        FIRST_PSEUDO_CELLS / SEARCH_FACTOR,
+        FIRST_PSEUDO_CELLS,
+        FIRST_PSEUDO_CELLS * SEARCH_FACTOR,
+    ):
         alone = data.mixture(3, folds=1, pseudo_cells=number, dtype="float64")
         alone.begin()
         for batch in data.batches:

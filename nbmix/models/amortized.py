@@ -38,7 +38,7 @@ class AmortizedMixture(MixtureModule):
         components_lr: Adam's rate for components and weights.
         encoder_epochs: epochs in which the encoder alone learns the exact posterior.
         train_components: else they stay as the start made them.
-        pseudo_cells: of the M step that turns a start's responsibilities into components.
+        pseudo_cells: of the start, see ``MixtureSettings``; the ELBO has none.
     """
 
     kind: ClassVar[str] = "amortized"
@@ -57,7 +57,7 @@ class AmortizedMixture(MixtureModule):
         components_lr: float = 1e-3,
         encoder_epochs: int = 5,
         train_components: bool = True,
-        pseudo_cells: float = 20.0,
+        pseudo_cells: float | str = "auto",
     ) -> None:
         for name, value, least in (
             ("n_hidden", n_hidden, 1),
