@@ -46,6 +46,27 @@ class Curvature(NamedTuple):
     hess_bb: Tensor
 
 
+class GenePrior(NamedTuple):
+    """What components are expected to be: ln mu_kj ~ N(m_j, tau_j^2), ln r_kj ~ N(b, sigma^2).
+
+    Attributes:
+        log_mean: (genes,) m, the pooled gene's.
+        log_mean_variance: (genes,) tau^2.
+        log_inv_disp, log_inv_disp_variance: () b and sigma^2.
+    """
+
+    log_mean: Tensor
+    log_mean_variance: Tensor
+    log_inv_disp: Tensor
+    log_inv_disp_variance: Tensor
+
+    def log_density(self, components: Components) -> Tensor:
+        """(K, genes) nats, without the normalising constant."""
+        from_mean = (components.log_mean - self.log_mean) ** 2 / self.log_mean_variance
+        from_disp = (components.log_inv_disp - self.log_inv_disp) ** 2 / self.log_inv_disp_variance
+        return -(from_mean + from_disp) / 2
+
+
 @dataclass
 class ExpectedLogLikelihood:
     """Q of many (gene, component) problems laid out flat, so that converged ones can be dropped.
@@ -56,6 +77,7 @@ class ExpectedLogLikelihood:
         low_at, low_level, low_weight: the levels t with a weight: their problem, t, and total weight of
             counts above t.
         high_at, high_count, high_weight: likewise for the larger counts, each with its own weight.
+        prior: (4, problems) centre and precision of a, then of b, whose log density is added; or None.
     """
 
     log_nodes: Tensor
@@ -67,9 +89,12 @@ class ExpectedLogLikelihood:
     high_at: Tensor
     high_count: Tensor
     high_weight: Tensor
+    prior: Tensor | None = None
 
     @classmethod
-    def of(cls, statistics: SufficientStatistics, basis: Basis) -> ExpectedLogLikelihood:
+    def of(
+        cls, statistics: SufficientStatistics, basis: Basis, prior: GenePrior | None = None
+    ) -> ExpectedLogLikelihood:
         """The problems of all components and genes, component by component."""
         n_nodes, n_components, n_genes = statistics.rate.shape
         levels = basis.levels
@@ -88,6 +113,7 @@ class ExpectedLogLikelihood:
             levels.high_gene[high] + offset[high_k],
             levels.high_count[high],
             high_weight[high, high_k],
+            None if prior is None else _flat_prior(prior, n_components),
         )
 
     def subset(self, keep: Tensor) -> ExpectedLogLikelihood:
@@ -104,6 +130,7 @@ class ExpectedLogLikelihood:
             place[self.high_at[high]],
             self.high_count[high],
             self.high_weight[high],
+            None if self.prior is None else self.prior[:, keep],
         )
 
     def value(self, log_mean: Tensor, log_inv_disp: Tensor) -> Tensor:
@@ -132,7 +159,24 @@ class ExpectedLogLikelihood:
             value = value.index_add(0, at, weight * curve.value)
             grad_b = grad_b.index_add(0, at, weight * curve.first)
             hess_bb = hess_bb.index_add(0, at, weight * curve.second)
-        return Curvature(value, grad_a, grad_b, -bent, bent - zero_share, hess_bb)
+        hess_aa = -bent
+        if self.prior is not None:
+            centre_a, precision_a, centre_b, precision_b = self.prior
+            off_a, off_b = a - centre_a, b - centre_b
+            value = value - (precision_a * off_a**2 + precision_b * off_b**2) / 2
+            grad_a, grad_b = grad_a - precision_a * off_a, grad_b - precision_b * off_b
+            hess_aa, hess_bb = hess_aa - precision_a, hess_bb - precision_b
+        return Curvature(value, grad_a, grad_b, hess_aa, bent - zero_share, hess_bb)
+
+
+def _flat_prior(prior: GenePrior, n_components: int) -> Tensor:
+    rows = (
+        prior.log_mean,
+        1 / prior.log_mean_variance,
+        prior.log_inv_disp.expand_as(prior.log_mean),
+        (1 / prior.log_inv_disp_variance).expand_as(prior.log_mean),
+    )
+    return torch.stack(rows).repeat(1, n_components)
 
 
 def expected_log_likelihood(statistics: SufficientStatistics, basis: Basis, components: Components) -> Tensor:
@@ -156,10 +200,15 @@ def moment_components(statistics: SufficientStatistics, basis: Basis, total_size
 
 
 class MStep(Protocol):
-    """Raises Q from where the components stand."""
+    """Raises Q, with the log density of a prior if there is one, from where the components stand."""
 
     def __call__(
-        self, statistics: SufficientStatistics, basis: Basis, components: Components, total_size: float
+        self,
+        statistics: SufficientStatistics,
+        basis: Basis,
+        components: Components,
+        total_size: float,
+        prior: GenePrior | None = None,
     ) -> Components:
         """New components (K, genes); ``total_size`` is the sum of the data's size factors."""
         ...
@@ -183,9 +232,14 @@ class NewtonMStep:
     longest: float = 3.0
 
     def __call__(
-        self, statistics: SufficientStatistics, basis: Basis, components: Components, total_size: float
+        self,
+        statistics: SufficientStatistics,
+        basis: Basis,
+        components: Components,
+        total_size: float,
+        prior: GenePrior | None = None,
     ) -> Components:
-        problem = ExpectedLogLikelihood.of(statistics, basis)
+        problem = ExpectedLogLikelihood.of(statistics, basis, prior)
         floor = lowest_log_mean(total_size)
         low_b, high_b = LOG_INV_DISP_RANGE
         shape = components.log_mean.shape
@@ -256,9 +310,14 @@ class GradientMStep:
     num_epochs: int = 50
 
     def __call__(
-        self, statistics: SufficientStatistics, basis: Basis, components: Components, total_size: float
+        self,
+        statistics: SufficientStatistics,
+        basis: Basis,
+        components: Components,
+        total_size: float,
+        prior: GenePrior | None = None,
     ) -> Components:
-        problem = ExpectedLogLikelihood.of(statistics, basis)
+        problem = ExpectedLogLikelihood.of(statistics, basis, prior)
         log_mean = components.log_mean.double().flatten().clone().requires_grad_()
         log_inv_disp = components.log_inv_disp.double().flatten().clone().requires_grad_()
         optimizer = torch.optim.Adam([log_mean, log_inv_disp], lr=self.lr)

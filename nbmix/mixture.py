@@ -19,20 +19,19 @@ from torch import Tensor, nn
 
 from nbmix.components import (
     Components,
+    GenePrior,
     MStep,
     NewtonMStep,
     expected_log_likelihood,
     moment_components,
 )
 from nbmix.errors import InputError
+from nbmix.prior import first_prior, update_prior
 from nbmix.products import Basis, CellBatch, LikelihoodTables, batch_log_likelihood, likelihood_tables
 from nbmix.statistics import SufficientStatistics
 
 WEIGHT_SCHEMES = ("uniform", "learned", "given")
-FIRST_PSEUDO_CELLS = 20.0  # where the search for their number begins
-PSEUDO_CELLS_RANGE = (1.0, 1000.0)
-SEARCH_FACTOR = 4.0  # the likelihood is flat within a factor of 2
-SETTLED = 2  # M steps in a row that keep the number end the search
+AUTO_PSEUDO_CELLS = 20.0  # where "auto" has no folds, and so no honest view of itself, to learn from
 WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells are on: no weight reaches 0
 
 
@@ -51,8 +50,8 @@ class MixtureSettings:
         n_components: K.
         folds: cells are split into this many folds for cross-fitting; 1 is plain EM.
         pseudo_cells: every component also sees this many cells' worth of the pooled statistics; 0 is none.
-            "auto" moves the number by factors of 4 as long as a left-out fold becomes more likely, which its
-            statistics tell without a pass over the cells; it needs folds of 2 or more.
+            "auto" is a prior around the pooled gene in their stead, whose strength is learned for every gene
+            (``nbmix.prior``); without folds it is AUTO_PSEUDO_CELLS.
         weights: "uniform", "learned", or "given" per cell with the data.
         m_step: how the expected log likelihood is raised.
         dtype: of the bulk products, "float32" or "float64"; tables and sums are float64 either way.
@@ -83,6 +82,18 @@ class MixtureSettings:
             raise InputError(f"model.dtype={self.dtype}: choose float32 or float64")
 
     @property
+    def learns_prior(self) -> bool:
+        """Whether the strength of the prior around the pooled gene is learned."""
+        return self.pseudo_cells == "auto" and self.folds > 1
+
+    @property
+    def n_pseudo_cells(self) -> float:
+        """Pseudo-cells of every component."""
+        if isinstance(self.pseudo_cells, str):
+            return 0.0 if self.learns_prior else AUTO_PSEUDO_CELLS
+        return self.pseudo_cells
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         return torch.float32 if self.dtype == "float32" else torch.float64
 
@@ -98,11 +109,13 @@ class Mixture(nn.Module):
     Attributes:
         log_mean, log_inv_disp: (copies, K, genes) float64; the last copy is fitted to all cells.
         log_weights: (copies, K) float64, ln pi.
-        pseudo_cells: () float64, their present number.
+        prior_log_mean, prior_log_mean_variance: (copies, genes), prior_log_inv_disp: (copies, 2) level and
+            variance: the prior of each copy where it is learned; empty otherwise.
     """
 
-    pseudo_cells: Tensor
-    _search: Tensor
+    prior_log_mean: Tensor
+    prior_log_mean_variance: Tensor
+    prior_log_inv_disp: Tensor
 
     def __init__(self, n_genes: int, settings: MixtureSettings) -> None:
         super().__init__()
@@ -112,12 +125,10 @@ class Mixture(nn.Module):
         self.log_inv_disp = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
         uniform = torch.full(shape[:2], -math.log(settings.n_components), dtype=torch.float64)
         self.log_weights = nn.Parameter(uniform)
-        given = settings.pseudo_cells
-        number = FIRST_PSEUDO_CELLS if isinstance(given, str) else given
-        self.register_buffer("pseudo_cells", torch.tensor(number, dtype=torch.float64))
-        # rounds of their search, and rounds in a row that kept the number
-        searching = given == "auto" and settings.folds > 1
-        self.register_buffer("_search", torch.tensor([0, 0 if searching else SETTLED]))
+        of_prior = (settings.n_copies, n_genes) if settings.learns_prior else (0, 0)
+        for name, size in (("", of_prior), ("_variance", of_prior)):
+            self.register_buffer(f"prior_log_mean{name}", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("prior_log_inv_disp", torch.zeros(of_prior[0], 2, dtype=torch.float64))
         self._basis: Basis | None = None
         self._tables: dict[int, LikelihoodTables] = {}
         self._statistics: dict[int, SufficientStatistics] = {}
@@ -201,6 +212,8 @@ class Mixture(nn.Module):
 
     def collect(self, batch: CellBatch, responsibilities: Tensor) -> None:
         """Add a batch's statistics to those of its fold."""
+        if self.settings.folds > 1 and not 0 <= batch.fold < self.settings.folds:
+            raise ValueError(f"a batch of fold {batch.fold} in a fit of {self.settings.folds} folds")
         fresh = SufficientStatistics.collect(batch, self.basis, responsibilities, self.settings.torch_dtype)
         if batch.fold in self._statistics:
             self._statistics[batch.fold].add_(fresh)
@@ -229,47 +242,45 @@ class Mixture(nn.Module):
             total = total + statistics
         if float(total.weight.sum()) == 0:
             raise InputError("there is no cell to fit components to")
-        if self._search[1] < SETTLED:
-            self._search_pseudo_cells(total, by_fold, warm)
         penalty = 0.0
         for copy in range(settings.n_copies):
             seen = total if copy == settings.n_copies - 1 else total - by_fold[copy]
             if settings.n_copies == 1 and warm:
                 penalty = self._log_prior_density(seen)
-            fitted = self._fit(seen, copy, warm, float(self.pseudo_cells))
+            fitted = self._fit(seen, copy, warm)
             self.log_mean.data[copy], self.log_inv_disp.data[copy] = fitted
             if settings.weights == "learned":
-                sizes = seen.weight + (WEIGHT_PSEUDO_CELLS if self.pseudo_cells > 0 else 0.0)
+                sizes = seen.weight + (WEIGHT_PSEUDO_CELLS if settings.pseudo_cells != 0 else 0.0)
                 self.log_weights.data[copy] = torch.log(sizes / sizes.sum())
         self._tables.clear()
         return penalty
 
-    def _fit(self, seen: SufficientStatistics, copy: int, warm: bool, pseudo_cells: float) -> Components:
-        """M step of one copy on what it has seen, with so many pseudo-cells."""
-        statistics = seen
-        if pseudo_cells > 0:
-            statistics = seen + _pseudo_statistics(seen, pseudo_cells)
+    def _fit(self, seen: SufficientStatistics, copy: int, warm: bool) -> Components:
+        """M step of one copy on what it has seen; a learned prior then follows the components."""
+        settings, basis, prior = self.settings, self.basis, self._prior(copy, seen)
+        if settings.n_pseudo_cells > 0:
+            seen = seen + _pseudo_statistics(seen, settings.n_pseudo_cells)
         begin = self.components(copy)
         if not warm:
-            begin = moment_components(statistics, self.basis, self.total_size)
-        return self.settings.m_step(statistics, self.basis, begin, self.total_size)
+            begin = moment_components(seen, basis, self.total_size)
+            if prior is not None:  # a silent gene's mean is nowhere near where the prior holds it
+                begin = Components(prior.log_mean.expand_as(begin.log_mean), begin.log_inv_disp)
+        fitted = settings.m_step(seen, basis, begin, self.total_size, prior)
+        if prior is not None:
+            self._keep_prior(copy, update_prior(seen, basis, fitted, prior))
+        return fitted
 
-    def _search_pseudo_cells(
-        self, total: SufficientStatistics, by_fold: Sequence[SufficientStatistics], warm: bool
-    ) -> None:
-        """Move to a quarter or to four times the number if it predicts a left-out fold better."""
-        present = float(self.pseudo_cells)
-        fold = int(self._search[0]) % self.settings.folds
-        seen, scores = total - by_fold[fold], {}
-        for number in (present / SEARCH_FACTOR, present, present * SEARCH_FACTOR):
-            if PSEUDO_CELLS_RANGE[0] <= number <= PSEUDO_CELLS_RANGE[1]:
-                fitted = self._fit(seen, fold, warm, number)
-                scores[number] = float(expected_log_likelihood(by_fold[fold], self.basis, fitted).sum())
-        best = max(scores, key=lambda number: scores[number])
-        self._search += 1
-        if best != present:
-            self._search[1] = 0
-        self.pseudo_cells.fill_(best)
+    def _prior(self, copy: int, seen: SufficientStatistics) -> GenePrior | None:
+        if not self.settings.learns_prior:
+            return None
+        level, variance = self.prior_log_inv_disp[copy]
+        if variance == 0:  # not begun
+            return first_prior(seen, self.basis, self.total_size)
+        return GenePrior(self.prior_log_mean[copy], self.prior_log_mean_variance[copy], level, variance)
+
+    def _keep_prior(self, copy: int, prior: GenePrior) -> None:
+        self.prior_log_mean[copy], self.prior_log_mean_variance[copy] = prior[:2]
+        self.prior_log_inv_disp[copy] = torch.stack(prior[2:])
 
     def _folds(self) -> Sequence[int]:
         return range(self.settings.folds) if self.settings.folds > 1 else sorted(self._statistics) or [-1]
@@ -279,9 +290,9 @@ class Mixture(nn.Module):
 
     def _log_prior_density(self, seen: SufficientStatistics) -> float:
         """What pseudo-cells, and the extra cells in learned weights, add to the log likelihood."""
-        if self.pseudo_cells == 0:
+        if self.settings.n_pseudo_cells == 0:
             return 0.0
-        pseudo = _pseudo_statistics(seen, float(self.pseudo_cells))
+        pseudo = _pseudo_statistics(seen, self.settings.n_pseudo_cells)
         density = expected_log_likelihood(pseudo, self.basis, self.components()).sum()
         if self.settings.weights == "learned":
             density = density + WEIGHT_PSEUDO_CELLS * self.log_weights.data[-1].sum()

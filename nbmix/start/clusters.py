@@ -45,7 +45,7 @@ class KMeansStart:
         n_init: runs of k-means, the best by inertia is taken.
     """
 
-    n_pcs: int = 50
+    n_pcs: int = 20
     n_init: int = 10
 
     def __call__(

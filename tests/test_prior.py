@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from nbmix.components import Components, ExpectedLogLikelihood, GenePrior, NewtonMStep
+from nbmix.data.counts import CountData
+from nbmix.data.simulate import simulated_count_data
+from nbmix.mixture import MixtureSettings, responsibilities_of, run_em
+from nbmix.prior import _mean_variance, first_prior, update_prior
+from nbmix.start.base import new_mixture, one_hot, prepare
+from nbmix.statistics import SufficientStatistics
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Statistics of simulated cells at their labels, on the basis of the data."""
+    data = simulated_count_data(200, 60, 3, seed=2)
+    basis, batches = prepare(data, 1, np.random.default_rng(0))
+    q = one_hot(np.unique(data.labels, return_inverse=True)[1], 3)
+    statistics = SufficientStatistics.collect(batches[0], basis, q, torch.float64)
+    return data, basis, statistics
+
+
+def a_prior(n_genes: int) -> GenePrior:
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.rand(2, n_genes, generator=generator, dtype=torch.float64)
+    scalar = lambda v: torch.tensor(v, dtype=torch.float64)  # noqa: E731
+    return GenePrior(-9 + draw[0], 0.1 + draw[1], scalar(0.5), scalar(2.0))
+
+
+def test_the_prior_adds_its_log_density_gradient_and_curvature(fitted):
+    _, basis, statistics = fitted
+    n_genes = statistics.rate.shape[2]
+    prior = a_prior(n_genes)
+    a = torch.linspace(-10, -7, 3 * n_genes, dtype=torch.float64).requires_grad_()
+    b = torch.linspace(-1, 3, 3 * n_genes, dtype=torch.float64).requires_grad_()
+    density = prior.log_density(Components(a.view(3, -1), b.view(3, -1)))
+    grad_a, grad_b = torch.autograd.grad(density.sum(), (a, b))
+    plain = ExpectedLogLikelihood.of(statistics, basis).curvature(a.detach(), b.detach())
+    with_prior = ExpectedLogLikelihood.of(statistics, basis, prior).curvature(a.detach(), b.detach())
+    torch.testing.assert_close(with_prior.value - plain.value, density.detach().flatten())
+    torch.testing.assert_close(with_prior.grad_a - plain.grad_a, grad_a)
+    torch.testing.assert_close(with_prior.grad_b - plain.grad_b, grad_b)
+    torch.testing.assert_close(
+        with_prior.hess_aa - plain.hess_aa, -(1 / prior.log_mean_variance).repeat(3), rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(
+        with_prior.hess_bb - plain.hess_bb, torch.full_like(b, -0.5).detach(), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_newton_ends_where_the_penalised_gradient_is_zero(fitted):
+    data, basis, statistics = fitted
+    prior = a_prior(statistics.rate.shape[2])
+    begin = Components(prior.log_mean.repeat(3, 1), torch.ones(3, len(prior.log_mean), dtype=torch.float64))
+    newton = NewtonMStep(tolerance=1e-12)
+    found = newton(statistics, basis, begin, float(data.size_factors.sum()), prior)
+    problem = ExpectedLogLikelihood.of(statistics, basis, prior)
+    slope = problem.curvature(found.log_mean.flatten(), found.log_inv_disp.flatten())
+    assert slope.grad_a.abs().max() < 1e-4
+    assert slope.grad_b.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("true_variance", [0.04, 1.0])
+def test_the_variance_between_components_is_recovered_from_noisy_offsets(true_variance):
+    generator = torch.Generator().manual_seed(1)
+    shape = (200, 30)  # components, genes
+    information = 0.5 + 50 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    true = true_variance**0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    seen = true + torch.randn(shape, generator=generator, dtype=torch.float64) / information.sqrt()
+    begin = torch.full((30,), 0.3, dtype=torch.float64)
+    shrunken = seen / (1 + 1 / (begin * information))
+    for _ in range(20):  # as over the iterations of EM
+        variance = _mean_variance(shrunken, information, begin)
+        shrunken, begin = seen / (1 + 1 / (variance * information)), variance
+    assert variance.log().mean().exp().item() == pytest.approx(true_variance, rel=0.1)
+
+
+def test_genes_that_differ_nowhere_get_a_smaller_variance_than_genes_that_do():
+    rng = np.random.default_rng(3)
+    log_mean = np.tile(rng.uniform(-8, -6, 80), (2, 1))
+    log_mean[1, :20] += rng.choice([-1.5, 1.5], 20)  # 20 of 80 genes tell the components apart
+    label = np.arange(300) % 2
+    counts = rng.poisson(1e4 * np.exp(log_mean[label]) * rng.gamma(5.0, 0.2, (300, 80)))
+    data = CountData(
+        sp.csr_matrix(counts.astype(np.float32)),
+        np.full(300, 1e4),
+        np.array([f"cell{i}" for i in range(300)]),
+        np.array([f"gene{j}" for j in range(80)]),
+    )
+    basis, batches = prepare(data, 1, np.random.default_rng(0))
+    seen = SufficientStatistics.collect(batches[0], basis, one_hot(label, 2), torch.float64)
+    total = float(data.size_factors.sum())
+    prior = first_prior(seen, basis, total)
+    begin = Components(prior.log_mean.repeat(2, 1), torch.ones(2, 80, dtype=torch.float64))
+    for _ in range(10):
+        begin = NewtonMStep()(seen, basis, begin, total, prior)
+        prior = update_prior(seen, basis, begin, prior)
+    assert prior.log_mean_variance[:20].min() > 5 * prior.log_mean_variance[20:].max()
+    assert prior.log_inv_disp.item() == pytest.approx(np.log(5), abs=0.3)
+
+
+def test_the_learned_prior_predicts_left_out_cells_better_than_twenty_pseudo_cells():
+    data = simulated_count_data(150, 120, 3, seed=5)
+    q = one_hot(np.unique(data.labels, return_inverse=True)[1], 3)
+    held_out = {}
+    for pseudo_cells in (20.0, "auto"):
+        basis, batches = prepare(data, 5, np.random.default_rng(0))
+        mixture = new_mixture(data, MixtureSettings(3, 5, pseudo_cells), basis)
+        run_em(mixture, batches, responsibilities=q, max_iterations=8)
+        held_out[pseudo_cells] = responsibilities_of(mixture, batches, data.n_cells)[1]
+    assert held_out["auto"] > held_out[20.0] + 1
