@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,7 +54,13 @@ class RandomStart:
         if self.n_starts == 1 or n_components == 1:
             return StartState(random_responsibilities(data.n_cells, n_components, generator))
         seen = choose_cells(data, self.max_cells, generator)
-        settings = replace(settings, folds=min(self.folds, max(2, seen.n_cells)))
+        # as the defaults fit, also where the fit itself is plain: a vote for oneself has no honest rank
+        settings = MixtureSettings(
+            n_components,
+            folds=min(self.folds, max(2, seen.n_cells)),
+            weights=settings.weights,
+            dtype=settings.dtype,
+        )
         basis, batches = prepare(seen, settings.folds, generator)
         best, best_score, scores = StartState(), -np.inf, []
         for _ in range(self.n_starts):

@@ -1,0 +1,36 @@
+# Needs make and Python 3.11 or newer; another interpreter: make run PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.run ## fit the default simulated data; the last line says where the results are
+	$(VENV)/bin/python train.py
+
+test: $(VENV)/.test ## all tests; those that need a GPU skip themselves where there is none
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean: ## the environment and all caches; results in outputs/ and multirun/ stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache nbmix.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# made once, and again when what is to be installed changes
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: nbmix needs Python 3.11 or newer, this is %d.%d; name one: make run PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
+	$(INSTALL) --editable ".[test]"
+	@touch $@ $(VENV)/.run
