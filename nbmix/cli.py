@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from nbmix.errors import InputError
 
 TRACEBACK = "HYDRA_FULL_ERROR"
+_HELD = "NBMIX_HOLDS_ERRORS"
 
 
 @contextmanager
@@ -36,18 +38,35 @@ def one_line_errors(whole_process: bool = False) -> Iterator[None]:
         sys.exit(130)
     except Exception as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(2 if is_bad_input(error) else 1)
 
 
-_HELD = "NBMIX_HOLDS_ERRORS"
+def is_bad_input(error: BaseException) -> bool:
+    """Whether an exception says that a file, field or setting cannot be used."""
+    said = _said(error)
+    return isinstance(said, InputError) or _of_config(said)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of an exception without line breaks; unexpected ones are told how to show more."""
+    error = _said(error)
     if isinstance(error, InputError):
-        return str(error)
-    if type(error).__module__.startswith(("hydra.", "omegaconf.")):
-        cause = error.__cause__ if isinstance(error.__cause__, InputError) else error
-        return " ".join(str(cause).split()) + " (see conf/ for what there is)"
+        return " ".join(str(error).split())
+    if _of_config(error):
+        message = " ".join(str(error).split())
+        # Hydra adds its search path and OmegaConf the types of its nodes: no help to mend a setting
+        message = re.split(r" Config search path:| full_key:| object_type=", message)[0]
+        return f"{message.rstrip('.')} (see conf/ for what there is)"
     message = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {message} (set {TRACEBACK}=1 to see where)"
+
+
+def _said(error: BaseException) -> BaseException:
+    """What went wrong inside an object that Hydra was making, in place of Hydra's report of it."""
+    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _of_config(error: BaseException) -> bool:
+    return type(error).__module__.startswith(("hydra.", "omegaconf."))

@@ -65,16 +65,16 @@ class MixtureSettings:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        for name in ("n_components", "folds"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise InputError(f"model.{name}={value}: must be a whole number")
         if self.n_components < 1:
             raise InputError(f"model.n_components={self.n_components}: there must be at least 1 component")
         if self.folds < 1:
             raise InputError(f"model.folds={self.folds}: use 1 for plain EM, or 2 and more to cross-fit")
-        if isinstance(self.pseudo_cells, str):
-            if self.pseudo_cells != "auto":
-                raise InputError(
-                    f"model.pseudo_cells={self.pseudo_cells}: must be auto or a number from 0 on"
-                )
-        elif not (math.isfinite(self.pseudo_cells) and self.pseudo_cells >= 0):
+        number = 0.0 if self.pseudo_cells == "auto" else self.pseudo_cells
+        if not isinstance(number, int | float) or not (math.isfinite(number) and number >= 0):
             raise InputError(f"model.pseudo_cells={self.pseudo_cells}: must be auto or a number from 0 on")
         if self.weights not in WEIGHT_SCHEMES:
             raise InputError(f"model.weights={self.weights}: choose one of {', '.join(WEIGHT_SCHEMES)}")

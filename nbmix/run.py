@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from nbmix.checkpoint import align_to_genes
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.evaluation.results import (
@@ -27,8 +28,7 @@ from nbmix.evaluation.results import (
     write_json,
     write_result,
 )
-from nbmix.models import MixtureModule, load_checkpoint, restore
-from nbmix.models.checkpoint import align_to_genes
+from nbmix.models import MixtureModule, check_resumable, load_checkpoint, restore
 from nbmix.start.base import check_components
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         callbacks=[instantiate(c) for c in cfg.callbacks.values()] if cfg.task == "fit" else [],
         logger=instantiate(cfg.logger) if cfg.task == "fit" else None,
     )
+    if not trainer.is_global_zero:
+        logging.getLogger().setLevel(logging.ERROR)  # rank 0 says it
     data, model = (fit if cfg.task == "fit" else prepare_prediction)(cfg, trainer)
     predictions = trainer.predict(model, datamodule=data)
     everything = gather_predictions(predictions, data.data.n_cells)
@@ -85,12 +87,7 @@ def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, Mixture
         state = start(data.training_data, model.mixture.settings, np.random.default_rng(cfg.seed))
         model.begin(state, data)
     else:
-        checkpoint = load_checkpoint(cfg.ckpt_path)
-        if checkpoint.model != model.kind or not np.array_equal(checkpoint.gene_names, model.gene_names):
-            raise InputError(
-                f"ckpt_path={cfg.ckpt_path}: is of model={checkpoint.model} with "
-                f"{len(checkpoint.gene_names)} genes; to go on, give the same model and data"
-            )
+        check_resumable(load_checkpoint(cfg.ckpt_path), model, f"ckpt_path={cfg.ckpt_path}")
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     return data, model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,16 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 
 from nbmix.errors import InputError
+
+# of Lightning, about what is meant to be so here
+_EXPECTED_WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # torch's, of Lightning's own use
+    r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # EM: first epoch
+    r"Checkpoint directory .* exists and is not empty",  # a fit goes on in its own folder
+    r"The dirpath has changed from",  # or in another
+    r"Total length of `list` across ranks is zero",  # nothing is held out
+    r"It is recommended to use `self.log\(.*sync_dist=True\)`",  # all numbers are those of all ranks already
+)
 
 
 def build_trainer(
@@ -61,10 +72,8 @@ def build_trainer(
         )
     strategy: Any = "auto"
     if devices * num_nodes > 1:
-        # no parameter is unused, and the mixture's buffers never differ between ranks
-        strategy = DDPStrategy(process_group_backend=None if gpus else "gloo", broadcast_buffers=False)
-    # its reports on hardware and products are noise beside our own lines
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+        strategy = DDPStrategy(process_group_backend=None if gpus else "gloo")
+    _silence()
     return pl.Trainer(
         accelerator="gpu" if gpus else "cpu",
         devices=devices,
@@ -80,3 +89,11 @@ def build_trainer(
         enable_progress_bar=False,  # ours is a callback
         **options,
     )
+
+
+def _silence() -> None:
+    """Keep the terminal for our own lines: Lightning's reports on hardware and its expected warnings."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)

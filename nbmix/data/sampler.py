@@ -38,7 +38,7 @@ class ShuffledBatches(Sampler[np.ndarray]):
         return shard(order, self.batch_size, self.rank, self.world_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return iter(self._batches())
+        yield from self._batches()  # at the first batch: Lightning sets a resumed epoch after iter()
 
     def __len__(self) -> int:
         return len(self._batches())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import wandb
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -17,6 +21,8 @@ from nbmix.errors import InputError
 from nbmix.evaluation.metrics import clustering_metrics
 from nbmix.products import CellBatch
 
+log = logging.getLogger(__name__)
+
 _SHOWN = {
     "objective": ("objective", "{:.3f}"),
     "heldout_log_likelihood": ("held-out", "{:.3f}"),
@@ -24,24 +30,17 @@ _SHOWN = {
 }
 
 
-class Checkpoints(ModelCheckpoint):
-    """Saves best.ckpt, by held-out log likelihood, and last.ckpt after every epoch.
+class BestCheckpoint(ModelCheckpoint):
+    """Saves best.ckpt, by held-out log likelihood; where nothing is held out, by the objective.
 
-    Where nothing is held out, best.ckpt goes by the objective.
+    A fit that goes on in another folder begins its best.ckpt anew.
 
     Args:
-        dirpath: folder for both.
+        dirpath: its folder.
     """
 
     def __init__(self, dirpath: str) -> None:
-        super().__init__(
-            dirpath,
-            "best",
-            "heldout_log_likelihood",
-            mode="max",
-            save_last=True,
-            enable_version_counter=False,
-        )
+        super().__init__(dirpath, "best", "heldout_log_likelihood", mode="max", enable_version_counter=False)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -50,18 +49,46 @@ class Checkpoints(ModelCheckpoint):
             self.monitor = "objective"
 
 
-def wandb_logger(**settings: Any) -> WandbLogger:
+class LastCheckpoint(ModelCheckpoint):
+    """Saves last.ckpt after every epoch; ``save_last`` of the above would wait for a better one.
+
+    Args:
+        dirpath: its folder.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        super().__init__(dirpath, "last", enable_version_counter=False)
+
+
+def csv_logger(*, save_dir: str) -> CSVLogger:
+    """Scalars in csv/metrics.csv of the run folder; a fit that goes on there writes csv-2, csv-3, ..."""
+    numbered = (f"csv-{number}" if number > 1 else "csv" for number in count(1))
+    version = next(name for name in numbered if not (Path(save_dir) / name).exists())
+    return CSVLogger(save_dir, name=None, version=version)
+
+
+def wandb_logger(*, save_dir: str, offline: bool = False, **settings: Any) -> WandbLogger:
     """A W&B logger whose local files are in the run folder.
+
+    Args:
+        save_dir: the run folder.
+        offline: keep the run there; ``wandb sync`` uploads it later.
+        settings: of ``pytorch_lightning.loggers.WandbLogger``, or of ``wandb.init``.
 
     Raises:
         InputError: W&B cannot start, for want of a key or of a connection.
     """
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    if offline:  # there is nothing to say but where the run is
+        wandb.setup(wandb.Settings(silent=True, mode="offline"))
+    logger = WandbLogger(save_dir=save_dir, offline=offline, **settings)
     try:
-        logger = WandbLogger(**settings)
-        _ = logger.experiment  # connects here, before any work
-    except (wandb.errors.Error, wandb.errors.CommError) as error:
+        experiment = logger.experiment  # connects here, before any work
+    except wandb.errors.Error as error:
         reason = " ".join(str(error).split())
         raise InputError(f"logger=wandb: {reason}; run wandb login, or set logger.offline=true") from None
+    if offline and getattr(rank_zero_only, "rank", 0) == 0:
+        log.info("W&B offline run: upload it with wandb sync %s", Path(experiment.dir).parent)
     return logger
 
 

@@ -157,6 +157,8 @@ class AmortizedMixture(MixtureModule):
     @torch.no_grad()
     def on_train_batch_end(self, outputs: Any, batch: CellBatch, batch_idx: int) -> None:
         mixture = self.mixture
+        if not mixture.log_mean.requires_grad:
+            return
         mixture.log_mean.clamp_(min=lowest_log_mean(mixture.total_size))
         mixture.log_inv_disp.clamp_(*LOG_INV_DISP_RANGE)
         mixture.log_weights.sub_(mixture.log_weights.logsumexp(1, keepdim=True))
@@ -169,6 +171,13 @@ class AmortizedMixture(MixtureModule):
         self.objective.append(means["elbo"])
         self.n_iterations = self.current_epoch + 1
         self.log_epoch({**means, "objective": means["elbo"], "iteration": float(self.current_epoch + 1)})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["amortized"] = {"objective": self.objective}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.objective = checkpoint["amortized"]["objective"]
 
     @torch.no_grad()
     def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:

@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from nbmix.checkpoint import SECTION
 from nbmix.data.module import CountsDataModule
 from nbmix.mixture import Mixture, MixtureSettings
-from nbmix.models.checkpoint import SECTION
 from nbmix.products import CellBatch
 from nbmix.start.base import StartState
 

@@ -149,6 +149,12 @@ class MixtureEM(MixtureModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         em = checkpoint["em"]
+        n_cells = self.trainer.datamodule.data.n_cells  # type: ignore[attr-defined]
+        if len(em["assigned"]) != n_cells:
+            raise InputError(
+                f"ckpt_path: was saved in a fit of {len(em['assigned'])} cells, the data has {n_cells}; "
+                "to go on, give the same data"
+            )
         self.objective, self.converged, self._assigned = em["objective"], em["converged"], em["assigned"]
         self.stopping.best, self.stopping.waited = em["best"], em["waited"]
         self._start = None

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from nbmix.checkpoint import align_to_genes, load_checkpoint
 from nbmix.components import START_LOG_INV_DISP, Components, lowest_log_mean
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.mixture import MixtureSettings
-from nbmix.models.checkpoint import align_to_genes, load_checkpoint
 from nbmix.start.base import StartState
 
 
@@ -97,7 +97,9 @@ class CheckpointStart:
             )
         there, here = align_to_genes(checkpoint.gene_names, data.gene_names, f"start.path={self.path}")
         totals = np.asarray(data.counts.sum(axis=0, dtype=np.float64)).ravel()
-        pooled = torch.from_numpy(np.log(totals / data.size_factors.sum()))
+        total_size = float(data.size_factors.sum())
+        with np.errstate(divide="ignore"):  # a gene may be silent in the cells to fit
+            pooled = torch.from_numpy(np.log(totals / total_size)).clamp(min=lowest_log_mean(total_size))
         log_mean = pooled.repeat(n_components, 1)
         log_inv_disp = torch.full_like(log_mean, START_LOG_INV_DISP)
         log_mean[:, here] = components.log_mean[:, there]

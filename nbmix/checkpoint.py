@@ -56,16 +56,7 @@ def load_checkpoint(path: str | Path, setting: str = "ckpt_path") -> Checkpoint:
         return Checkpoint(
             section["model"], section["settings"], np.array(section["gene_names"]), content["state_dict"]
         )
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        OSError,
-        KeyError,
-        TypeError,
-        IndexError,
-        ValueError,
-    ):
+    except _UNREADABLE:
         raise InputError(
             f"{where}: is not a checkpoint of nbmix, or is damaged; give one of its .ckpt files"
         ) from None
@@ -83,8 +74,8 @@ def align_to_genes(theirs: np.ndarray, ours: np.ndarray, where: str) -> tuple[np
     found = [(i, place[gene]) for i, gene in enumerate(theirs.tolist()) if gene in place]
     if not found:
         raise InputError(
-            f"{where}: was fitted to other genes (such as {theirs[0]!r}; the data has {ours[0]!r}); "
-            "give data with the same gene names"
+            f"{where}: was fitted to other genes (such as {str(theirs[0])!r}; the data has "
+            f"{str(ours[0])!r}); give data with the same gene names"
         )
     if missing := len(theirs) - len(found):
         known = {i for i, _ in found}

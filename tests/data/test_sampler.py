@@ -1,0 +1,45 @@
+"""Shuffled batches: every cell once an epoch over all ranks, and the same again after a resume."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nbmix.data.sampler import ShuffledBatches
+
+ROWS = np.arange(5, 42)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_all_ranks_together_see_every_cell_once(world_size, batch_size):
+    ranks = [list(ShuffledBatches(ROWS, batch_size, 0, rank, world_size)) for rank in range(world_size)]
+    seen = np.concatenate([batch for batches in ranks for batch in batches])
+    assert np.array_equal(np.sort(seen), ROWS)
+    assert len({len(batches) for batches in ranks}) == 1  # or the ranks would wait for each other
+    assert max(len(batch) for batches in ranks for batch in batches) <= batch_size
+
+
+def test_length_is_the_number_of_batches():
+    sampler = ShuffledBatches(ROWS, 4, 0, rank=1, world_size=2)
+    assert len(sampler) == len(list(sampler))
+
+
+def test_order_follows_seed_and_epoch_alone():
+    def epoch(number: int, seed: int = 0) -> list[int]:
+        sampler = ShuffledBatches(ROWS, 4, seed)
+        sampler.set_epoch(number)
+        return np.concatenate(list(sampler)).tolist()
+
+    assert epoch(3) == epoch(3)
+    assert epoch(3) != epoch(2)
+    assert epoch(3) != epoch(3, seed=1)
+
+
+def test_the_epoch_may_be_set_until_the_first_batch_is_asked_for():
+    # Lightning does so when it resumes
+    sampler, whole = ShuffledBatches(ROWS, 4, 0), ShuffledBatches(ROWS, 4, 0)
+    batches = iter(sampler)
+    sampler.set_epoch(2)
+    whole.set_epoch(2)
+    assert np.array_equal(next(batches), next(iter(whole)))

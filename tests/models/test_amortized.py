@@ -1,0 +1,149 @@
+"""The ELBO, its bound, and what training may and may not move."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from nbmix.errors import InputError
+from nbmix.models import AmortizedMixture
+from nbmix.start.clusters import LabelsStart
+from tests.running import fit, small_data
+
+
+def model_for(data, **settings):
+    torch.manual_seed(0)
+    return AmortizedMixture(data.gene_names, **({"n_components": 2, "n_hidden": 16} | settings))
+
+
+class Exact(torch.nn.Module):
+    """An encoder that knows the posterior; reads the batch that ``elbo_parts`` was given."""
+
+    def __init__(self, model, batch):
+        super().__init__()
+        self.log_q = model.mixture.posterior(batch).responsibilities.log()
+
+    def forward(self, counts):
+        return self.log_q
+
+
+@pytest.mark.parametrize("weights", ["learned", "uniform"])
+def test_elbo_is_a_bound_that_the_exact_posterior_reaches(weights):
+    data = small_data()
+    model = model_for(data, weights=weights, dtype="float64", encoder_epochs=0)
+    module, cells = fit(model, data, epochs=2, batch_size=20)
+    assert (cells.elbo < cells.log_likelihood).all()
+    for batch in module.predict_dataloader():
+        model.encoder = Exact(model, batch)
+        with torch.no_grad():
+            log_q, parts = model.elbo_parts(batch)
+            parts.pop("log_joint")
+            # q ln q of a probability that underflows is 0
+            entropy = torch.special.entr(log_q.exp()).sum(1)
+            parts["entropy"] = entropy
+            exact = model.mixture.posterior(batch).log_likelihood
+        torch.testing.assert_close(sum(parts.values()), exact, rtol=1e-10, atol=0)
+
+
+def test_prediction_is_what_the_encoder_says():
+    data = small_data()
+    model = model_for(data)
+    module, cells = fit(model, data, epochs=2, batch_size=20)
+    for batch in module.predict_dataloader():
+        with torch.no_grad():
+            assert torch.equal(cells.responsibilities[batch.rows], model.encoder(batch.counts).double().exp())
+        exact = model.mixture.posterior(batch).log_likelihood
+        torch.testing.assert_close(cells.log_likelihood[batch.rows], exact, rtol=1e-6, atol=0)
+
+
+def test_encoder_learns_the_posterior_first_and_components_wait():
+    data = small_data()
+    model = model_for(data, encoder_epochs=3)
+    start = {}
+    model.begin, begin = lambda *a: (begin(*a), start.update(at=model.mixture.log_mean.clone())), model.begin
+    fit(model, data, epochs=3, batch_size=20)
+    assert torch.equal(model.mixture.log_mean, start["at"])
+    fit(model, data, epochs=5, batch_size=20)
+    assert not torch.equal(model.mixture.log_mean, start["at"])
+
+
+@pytest.mark.parametrize("n_components", [2, 3, 7])
+def test_frozen_components_stay_bit_identical(n_components):
+    data = small_data()
+    model = model_for(data, n_components=n_components, train_components=False, encoder_epochs=1)
+    start = {}
+    model.begin, begin = (
+        lambda *a: (begin(*a), start.update({k: v.clone() for k, v in model.mixture.state_dict().items()})),
+        model.begin,
+    )
+    fit(model, data, epochs=4, batch_size=20)
+    for name, value in model.mixture.state_dict().items():
+        assert torch.equal(value, start[name]), name
+
+
+def test_uniform_weights_stay_uniform():
+    data = small_data()
+    model = model_for(data, weights="uniform", encoder_epochs=0)
+    fit(model, data, epochs=3, batch_size=20)
+    uniform = torch.full((2,), -np.log(2.0), dtype=torch.float64)
+    torch.testing.assert_close(model.mixture.log_weights[0], uniform, rtol=1e-12, atol=0)
+
+
+def test_labels_play_no_part():
+    data = small_data()
+    fits = []
+    for labels in (data.labels, data.labels[::-1], None):
+        model = model_for(data, encoder_epochs=1)
+        fits.append((model, fit(model, replace(data, labels=labels), epochs=3, batch_size=20)[1]))
+    (first, cells), *others = fits
+    for model, other in others:
+        assert model.objective == first.objective
+        assert torch.equal(model.mixture.log_mean, first.mixture.log_mean)
+        assert torch.equal(other.responsibilities, cells.responsibilities)
+
+
+def test_finds_the_groups_of_a_simulation():
+    data = small_data(n_cells=120)
+    model = model_for(data)
+    _, cells = fit(model, data, epochs=10, batch_size=20)
+    assert adjusted_rand_score(data.labels, cells.responsibilities.argmax(1).numpy()) == 1
+    assert len(model.objective) == model.n_iterations == 10
+
+
+def test_one_component():
+    data = small_data()
+    _, cells = fit(model_for(data, n_components=1), data, epochs=2)
+    torch.testing.assert_close(cells.elbo, cells.log_likelihood, rtol=1e-12, atol=0)
+
+
+def test_a_given_prior_of_zero_is_survived():
+    data = replace(small_data(), prior=np.tile([1.0, 0.0], (60, 1)))
+    model = model_for(data, weights="given")
+    _, cells = fit(model, data, epochs=2, batch_size=20)
+    assert torch.isfinite(cells.elbo).all()
+
+
+def test_empty_cells_and_a_component_without_cells():
+    data = small_data()
+    empty = data.counts.toarray()
+    empty[:3] = 0
+    changed = replace(
+        data,
+        counts=type(data.counts)(empty),
+        size_factors=np.r_[np.zeros(3), data.size_factors[3:]],
+        labels=np.array(["a", "b"] + ["a"] * 58),
+    )
+    model = model_for(changed)
+    _, cells = fit(model, changed, epochs=2, start=LabelsStart(), batch_size=1, validation_share=0.0)
+    assert torch.isfinite(cells.elbo).all()
+    assert cells.log_likelihood[:3].abs().max() < 1e-12  # an empty cell is certain
+
+
+@pytest.mark.parametrize("name, value", [("n_hidden", 0), ("encoder_epochs", -1), ("lr", 0.0)])
+def test_bad_settings(name, value):
+    with pytest.raises(InputError, match=rf"model\.{name}="):
+        model_for(small_data(), **{name: value})

@@ -1,0 +1,29 @@
+"""The encoder on CSR counts is the dense network of the source."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from nbmix.models.encoder import SparseEncoder
+from nbmix.products import CsrMatrix
+
+
+def test_equals_the_dense_network():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.5, (7, 12)).astype(np.float32)
+    counts[3] = 0
+    torch.manual_seed(0)
+    encoder = SparseEncoder(12, 3, n_hidden=5)
+    hidden = torch.relu(torch.log1p(torch.from_numpy(counts)) @ encoder.first + encoder.first_bias)
+    dense = torch.log_softmax(encoder.last(hidden), 1)
+    torch.testing.assert_close(encoder(CsrMatrix.from_scipy(sp.csr_matrix(counts))), dense)
+
+
+def test_cells_without_counts():
+    torch.manual_seed(0)
+    encoder = SparseEncoder(12, 3)
+    log_q = encoder(CsrMatrix.from_scipy(sp.csr_matrix((2, 12), dtype=np.float32)))
+    assert torch.equal(log_q[0], log_q[1])
+    torch.testing.assert_close(log_q.exp().sum(1), torch.ones(2))

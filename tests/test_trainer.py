@@ -1,0 +1,59 @@
+"""GPUs and processes, as Lightning wants to hear it; refusals before any work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.strategies import DDPStrategy
+
+from nbmix.errors import InputError
+from nbmix.trainer import build_trainer
+
+
+@pytest.fixture(autouse=True)
+def no_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"gpus": 2}, r"trainer\.gpus=2: GPUs that torch finds on this machine: 0"),
+        ({"gpus": -1}, r"trainer\.gpus=-1: .*trainer\.gpus=0 for the CPU"),
+        ({"gpus": -2}, r"gpus must be -1, 0 or more"),
+        ({"processes": 0}, r"trainer\.processes=0"),
+        ({"num_nodes": 0}, r"trainer\.num_nodes=0"),
+        ({"max_epochs": 0}, r"trainer\.max_epochs=0"),
+        ({"processes": 2, "multirun": True}, r"torchrun.*submitit"),
+        ({"num_nodes": 2, "multirun": True}, r"one device a trial"),
+    ],
+)
+def test_refuses_in_one_line(settings, words):
+    with pytest.raises(InputError, match=words) as refused:
+        build_trainer(**settings)
+    assert "\n" not in str(refused.value)
+
+
+def test_processes_are_for_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match=r"trainer\.processes=2 is for the CPU"):
+        build_trainer(gpus=1, processes=2)
+
+
+def test_one_process_on_the_cpu_by_default():
+    trainer = build_trainer(enable_checkpointing=False)
+    assert isinstance(trainer.accelerator, CPUAccelerator)
+    assert (trainer.world_size, trainer.max_epochs, trainer.logger) == (1, 100, None)
+
+
+def test_a_sweep_may_run_one_process_a_trial():
+    assert build_trainer(multirun=True, enable_checkpointing=False).world_size == 1
+
+
+def test_several_processes_talk_by_gloo_and_shard_the_cells_themselves():
+    trainer = build_trainer(processes=2, enable_checkpointing=False)
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert trainer.strategy.process_group_backend == "gloo"
+    assert trainer.world_size == 2
+    assert trainer._accelerator_connector.use_distributed_sampler is False
