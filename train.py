@@ -8,9 +8,9 @@ from nbmix.run import run
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
-        return run(cfg)[cfg.optimized_metric]
+        return run(cfg).get(cfg.optimized_metric)
 
 
 if __name__ == "__main__":

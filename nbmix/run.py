@@ -71,6 +71,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             results, folder / "figures", trainer.loggers, max_umap_cells=cfg.evaluation.max_umap_cells
         )
         report(metrics, folder)
+    if cfg.task == "fit" and cfg.optimized_metric not in metrics:
+        log.warning("optimized_metric=%s: metrics.json has none for a sweep to rank", cfg.optimized_metric)
     return metrics
 
 

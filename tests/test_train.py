@@ -8,7 +8,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from tests.running import TINY, run_train
+from tests.running import TINY, run_here, run_train
 
 
 def in_order(folder):
@@ -78,6 +78,17 @@ def test_traceback_on_demand(tmp_path):
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1] == "nbmix.errors.InputError: task=show: choose fit or predict"
+
+
+def test_predict_says_nothing_wrong_about_new_cells(tmp_path):
+    run_here(tmp_path / "fit", *TINY, "trainer.max_epochs=2")
+    done = run_train(
+        *TINY, "task=predict", f"ckpt_path={tmp_path}/fit/checkpoints/last.ckpt", "data.n_cells=30",
+        f"hydra.run.dir={tmp_path}/new",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads((tmp_path / "new" / "metrics.json").read_text())["n_cells"] == 30
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class FitProgress(pl.Callback):
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[state]}"),
-            console=Console(stderr=True),
+            console=Console(stderr=True, width=None if sys.stderr.isatty() else 120),
         )
         self._task = self._bar.add_task("fit", total=trainer.max_epochs, state="")
         self._bar.start()
