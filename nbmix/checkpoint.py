@@ -27,12 +27,16 @@ class Checkpoint(NamedTuple):
         model: "em" or "amortized".
         settings: plain keyword arguments of the model.
         gene_names: (genes,) of the components.
+        median_size_factor: of the cells that were fitted.
+        cells: fingerprint of the cells that were fitted, in their order.
         state: tensors by name.
     """
 
     model: str
     settings: dict[str, Any]
     gene_names: np.ndarray
+    median_size_factor: float
+    cells: str
     state: dict[str, torch.Tensor]
 
     @property
@@ -54,7 +58,12 @@ def load_checkpoint(path: str | Path, setting: str = "ckpt_path") -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         section = content[SECTION]
         return Checkpoint(
-            section["model"], section["settings"], np.array(section["gene_names"]), content["state_dict"]
+            section["model"],
+            section["settings"],
+            np.array(section["gene_names"]),
+            section["median_size_factor"],
+            section["cells"],
+            content["state_dict"],
         )
     except _UNREADABLE:
         raise InputError(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from nbmix.errors import InputError
 from nbmix.products import WIDEST_SOFTPLUS, Basis
 from nbmix.special import level_curve, tail_curve
 from nbmix.statistics import SufficientStatistics
@@ -231,6 +232,10 @@ class NewtonMStep:
     max_steps: int = 50
     longest: float = 3.0
 
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0 or self.max_steps < 1 or not self.longest > 0:
+            raise InputError("model.m_step: tolerance, max_steps and longest must be above 0")
+
     def __call__(
         self,
         statistics: SufficientStatistics,
@@ -308,6 +313,10 @@ class GradientMStep:
 
     lr: float = 1e-2
     num_epochs: int = 50
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.num_epochs < 1:
+            raise InputError("model.m_step: lr must be above 0 and num_epochs 1 or more")
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -133,6 +133,7 @@ class Mixture(nn.Module):
         self._tables: dict[int, LikelihoodTables] = {}
         self._statistics: dict[int, SufficientStatistics] = {}
         self.total_size = 1.0
+        self.register_load_state_dict_post_hook(lambda module, _: module.forget_tables())
 
     def attach(self, basis: Basis, total_size: float) -> Mixture:
         """Work on the data set of ``basis``, whose size factors sum to ``total_size``."""
@@ -164,10 +165,6 @@ class Mixture(nn.Module):
     def copy_for(self, fold: int) -> int:
         """The copy that has not seen cells of ``fold``; the one of all cells for fold -1 (new cells)."""
         return fold if 0 <= fold < self.settings.n_copies - 1 else self.settings.n_copies - 1
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self._tables.clear()
-        return super().load_state_dict(*args, **kwargs)
 
     def forget_tables(self) -> None:
         """To be called where parameters were changed from outside."""

@@ -33,6 +33,7 @@ from nbmix.start.base import check_components
 
 log = logging.getLogger(__name__)
 
+UNIT_RATIO = 30.0  # between medians of size factors: more is no difference in sequencing depth
 VERSIONS = ("nbmix", "torch", "pytorch-lightning", "numpy", "scipy", "anndata")
 
 
@@ -53,7 +54,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         cfg.trainer,
         multirun=HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN,
         callbacks=[instantiate(c) for c in cfg.callbacks.values()] if cfg.task == "fit" else [],
-        logger=instantiate(cfg.logger) if cfg.task == "fit" else None,
     )
     if not trainer.is_global_zero:
         logging.getLogger().setLevel(logging.ERROR)  # rank 0 says it
@@ -78,6 +78,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, MixtureModule]:
     """Fit the model that the config names to its data."""
+    if cfg.data.min_counts < 1:
+        raise InputError(
+            f"data.min_counts={cfg.data.min_counts}: must be 1 or more, for a silent gene has no fit"
+        )
     data: CountsDataModule = instantiate(
         cfg.data, folds=cfg.model.get("folds", 1), shuffle=model_class(cfg).shuffle
     )
@@ -89,7 +93,8 @@ def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, Mixture
         state = start(data.training_data, model.mixture.settings, np.random.default_rng(cfg.seed))
         model.begin(state, data)
     else:
-        check_resumable(load_checkpoint(cfg.ckpt_path), model, f"ckpt_path={cfg.ckpt_path}")
+        check_resumable(load_checkpoint(cfg.ckpt_path), model, data, f"ckpt_path={cfg.ckpt_path}")
+    trainer.loggers = [instantiate(cfg.logger)]  # now that all input is known to be good
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     return data, model
 
@@ -101,14 +106,28 @@ def prepare_prediction(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsData
     checkpoint = load_checkpoint(cfg.ckpt_path)
     if checkpoint.model != model_class(cfg).kind:
         raise InputError(f"ckpt_path={cfg.ckpt_path}: set model={checkpoint.model}, which it was saved by")
-    data: CountsDataModule = instantiate(cfg.data, folds=1, shuffle=False, validation_share=0.0)
+    # a gene that is silent in the new cells is seen all the same
+    data: CountsDataModule = instantiate(cfg.data, folds=1, shuffle=False, validation_share=0.0, min_counts=0)
     data.setup()
     model = restore(checkpoint)
     there, here = align_to_genes(checkpoint.gene_names, data.data.gene_names, f"ckpt_path={cfg.ckpt_path}")
     model.n_genes_missing = len(checkpoint.gene_names) - len(there)
     model.restrict_genes(there)
     data.use(data.data.select_genes(here))
+    compare_size_factors(checkpoint.median_size_factor, data.data.size_factors)
     return data, model
+
+
+def compare_size_factors(fitted: float, size_factors: np.ndarray) -> None:
+    """Warn where new cells' size factors seem to be in another unit than those of the fit."""
+    here = float(np.median(size_factors))
+    if here > 0 and fitted > 0 and not 1 / UNIT_RATIO < here / fitted < UNIT_RATIO:
+        log.warning(
+            "size factors have a median of %.3g, those of the fit had %.3g: set data.size_factor_key to the "
+            "same kind of column as in the fit",
+            here,
+            fitted,
+        )
 
 
 def model_class(cfg: DictConfig) -> type[MixtureModule]:

@@ -46,8 +46,8 @@ class SufficientStatistics:
     ) -> SufficientStatistics:
         """Statistics of one batch with cell weights ``q`` (cells, K); the products run in ``dtype``."""
         weights = basis.nodes.weights(batch.size_factors)
-        n_cells, n_components = q.shape
-        spread = (weights[:, :, None] * q.double()[:, None, :]).view(n_cells, -1)  # (cells, M K)
+        n_components = q.shape[1]
+        spread = (weights[:, :, None] * q.double()[:, None, :]).flatten(1)  # (cells, M K)
         rate = batch.counts_t.matmul(spread.to(dtype))
         return cls(
             rate.T.double().reshape(weights.shape[1], n_components, -1),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from nbmix.errors import InputError
@@ -65,7 +66,8 @@ def build_trainer(
             f"trainer.processes={processes} is for the CPU; trainer.gpus={gpus} runs one process a GPU"
         )
     devices = (available if gpus == -1 else gpus) or processes
-    if multirun and devices * num_nodes > 1:
+    launched_from_outside = TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+    if multirun and devices * num_nodes > 1 and not launched_from_outside:
         raise InputError(
             f"-m with {devices * num_nodes} processes a trial: every process would start the sweep again; "
             "use one device a trial, or torchrun, or the submitit launcher with tasks_per_node = devices"

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from nbmix.components import Components, expected_log_likelihood
-from nbmix.products import CellBatch
+from nbmix.data.simulate import simulated_count_data
+from nbmix.products import Basis, CellBatch
 from nbmix.statistics import SufficientStatistics
 from tests.conftest import make_problem, reference_log_likelihood
 
@@ -115,3 +116,16 @@ def test_weights_of_any_sign_are_collected_as_well(problem, generator):
     got = expected_log_likelihood(collect(problem, q), problem.basis, components) + problem.batch.constant @ q
     dense = reference_log_likelihood(problem.counts.toarray(), problem.size_factors, *components)
     torch.testing.assert_close(got, (q * torch.from_numpy(dense)).sum(0), rtol=1e-7, atol=1e-6)
+
+
+def test_a_batch_without_cells_adds_nothing():
+    data = simulated_count_data(20, 10, 2)
+    basis = Basis.of(data.counts, data.size_factors)
+    batch = CellBatch.build(data.counts[:0], data.size_factors[:0], basis.levels)
+    nothing = SufficientStatistics.collect(batch, basis, torch.zeros(0, 2, dtype=torch.float64))
+    assert all(
+        torch.equal(mine, zeros)
+        for mine, zeros in zip(
+            nothing.tensors(), SufficientStatistics.zeros(basis, 2, "cpu").tensors(), strict=True
+        )
+    )

@@ -37,7 +37,7 @@ def make_count_data(
     """Check one annotated matrix and keep what the model reads of it.
 
     Size factors default to the row sums s_i = sum_j x_ij of the chosen matrix, taken before the
-    gene filter. Empty cells stay, with a warning in the log; silent genes never do.
+    gene filter. Empty cells stay, with a warning in the log.
 
     Args:
         adata: (cells, genes), in memory or backed; not modified.
@@ -46,13 +46,14 @@ def make_count_data(
         layer: of ``adata.layers``; None for ``X``.
         size_factor_key: column of ``obs``: molecules, finite, positive for every cell with counts.
         prior_key: entry of ``obsm``: (cells, components) weights, rows summing to 1.
-        min_counts: genes need at least this many counts over all cells; 1 or more.
+        min_counts: genes need at least this many counts over all cells; 0 keeps silent genes, whose zeros
+            tell something about new cells, for a prediction.
 
     Raises:
         InputError: one line that names the file and the field, and says what to do.
     """
-    if min_counts < 1:
-        raise InputError(f"data.min_counts={min_counts}: must be 1 or more, for a silent gene has no fit")
+    if min_counts < 0:
+        raise InputError(f"data.min_counts={min_counts}: must be 0 or more")
     counts = check_counts(
         _choose_matrix(adata, where, layer),
         f"{where}: {'X' if layer is None else f'layer {layer!r}'}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -139,6 +140,12 @@ class CountsDataModule(pl.LightningDataModule):
         return self.data if not self.validation_rows.size else self.data.select_cells(self.training_rows)
 
     @property
+    def fingerprint(self) -> str:
+        """Of the training cells, their order and their folds: what a fit may only go on with."""
+        content = repr((self.seed, self.folds, self.data.cell_names[self.training_rows].tolist()))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
@@ -177,8 +184,9 @@ class CountsDataModule(pl.LightningDataModule):
         else:
             training = self._training_blocks()
         held_out = [(-1, r) for r in shard(self.validation_rows, 4096, rank, world_size)]
-        blocks = [block for block in (*training.blocks, *held_out) if block[1].size]
-        return DataLoader(PreparedBatches(self._cells, blocks), batch_size=None)
+        everything = PreparedBatches(self._cells, [*training.blocks, *held_out])
+        everything.made = dict(training.made)  # the first ones are those
+        return DataLoader(everything, batch_size=None)
 
 
 def _check_size_factor_range(size_factors: np.ndarray) -> None:
@@ -202,6 +210,8 @@ def from_h5ad(path: str | os.PathLike[str] | None, *, seed: int = 0, **settings:
 def from_zheng(mixture: str, *, seed: int = 0, **settings: Any) -> CountsDataModule:
     """Sorted populations, "mix2" to "mix10"; ``settings`` of ``read_zheng`` and ``CountsDataModule``."""
     batches, reading = _split(settings)
+    if mixture not in MIXTURES:
+        raise InputError(f"data.mixture={mixture}: choose one of {', '.join(MIXTURES)}")
     populations = MIXTURES[mixture]
     return CountsDataModule(lambda: read_zheng(populations, seed=seed, **reading), seed=seed, **batches)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 import wandb
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
@@ -139,7 +140,7 @@ class LabelScores(pl.Callback):
     """Logs agreement with known labels while the fit runs; reads what the fit says and changes nothing.
 
     ``label/cross_entropy`` is that of labels and responsibilities in nats per cell, components matched
-    one-to-one with labels; ``label/ari`` is the adjusted Rand index. Each rank scores its own cells.
+    one-to-one with labels; ``label/ari`` is the adjusted Rand index.
     """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -154,8 +155,15 @@ class LabelScores(pl.Callback):
             self._responsibilities.append(outputs["responsibilities"].double().cpu().numpy())
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not self._labels:
+        parts = [(self._labels, self._responsibilities)]
+        if trainer.world_size > 1:
+            shards: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shards, parts[0])
+            parts = shards
+        labels = [x for part in parts for x in part[0]]
+        if not labels:
             return
-        scores = clustering_metrics(np.concatenate(self._labels), np.concatenate(self._responsibilities))
+        responsibilities = np.concatenate([x for part in parts for x in part[1]])
+        scores = clustering_metrics(np.concatenate(labels), responsibilities)
         logged = {"label/cross_entropy": scores["log_loss"], "label/ari": scores["ari"]}
         module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)

@@ -162,6 +162,7 @@ def draw(results: Results, max_umap_cells: int) -> dict[str, Figure]:
         ),
     }
     if results.model.objective:
+        # EM's first iteration may begin at responsibilities, and then has no objective
         first = results.model.n_iterations - len(results.model.objective) + 1
         iterations = range(first, first + len(results.model.objective))
         series = {results.model.objective_name: results.model.objective}

@@ -3,6 +3,7 @@
 import numpy as np
 
 from nbmix.checkpoint import Checkpoint, load_checkpoint
+from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.models.amortized import AmortizedMixture
 from nbmix.models.base import MixtureModule, Prediction
@@ -20,8 +21,15 @@ def restore(checkpoint: Checkpoint) -> MixtureModule:
     return module
 
 
-def check_resumable(checkpoint: Checkpoint, model: MixtureModule, where: str) -> None:
-    """Raise ``InputError`` unless ``model`` can go on from ``checkpoint``."""
+# settings that say how far or how fast a fit goes, not what it is
+FREE_TO_CHANGE = ("tolerance", "patience", "lr", "components_lr", "encoder_epochs")
+
+
+def check_resumable(checkpoint: Checkpoint, model: MixtureModule, data: CountsDataModule, where: str) -> None:
+    """Raise ``InputError`` unless ``model`` can go on from ``checkpoint`` with ``data``.
+
+    With another split, cells that were fitted would count as held out.
+    """
     advice = "to go on, give the model and data of that fit"
     if checkpoint.model != model.kind:
         raise InputError(f"{where}: is of model={checkpoint.model}; {advice}")
@@ -30,10 +38,17 @@ def check_resumable(checkpoint: Checkpoint, model: MixtureModule, where: str) ->
             f"{where}: was fitted to {len(checkpoint.gene_names)} genes that are not the "
             f"{len(model.gene_names)} of the data; {advice}"
         )
-    here = model.state_dict()
-    if any(name not in here or here[name].shape != value.shape for name, value in checkpoint.state.items()):
-        other = [f"model.{k}={v}" for k, v in checkpoint.settings.items() if model.plain[k] != v]
+    other = [
+        f"model.{name}={value}"
+        for name, value in checkpoint.settings.items()
+        if name not in FREE_TO_CHANGE and model.plain[name] != value
+    ]
+    if other:
         raise InputError(f"{where}: was fitted with {' '.join(other)}; {advice}")
+    if checkpoint.cells != data.fingerprint:
+        raise InputError(
+            f"{where}: was fitted to other cells, or to another split of them; {advice} and its seed"
+        )
 
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,34 @@ from nbmix.products import CellBatch
 from nbmix.start.base import StartState, new_mixture, prepare
 
 LEAST_LOG_PRIOR = math.log(torch.finfo(torch.float64).tiny)
+
+
+class ElboTerms(NamedTuple):
+    """Of a batch, (cells, K) each, in nats: ln q, the component log likelihood, and ln pi."""
+
+    log_q: Tensor
+    log_likelihood: Tensor
+    log_prior: Tensor
+
+    @property
+    def log_joint(self) -> Tensor:
+        """(cells, K) l_ik + ln pi_k."""
+        return self.log_likelihood + self.log_prior
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """What the ELBO is the sum of, (cells,) each."""
+        q = self.log_q.exp()
+        return {
+            "expected_log_likelihood": (q * self.log_likelihood).sum(1),
+            "log_prior": (q * self.log_prior).sum(1),
+            "entropy": -(q * self.log_q).sum(1),
+        }
+
+    @property
+    def elbo(self) -> Tensor:
+        """(cells,)."""
+        return (self.log_q.exp() * (self.log_joint - self.log_q)).sum(1)
 
 
 class AmortizedMixture(MixtureModule):
@@ -88,15 +116,16 @@ class AmortizedMixture(MixtureModule):
         self.mixture.log_weights.requires_grad_(train_components and weights == "learned")
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
-        components = start.components
+        components, log_weights = start.components, start.log_weights
         if components is None:
             assert start.responsibilities is not None
             training = data.training_data
             basis, batches = prepare(training, 1, np.random.default_rng(0))
             fitted = new_mixture(training, self.mixture.settings, basis)
             run_em(fitted, batches, responsibilities=start.responsibilities, max_iterations=1)
-            components = fitted.components()
-        self.mixture.set_components(components)
+            components, log_weights = fitted.components(), fitted.log_weights.data[-1]
+        learned = self.mixture.settings.weights == "learned"
+        self.mixture.set_components(components, log_weights if learned else None)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [{"params": list(self.encoder.parameters()), "lr": self.lr}]
@@ -104,11 +133,9 @@ class AmortizedMixture(MixtureModule):
             groups.append({"params": trained, "lr": self.components_lr})
         return torch.optim.Adam(groups)
 
-    def elbo_parts(self, batch: CellBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """ln q (cells, K), and per cell, in nats: expected_log_likelihood, log_prior, entropy."""
+    def terms(self, batch: CellBatch) -> ElboTerms:
+        """All that the ELBO of a batch is made of."""
         mixture = self.mixture
-        log_q = self.encoder(batch.counts).double()
-        q = log_q.exp()
         log_likelihood = differentiable_log_likelihood(
             mixture.log_mean[0], mixture.log_inv_disp[0], batch, mixture.basis, mixture.settings.torch_dtype
         )
@@ -116,33 +143,41 @@ class AmortizedMixture(MixtureModule):
             log_prior = torch.log_softmax(mixture.log_weights[0], 0)
         else:  # the encoder cannot say 0, so a given prior of 0 counts as the smallest positive number
             log_prior = mixture.log_prior(batch).clamp(min=LEAST_LOG_PRIOR)
-        return log_q, {
-            "expected_log_likelihood": (q * log_likelihood).sum(1),
-            "log_prior": (q * log_prior).sum(1),
-            "entropy": -(q * log_q).sum(1),
-            "log_joint": log_likelihood + log_prior,
-        }
+        log_q = self.encoder(batch.counts).double()
+        # a cell without counts tells nothing: it gets the prior, whatever the encoder makes of zeros
+        empty = (batch.counts.indptr.diff() == 0)[:, None]
+        log_q = torch.where(empty, log_prior.detach().expand_as(log_q), log_q)
+        return ElboTerms(log_q, log_likelihood, log_prior.expand_as(log_q))
 
     def on_train_epoch_start(self) -> None:
         self._sums: dict[str, float] = {}
         self._cells = 0
 
     def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
-        log_q, parts = self.elbo_parts(batch)
-        log_joint = parts.pop("log_joint")
-        elbo = sum(parts.values(), torch.zeros(()))
-        if self.current_epoch < self.encoder_epochs:
+        terms = self.terms(batch)
+        if self._encoder_alone:
+            posterior = torch.softmax(terms.log_joint.detach(), 1)
             # the components' share is zero, not absent, as data-parallel training wants
-            posterior = torch.softmax(log_joint.detach(), 1)
-            loss = -(posterior * log_q).sum() + 0.0 * log_joint.sum()
+            share = sum((0.0 * p.sum() for p in self.mixture.parameters()), torch.zeros(()))
+            loss = share - (posterior * terms.log_q).sum()
         else:
-            loss = -elbo.sum()
+            loss = -terms.elbo.sum()
         self._cells += batch.n_cells
-        for name, value in {**parts, "elbo": elbo}.items():
+        for name, value in {**terms.parts, "elbo": terms.elbo}.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum())
-        return {"loss": loss / max(1, batch.n_cells), "responsibilities": log_q.detach().exp()}
+        if batch_idx + 1 == self.trainer.num_training_batches:
+            self._finish_epoch()
+        return {"loss": loss / max(1, batch.n_cells), "responsibilities": terms.log_q.detach().exp()}
+
+    @property
+    def _encoder_alone(self) -> bool:
+        return self.current_epoch < self.encoder_epochs
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._encoder_alone:
+            for parameter in self.mixture.parameters():
+                parameter.grad = None  # else Adam would count its steps, and average in zeros
+
         def norm(*parameters: Tensor) -> Tensor:
             grads = [p.grad.norm() for p in parameters if p.grad is not None]
             return torch.stack(grads).norm() if grads else torch.zeros(())
@@ -164,7 +199,7 @@ class AmortizedMixture(MixtureModule):
         mixture.log_weights.sub_(mixture.log_weights.logsumexp(1, keepdim=True))
         mixture.forget_tables()
 
-    def on_train_epoch_end(self) -> None:
+    def _finish_epoch(self) -> None:
         names = list(self._sums)
         *sums, n_cells = self.sum_over_ranks(*self._sums.values(), self._cells)
         means = {name: value / n_cells for name, value in zip(names, sums, strict=True)}
@@ -174,18 +209,18 @@ class AmortizedMixture(MixtureModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["amortized"] = {"objective": self.objective}
+        checkpoint["amortized"] = {"objective": self.objective, "n_iterations": self.n_iterations}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.objective = checkpoint["amortized"]["objective"]
+        self.n_iterations = checkpoint["amortized"]["n_iterations"]
 
     @torch.no_grad()
     def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
-        log_q, parts = self.elbo_parts(batch)
-        log_likelihood = torch.logsumexp(parts.pop("log_joint"), 1)
+        terms = self.terms(batch)
+        log_likelihood = torch.logsumexp(terms.log_joint, 1)
         missing = torch.full_like(log_likelihood, torch.nan)
-        elbo = sum(parts.values(), torch.zeros(()))
-        return Prediction(batch.rows, log_q.exp(), log_likelihood, missing, elbo)
+        return Prediction(batch.rows, terms.log_q.exp(), log_likelihood, missing, terms.elbo)
 
     def restrict_genes(self, positions: np.ndarray) -> None:
         super().restrict_genes(positions)

@@ -64,19 +64,26 @@ class MixtureModule(pl.LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        data: CountsDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         self.mixture.attach(data.basis, float(data.data.size_factors[data.training_rows].sum()))
+
+    @property
+    def data(self) -> CountsDataModule:
+        """The cells that the trainer works on."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[SECTION] = {
             "model": self.kind,
             "settings": self.plain,
             "gene_names": self.gene_names.tolist(),
+            "median_size_factor": float(np.median(self.data.training_data.size_factors)),
+            "cells": self.data.fingerprint,
         }
 
     def restrict_genes(self, positions: np.ndarray) -> None:
         """Keep the genes at ``positions`` alone, for data that lacks the others."""
-        for name in ("log_mean", "log_inv_disp"):
+        for name in ("log_mean", "log_inv_disp"):  # a prior is of no use any more
             kept = getattr(self.mixture, name).data[..., torch.from_numpy(positions)]
             setattr(self.mixture, name, torch.nn.Parameter(kept))
         self.gene_names = self.gene_names[positions]
@@ -87,6 +94,14 @@ class MixtureModule(pl.LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(total)
         return total.tolist()
+
+    def from_first_rank(self, tensor: Tensor) -> Tensor:
+        """The values that rank 0 has, on every rank; on the device of ``tensor``."""
+        if self.trainer.world_size == 1:
+            return tensor
+        sent = tensor.to(self.device, copy=True)
+        torch.distributed.broadcast(sent, src=0)
+        return sent.to(tensor.device)
 
     def log_epoch(self, values: dict[str, float]) -> None:
         """Log numbers that are already those of the whole epoch and of all ranks."""

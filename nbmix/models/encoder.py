@@ -29,8 +29,8 @@ class SparseEncoder(nn.Module):
     def forward(self, counts: CsrMatrix) -> Tensor:
         """(cells, genes) counts -> (cells, K) log probabilities, float32."""
         assert counts.values is not None
-        if counts.indices.numel() == 0:
-            hidden = self.first_bias.expand(counts.n_rows, -1)
+        if counts.indices.numel() == 0:  # still a function of all weights, as data-parallel training wants
+            hidden = self.first_bias + self.first[:0].sum(0) + self.first_bias.new_zeros(counts.n_rows, 1)
         else:
             hidden = self.first_bias + embedding_bag(
                 counts.indices,

@@ -69,7 +69,8 @@ class MixtureEM(MixtureModule):
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         if start.components is not None:
-            self.mixture.set_components(start.components)
+            learned = self.mixture.settings.weights == "learned"
+            self.mixture.set_components(start.components, start.log_weights if learned else None)
         if start.responsibilities is not None:
             rows = torch.from_numpy(data.training_rows)
             self._start = torch.zeros(data.data.n_cells, start.responsibilities.shape[1], dtype=torch.float64)
@@ -105,6 +106,11 @@ class MixtureEM(MixtureModule):
         self._changed += int((self._assigned[rows] != now).sum())
         self._assigned[rows] = now
 
+    def on_train_start(self) -> None:
+        self.trainer.should_stop = bool(self.converged)  # a resumed fit that had converged
+        if self._start is not None:
+            self._start = self.from_first_rank(self._start)
+
     def _finish_iteration(self, warm: bool) -> None:
         penalty = 0.0
 
@@ -114,6 +120,10 @@ class MixtureEM(MixtureModule):
 
         optimizer = self.optimizers()
         optimizer.step(m_step)  # type: ignore[union-attr, arg-type]
+        # ranks took the same M step, but not to the last bit: GPUs add up in any order
+        for tensor in self.mixture.state_dict().values():
+            tensor.copy_(self.from_first_rank(tensor))
+        penalty = float(self.from_first_rank(torch.tensor(penalty, dtype=torch.float64)))
         self.n_iterations = self.current_epoch + 1
         total, n_cells, changed = self.sum_over_ranks(self._total, self._cells, self._changed)
         logged = {"changed": changed / n_cells, "iteration": float(self.current_epoch + 1)}
@@ -144,6 +154,7 @@ class MixtureEM(MixtureModule):
             "best": self.stopping.best,
             "waited": self.stopping.waited,
             "converged": self.converged,
+            "n_iterations": self.n_iterations,
             "assigned": self._assigned,
         }
 
@@ -157,6 +168,7 @@ class MixtureEM(MixtureModule):
             )
         self.objective, self.converged, self._assigned = em["objective"], em["converged"], em["assigned"]
         self.stopping.best, self.stopping.waited = em["best"], em["waited"]
+        self.n_iterations = em["n_iterations"]
         self._start = None
 
 

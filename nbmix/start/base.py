@@ -19,10 +19,14 @@ BLOCK_SIZE = 4096
 
 
 class StartState(NamedTuple):
-    """Where a fit begins: responsibilities of the cells (cells, K), or components, or both."""
+    """Where a fit begins: responsibilities of the cells (cells, K), or components, or both.
+
+    ``log_weights`` (K,) may come with components.
+    """
 
     responsibilities: Tensor | None = None
     components: Components | None = None
+    log_weights: Tensor | None = None
 
 
 class Start(Protocol):

@@ -48,6 +48,11 @@ class KMeansStart:
     n_pcs: int = 20
     n_init: int = 10
 
+    def __post_init__(self) -> None:
+        for name in ("n_pcs", "n_init"):
+            if getattr(self, name) < 1:
+                raise InputError(f"start.{name}={getattr(self, name)}: must be 1 or more")
+
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
     ) -> StartState:
@@ -78,6 +83,8 @@ class TopicsStart:
     def __post_init__(self) -> None:
         if self.use not in ("responsibilities", "means"):
             raise InputError(f"start.use={self.use}: choose responsibilities or means")
+        if self.iterations < 1:
+            raise InputError(f"start.iterations={self.iterations}: must be 1 or more")
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -86,7 +93,9 @@ class TopicsStart:
         if self.use == "responsibilities":
             return StartState(torch.from_numpy(weights))
         floor = lowest_log_mean(float(data.size_factors.sum()))
-        log_mean = torch.log(torch.from_numpy(topics)).clamp(min=floor)
+        # a topic is a mean per count; size factors may be in another unit
+        unit = float(data.counts.sum(dtype=np.float64)) / float(data.size_factors.sum())
+        log_mean = torch.log(unit * torch.from_numpy(topics)).clamp(min=floor)
         return StartState(components=Components(log_mean, torch.full_like(log_mean, START_LOG_INV_DISP)))
 
     def fit(

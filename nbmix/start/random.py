@@ -77,6 +77,8 @@ class RandomStart:
             scores.append(score)
             if score > best_score:
                 best_score = score
-                best = StartState(q if seen is data else None, mixture.components())
+                best = StartState(
+                    q if seen is data else None, mixture.components(), mixture.log_weights.data[-1]
+                )
         log.info("random starts, held-out log likelihood per cell: %s", np.round(scores, 3).tolist())
         return best

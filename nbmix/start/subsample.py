@@ -12,7 +12,6 @@ from nbmix.mixture import MixtureSettings, run_em
 from nbmix.start.base import (
     Start,
     StartState,
-    check_components,
     choose_cells,
     new_mixture,
     prepare,
@@ -46,15 +45,18 @@ class SubsampleStart:
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
     ) -> StartState:
         seen = choose_cells(data, self.n_cells, generator)
-        check_components(seen, settings)
+        if settings.n_components > seen.n_cells:
+            raise InputError(
+                f"start.n_cells={seen.n_cells}: too few for model.n_components={settings.n_components}"
+            )
         settings = replace(settings, folds=min(self.folds, seen.n_cells))
         begin = self.inner(seen, settings, generator)
         basis, batches = prepare(seen, settings.folds, generator)
         mixture = new_mixture(seen, settings, basis)
         if begin.components is not None:
-            mixture.set_components(begin.components)
+            mixture.set_components(begin.components, begin.log_weights)
         run_em(mixture, batches, responsibilities=begin.responsibilities, max_iterations=self.iterations)
-        return StartState(components=mixture.components())
+        return StartState(components=mixture.components(), log_weights=mixture.log_weights.data[-1])
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ def with_obs(column: str, values: list) -> ad.AnnData:
         (bad_prior([[0.5, 0.6], [1, 0], [1, 0]]), {"prior_key": "w"}, "rows that do not sum to 1"),
         (bad_prior(np.ones((3, 1, 2))), {"prior_key": "w"}, "has shape (3, 1, 2)"),
         (bad_prior([["x", "y"]] * 3), {"prior_key": "w"}, "does not hold numbers"),
-        (example(), {"min_counts": 0}, "data.min_counts=0: must be 1 or more"),
+        (example(), {"min_counts": -1}, "data.min_counts=-1: must be 0 or more"),
         (example(), {"min_counts": 7}, "no gene has data.min_counts=7 counts (the largest total is 6)"),
         (example(np.zeros((3, 4))), {}, "adata: every cell is empty"),
     ],

@@ -27,3 +27,10 @@ def test_cells_without_counts():
     log_q = encoder(CsrMatrix.from_scipy(sp.csr_matrix((2, 12), dtype=np.float32)))
     assert torch.equal(log_q[0], log_q[1])
     torch.testing.assert_close(log_q.exp().sum(1), torch.ones(2))
+
+
+def test_a_batch_without_counts_still_depends_on_every_weight():
+    encoder = SparseEncoder(12, 3)
+    encoder(CsrMatrix.from_scipy(sp.csr_matrix((2, 12), dtype=np.float32))).sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    assert encoder.first.grad.abs().sum() == 0

@@ -28,6 +28,15 @@ def test_finds_the_groups_of_a_simulation(make):
     assert adjusted_rand_score(data.labels, q.argmax(1).numpy()) == 1
 
 
+def test_topics_as_means_are_in_the_unit_of_the_size_factors():
+    data = small_data()
+    relative = replace(data, size_factors=data.size_factors / data.size_factors.mean())
+    for cells in (data, relative):
+        means = TopicsStart("means")(cells, MixtureSettings(2), generator()).components.log_mean.exp()
+        expected = means.sum(1).mean().item() * cells.size_factors.sum()
+        assert expected == pytest.approx(data.counts.sum(), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "make", [KMeansStart(), TopicsStart(), TopicsStart("means")], ids=["kmeans", "topics", "topics-means"]
 )

@@ -102,7 +102,13 @@ def checkpoint(tmp_path):
         Components(torch.rand(shape, generator=draw) - 9, torch.rand(shape, generator=draw))
     )
     content = {"state_dict": model.state_dict()}
-    content[SECTION] = {"model": "em", "settings": model.plain, "gene_names": model.gene_names.tolist()}
+    content[SECTION] = {
+        "model": "em",
+        "settings": model.plain,
+        "gene_names": model.gene_names.tolist(),
+        "median_size_factor": 1e3,
+        "cells": "",
+    }
     torch.save(content, tmp_path / "a.ckpt")
     return str(tmp_path / "a.ckpt"), model
 

@@ -39,7 +39,7 @@ def test_components_of_a_part_divide_the_whole(folds, inner):
 
 
 def test_no_more_components_than_cells_of_the_part():
-    with pytest.raises(InputError, match=r"model\.n_components=5: there are only 4 cells"):
+    with pytest.raises(InputError, match=r"start\.n_cells=4: too few for model\.n_components=5"):
         SubsampleStart(n_cells=4)(small_data(), MixtureSettings(5), generator())
 
 
