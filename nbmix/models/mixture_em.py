@@ -101,7 +101,7 @@ class MixtureEM(MixtureModule):
     def _count_changes(self, batch: CellBatch, q: Tensor) -> None:
         rows, now = batch.rows.cpu(), q.argmax(1).cpu()
         if not hasattr(self, "_assigned"):
-            n_cells = self.trainer.datamodule.data.n_cells  # type: ignore[attr-defined]
+            n_cells = self.data.data.n_cells
             self._assigned = torch.full((n_cells,), -1)
         self._changed += int((self._assigned[rows] != now).sum())
         self._assigned[rows] = now
@@ -160,7 +160,7 @@ class MixtureEM(MixtureModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         em = checkpoint["em"]
-        n_cells = self.trainer.datamodule.data.n_cells  # type: ignore[attr-defined]
+        n_cells = self.data.data.n_cells
         if len(em["assigned"]) != n_cells:
             raise InputError(
                 f"ckpt_path: was saved in a fit of {len(em['assigned'])} cells, the data has {n_cells}; "
