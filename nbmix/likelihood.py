@@ -23,6 +23,7 @@ from nbmix.statistics import SufficientStatistics
 class _BatchLogLikelihood(torch.autograd.Function):
     """``batch_log_likelihood``, whose backward pass is the statistics product and the M step's gradient."""
 
+    # torch declares both as (ctx, *args, **kwargs) and means them to be narrowed
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, basis: Basis, dtype: torch.dtype

@@ -91,7 +91,7 @@ def objective_trace(iterations: Sequence[int], series: Mapping[str, Sequence[flo
     axes.set_xlabel("iteration")
     axes.set_ylabel("nats per cell")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.grid(alpha=0.25)
     _bare(axes)
     if series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -59,9 +60,9 @@ class MixtureModule(pl.LightningModule):
         self.mixture = Mixture(len(self.gene_names), settings)
         self.objective = []
 
+    @abstractmethod
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         """Take a start made from the training cells of ``data``."""
-        raise NotImplementedError
 
     def setup(self, stage: str) -> None:
         data = self.data
@@ -70,6 +71,7 @@ class MixtureModule(pl.LightningModule):
     @property
     def data(self) -> CountsDataModule:
         """The cells that the trainer works on."""
+        # Lightning sets the attribute without declaring it
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

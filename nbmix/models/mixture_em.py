@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from nbmix.components import MStep, NewtonMStep
@@ -114,12 +115,14 @@ class MixtureEM(MixtureModule):
     def _finish_iteration(self, warm: bool) -> None:
         penalty = 0.0
 
-        def m_step() -> None:
+        def m_step() -> float:
             nonlocal penalty
             penalty = self.mixture.m_step(warm=warm, reduce=self.trainer.world_size > 1)
+            return penalty
 
         optimizer = self.optimizers()
-        optimizer.step(m_step)  # type: ignore[union-attr, arg-type]
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.step(m_step)
         # ranks took the same M step, but not to the last bit: GPUs add up in any order
         for tensor in self.mixture.state_dict().values():
             tensor.copy_(self.from_first_rank(tensor))
@@ -178,6 +181,6 @@ class MStepOptimizer(torch.optim.Optimizer):
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         super().__init__(parameters, {})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        if closure is not None:
-            closure()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        # torch declares overloads for the two cases
+        return None if closure is None else closure()
