@@ -14,12 +14,14 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from nbmix.errors import InputError
-from nbmix.products import WIDEST_SOFTPLUS, Basis
+from nbmix.kernels import N_CURVES, curvature_rows, newton_rows, over_rows, slope_rows
+from nbmix.products import GENES_AT_ONCE, WIDEST_SOFTPLUS, Basis, LikelihoodTables, padded_nodes
 from nbmix.special import level_curve, tail_curve
 from nbmix.statistics import SufficientStatistics
 
@@ -37,7 +39,7 @@ class Components(NamedTuple):
 
 
 class Curvature(NamedTuple):
-    """Value, gradient and Hessian of Q at (a, b), elementwise."""
+    """Value, gradient and Hessian of Q at (a, b), elementwise, in nats."""
 
     value: Tensor
     grad_a: Tensor
@@ -97,17 +99,17 @@ class ExpectedLogLikelihood:
         cls, statistics: SufficientStatistics, basis: Basis, prior: GenePrior | None = None
     ) -> ExpectedLogLikelihood:
         """The problems of all components and genes, component by component."""
-        n_nodes, n_components, n_genes = statistics.rate.shape
+        n_genes, n_components, n_nodes = statistics.rate.shape
         levels = basis.levels
         offset = torch.arange(n_components, device=levels.gene.device) * n_genes
-        weight = levels.reaching(statistics.pair)  # (low pairs, K)
+        weight = levels.reaching(statistics.pair) * (levels.level > 0)[:, None]  # (low pairs, K)
         low, low_k = torch.nonzero(weight, as_tuple=True)
         high_weight = statistics.pair[levels.n_low :]
         high, high_k = torch.nonzero(high_weight, as_tuple=True)
         return cls(
             basis.nodes.log_nodes,
-            statistics.rate.reshape(n_nodes, -1),
-            statistics.node[:, :, None].expand(-1, -1, n_genes).reshape(n_nodes, -1),
+            statistics.rate.permute(2, 1, 0).reshape(n_nodes, -1),
+            statistics.node.T[:, :, None].expand(-1, -1, n_genes).reshape(n_nodes, -1),
             levels.gene[low] + offset[low_k],
             levels.level[low],
             weight[low, low_k],
@@ -170,6 +172,56 @@ class ExpectedLogLikelihood:
         return Curvature(value, grad_a, grad_b, hess_aa, bent - zero_share, hess_bb)
 
 
+def curvature(
+    statistics: SufficientStatistics, basis: Basis, components: Components, prior: GenePrior | None = None
+) -> Curvature:
+    """Q, and the log density of a prior, with gradient and Hessian at ``components``: (K, genes) each."""
+    shape = components.log_mean.shape
+    if components.log_mean.device.type != "cpu":
+        problem = ExpectedLogLikelihood.of(statistics, basis, prior)
+        flat = problem.curvature(*(t.double().flatten() for t in components))
+        return Curvature(*(t.view(shape) for t in flat))
+    out = torch.empty(N_CURVES, *shape, dtype=torch.float64)
+    a, b = (t.detach().double().contiguous().numpy() for t in components)
+    arguments = _kernel_arguments(statistics, basis, prior)
+    over_rows(curvature_rows, shape[1], GENES_AT_ONCE, a, b, *arguments, out.numpy())
+    return Curvature(*out)
+
+
+def slope(
+    statistics: SufficientStatistics, basis: Basis, components: Components, tables: LikelihoodTables
+) -> tuple[Tensor, Tensor]:
+    """Gradient of Q in ln mu and ln r, (K, genes) each, at the components that ``tables`` were made of."""
+    if components.log_mean.device.type != "cpu":
+        found = curvature(statistics, basis, components)
+        return found.grad_a, found.grad_b
+    out = torch.empty(2, *components.log_mean.shape, dtype=torch.float64)
+    a, b = (t.detach().double().contiguous().numpy() for t in components)
+    *arguments, _ = _kernel_arguments(statistics, basis, None)
+    over_rows(slope_rows, a.shape[1], GENES_AT_ONCE, a, b, *arguments, tables.grown.numpy(), out.numpy())
+    return out[0], out[1]
+
+
+def _kernel_arguments(
+    statistics: SufficientStatistics, basis: Basis, prior: GenePrior | None
+) -> tuple[np.ndarray, ...]:
+    """What the compiled loops of ``nbmix.kernels`` take after the components."""
+    nodes, levels = padded_nodes(basis.nodes), basis.levels
+    node = np.zeros((statistics.node.shape[0], nodes.size))
+    node[:, : statistics.node.shape[1]] = statistics.node.numpy()
+    beliefs = np.zeros((4, levels.n_genes)) if prior is None else _flat_prior(prior, 1).contiguous().numpy()
+    return (
+        nodes,
+        statistics.rate.contiguous().numpy(),
+        node,
+        statistics.pair.contiguous().numpy(),
+        levels.first.numpy(),
+        levels.high_first.numpy(),
+        levels.high_count.numpy(),
+        beliefs,
+    )
+
+
 def _flat_prior(prior: GenePrior, n_components: int) -> Tensor:
     rows = (
         prior.log_mean,
@@ -182,9 +234,7 @@ def _flat_prior(prior: GenePrior, n_components: int) -> Tensor:
 
 def expected_log_likelihood(statistics: SufficientStatistics, basis: Basis, components: Components) -> Tensor:
     """(K,) nats: sum_ij q_ik ln NB(x_ij), less what no component depends on (the batches' ``constant``)."""
-    problem = ExpectedLogLikelihood.of(statistics, basis)
-    flat = problem.value(components.log_mean.flatten(), components.log_inv_disp.flatten())
-    return flat.view_as(components.log_mean).sum(1)
+    return curvature(statistics, basis, components).value.sum(1)
 
 
 def lowest_log_mean(total_size: float) -> float:
@@ -194,8 +244,8 @@ def lowest_log_mean(total_size: float) -> float:
 
 def moment_components(statistics: SufficientStatistics, basis: Basis, total_size: float) -> Components:
     """Weighted mean rate per gene, ln(sum q x / sum q s), with a common dispersion: where Newton begins."""
-    counts = statistics.rate.sum(0).clamp(min=0)  # (K, genes)
-    size = (torch.exp(basis.nodes.log_nodes) @ statistics.node).clamp(min=torch.finfo(torch.float64).tiny)
+    counts = statistics.rate.sum(2).T.clamp(min=0)  # (K, genes)
+    size = (statistics.node @ torch.exp(basis.nodes.log_nodes)).clamp(min=torch.finfo(torch.float64).tiny)
     log_mean = torch.log(counts / size[:, None]).clamp(min=lowest_log_mean(total_size))
     return Components(log_mean, torch.full_like(log_mean, START_LOG_INV_DISP))
 
@@ -244,6 +294,40 @@ class NewtonMStep:
         total_size: float,
         prior: GenePrior | None = None,
     ) -> Components:
+        if components.log_mean.device.type == "cpu":
+            return self._compiled(statistics, basis, components, total_size, prior)
+        return self._in_torch(statistics, basis, components, total_size, prior)
+
+    def _compiled(
+        self,
+        statistics: SufficientStatistics,
+        basis: Basis,
+        components: Components,
+        total_size: float,
+        prior: GenePrior | None,
+    ) -> Components:
+        a, b = (t.double().contiguous().clone() for t in components)
+        limits = (
+            self.tolerance,
+            self.longest,
+            PLATEAU_STEP,
+            lowest_log_mean(total_size),
+            *LOG_INV_DISP_RANGE,
+        )
+        arguments = _kernel_arguments(statistics, basis, prior)
+        rows = max(1, GENES_AT_ONCE // a.shape[0])
+        over_rows(newton_rows, a.shape[1], rows, a.numpy(), b.numpy(), *arguments, limits, self.max_steps)
+        return Components(a, b)
+
+    def _in_torch(
+        self,
+        statistics: SufficientStatistics,
+        basis: Basis,
+        components: Components,
+        total_size: float,
+        prior: GenePrior | None,
+    ) -> Components:
+        """All problems at once, as a GPU wants them."""
         problem = ExpectedLogLikelihood.of(statistics, basis, prior)
         floor = lowest_log_mean(total_size)
         low_b, high_b = LOG_INV_DISP_RANGE
@@ -326,16 +410,13 @@ class GradientMStep:
         total_size: float,
         prior: GenePrior | None = None,
     ) -> Components:
-        problem = ExpectedLogLikelihood.of(statistics, basis, prior)
-        log_mean = components.log_mean.double().flatten().clone().requires_grad_()
-        log_inv_disp = components.log_inv_disp.double().flatten().clone().requires_grad_()
+        log_mean, log_inv_disp = (t.double().clone().requires_grad_() for t in components)
         optimizer = torch.optim.Adam([log_mean, log_inv_disp], lr=self.lr)
         for _ in range(self.num_epochs):
-            now = problem.curvature(log_mean.detach(), log_inv_disp.detach())
+            now = curvature(statistics, basis, Components(log_mean.detach(), log_inv_disp.detach()), prior)
             log_mean.grad, log_inv_disp.grad = -now.grad_a, -now.grad_b
             optimizer.step()
             with torch.no_grad():
                 log_mean.clamp_(min=lowest_log_mean(total_size))
                 log_inv_disp.clamp_(*LOG_INV_DISP_RANGE)
-        shape = components.log_mean.shape
-        return Components(log_mean.detach().view(shape), log_inv_disp.detach().view(shape))
+        return Components(log_mean.detach(), log_inv_disp.detach())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nbmix.checks import check_counts
-from nbmix.components import ExpectedLogLikelihood
+from nbmix.components import Components, slope
 from nbmix.errors import InputError
 from nbmix.products import Basis, CellBatch, batch_log_likelihood, likelihood_tables
 from nbmix.statistics import SufficientStatistics
@@ -30,18 +30,17 @@ class _BatchLogLikelihood(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(log_mean, log_inv_disp)
         ctx.batch, ctx.basis, ctx.dtype = batch, basis, dtype
-        return batch_log_likelihood(batch, basis, likelihood_tables(basis, log_mean, log_inv_disp, dtype))
+        ctx.tables = likelihood_tables(basis, log_mean, log_inv_disp, dtype)
+        return batch_log_likelihood(batch, basis, ctx.tables)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         log_mean, log_inv_disp = ctx.saved_tensors
         statistics = SufficientStatistics.collect(ctx.batch, ctx.basis, grad_outputs[0], ctx.dtype)
-        slope = ExpectedLogLikelihood.of(statistics, ctx.basis).curvature(
-            log_mean.double().flatten(), log_inv_disp.double().flatten()
-        )
+        grad_a, grad_b = slope(statistics, ctx.basis, Components(log_mean, log_inv_disp), ctx.tables)
         return (
-            slope.grad_a.view_as(log_mean).to(log_mean.dtype),
-            slope.grad_b.view_as(log_inv_disp).to(log_inv_disp.dtype),
+            grad_a.to(log_mean.dtype),
+            grad_b.to(log_inv_disp.dtype),
             None,
             None,
             None,
@@ -100,7 +99,7 @@ def component_log_likelihood(
     dtype = dtype or (torch.float32 if log_mean.dtype == torch.float32 else torch.float64)
     device = log_mean.device if device is None else device
     basis = Basis.of(matrix, sizes)
-    batch = CellBatch.build(matrix, sizes, basis.levels).to(device)
+    batch = CellBatch.build(matrix, sizes, basis).to(device)
     return differentiable_log_likelihood(
         log_mean.to(device), log_inv_disp.to(device), batch, basis.to(device), dtype
     )

@@ -27,11 +27,21 @@ from nbmix.components import (
 )
 from nbmix.errors import InputError
 from nbmix.prior import first_prior, update_prior
-from nbmix.products import Basis, CellBatch, LikelihoodTables, batch_log_likelihood, likelihood_tables
+from nbmix.products import (
+    NODE_TOLERANCE,
+    Basis,
+    CellBatch,
+    LikelihoodTables,
+    batch_log_likelihood,
+    fewest_nodes,
+    likelihood_tables,
+)
 from nbmix.statistics import SufficientStatistics
 
 WEIGHT_SCHEMES = ("uniform", "learned", "given")
 AUTO_PSEUDO_CELLS = 20.0  # where "auto" has no folds, and so no honest view of itself, to learn from
+FEWEST_CELLS = 500  # in a batch that is cut off for its size factors
+BATCH_CELLS = 1200  # what a batch costs besides its cells, in cells: tables for its pairs
 WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells are on: no weight reaches 0
 
 
@@ -211,11 +221,10 @@ class Mixture(nn.Module):
         """Add a batch's statistics to those of its fold."""
         if self.settings.folds > 1 and not 0 <= batch.fold < self.settings.folds:
             raise ValueError(f"a batch of fold {batch.fold} in a fit of {self.settings.folds} folds")
-        fresh = SufficientStatistics.collect(batch, self.basis, responsibilities, self.settings.torch_dtype)
-        if batch.fold in self._statistics:
-            self._statistics[batch.fold].add_(fresh)
-        else:
-            self._statistics[batch.fold] = fresh
+        if batch.fold not in self._statistics:
+            self._statistics[batch.fold] = self._empty()
+        statistics = self._statistics[batch.fold]
+        statistics.add_batch_(batch, self.basis, responsibilities, self.settings.torch_dtype)
 
     @torch.no_grad()
     def m_step(self, *, warm: bool, reduce: bool = False) -> float:
@@ -303,7 +312,7 @@ def _pseudo_statistics(seen: SufficientStatistics, n_cells: float) -> Sufficient
     return SufficientStatistics(
         one.rate.expand(-1, n_components, -1),
         one.pair.expand(-1, n_components),
-        one.node.expand(-1, n_components),
+        one.node.expand(n_components, -1),
         one.weight.expand(n_components),
     )
 
@@ -394,7 +403,7 @@ def annealing(first: float = 0.02, growth: float = 1.25) -> list[float]:
 
 
 def fold_blocks(
-    n_cells: int,
+    size_factors: np.ndarray,
     folds: int,
     block_size: int,
     generator: np.random.Generator,
@@ -402,20 +411,68 @@ def fold_blocks(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[tuple[int, np.ndarray]]:
-    """Split cells at random into folds of equal size, and these into blocks of at most ``block_size``.
+    """Split cells at random into folds of equal size, and these into blocks of cells of like size factors.
 
-    With several ranks every rank gets its own cells, none twice, and the same number of blocks of each
-    fold, though the last cells may leave a rank's block one cell short, or empty.
+    A block holds at most ``block_size`` cells of a rank. With several ranks every rank gets its own cells,
+    none twice, and the same number of blocks of each fold, though the last cells may leave a rank's block one
+    cell short, or empty.
+
+    Args:
+        size_factors: (cells,).
 
     Returns:
         (fold, sorted positions) of each block; the fold is -1 where folds = 1.
     """
-    member = np.full(n_cells, -1) if folds == 1 else generator.permutation(np.arange(n_cells) % folds)
+    member = fold_members(size_factors.size, folds, generator)
     blocks = []
     for fold in range(folds) if folds > 1 else [-1]:
         rows = np.flatnonzero(member == fold)
-        blocks += [(fold, block) for block in shard(rows, block_size, rank, world_size)]
+        for some in alike(rows, size_factors[rows]):
+            blocks += [(fold, np.sort(block)) for block in shard(some, block_size, rank, world_size)]
     return blocks
+
+
+def fold_members(n_cells: int, folds: int, generator: np.random.Generator) -> np.ndarray:
+    """(cells,) random folds of equal size; -1 where folds = 1."""
+    return np.full(n_cells, -1) if folds == 1 else generator.permutation(np.arange(n_cells) % folds)
+
+
+def alike(rows: np.ndarray, size_factors: np.ndarray) -> list[np.ndarray]:
+    """Part ``rows`` into groups of like size factors (of these rows), each sorted by them."""
+    positive = size_factors[size_factors > 0]
+    log_s = np.log(np.maximum(size_factors, positive.min() if positive.size else 1.0))
+    order = np.argsort(log_s, kind="stable")
+    return np.split(rows[order], _cuts(log_s[order]))
+
+
+def _cuts(log_s: np.ndarray) -> list[int]:
+    """Where to cut cells sorted by size factor, so that products of fewer nodes outweigh more tables.
+
+    A batch costs its nodes times (cells + BATCH_CELLS). The best of a few cuts is taken while it saves a
+    tenth.
+    """
+
+    def cost(part: np.ndarray) -> float:
+        if part.size == 0 or part[0] == part[-1]:
+            return float(part.size + BATCH_CELLS)
+        half = math.ceil((part[-1] - part[0]) * 16) / 32
+        return fewest_nodes(half, NODE_TOLERANCE) * float(part.size + BATCH_CELLS)
+
+    if log_s.size < 2 * FEWEST_CELLS:
+        return []
+    # by rank, and where the tails begin
+    places = {round(log_s.size * share) for share in (1 / 4, 1 / 2, 3 / 4)}
+    places |= {int(at) for at in np.searchsorted(log_s, np.linspace(log_s[0], log_s[-1], 5)[1:-1])}
+    places |= {FEWEST_CELLS, log_s.size - FEWEST_CELLS}
+    tried = [
+        (cost(log_s[:at]) + cost(log_s[at:]), at)
+        for at in places
+        if FEWEST_CELLS <= at <= log_s.size - FEWEST_CELLS
+    ]
+    if min(tried)[0] > 0.9 * cost(log_s):
+        return []
+    at = min(tried)[1]
+    return [*_cuts(log_s[:at]), at, *(at + cut for cut in _cuts(log_s[at:]))]
 
 
 def shard(rows: np.ndarray, size: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:

@@ -18,9 +18,9 @@ from torch import Tensor
 from nbmix.components import (
     START_LOG_INV_DISP,
     Components,
-    ExpectedLogLikelihood,
     GenePrior,
     NewtonMStep,
+    curvature,
     moment_components,
 )
 from nbmix.products import Basis
@@ -45,10 +45,8 @@ def update_prior(
     seen: SufficientStatistics, basis: Basis, components: Components, prior: GenePrior
 ) -> GenePrior:
     """The variances, and the level of ln r, from components (K, genes) fitted to ``seen`` under ``prior``."""
-    shape = components.log_mean.shape
-    flat = (components.log_mean.flatten(), components.log_inv_disp.flatten())
-    curve = ExpectedLogLikelihood.of(seen, basis).curvature(*flat)
-    aa, ab, bb = (-h.view(shape) for h in (curve.hess_aa, curve.hess_ab, curve.hess_bb))
+    curve = curvature(seen, basis, components)
+    aa, ab, bb = -curve.hess_aa, -curve.hess_ab, -curve.hess_bb
     tiny = torch.finfo(aa.dtype).eps
     # information on the one, with the other integrated out
     about_mean = (aa - ab**2 / (bb.clamp(min=0) + 1 / prior.log_inv_disp_variance)).clamp(min=tiny)

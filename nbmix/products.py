@@ -1,14 +1,16 @@
 """Sparse counts and the products on them that make up EM.
 
-Two facts turn one exact EM iteration into a few CSR x dense products. Zeros are a function of one
+Two facts turn one exact EM iteration into a few sparse x dense products. Zeros are a function of one
 scalar: sum_j r_kj ln(1 + s rho_kj) is smooth in ln s, so it is evaluated at a few Chebyshev nodes S_m
 and interpolated with weights w_im. Counts are small integers: what a count c of gene j adds is a table
 over the distinct pairs (j, c). Written with D(c, r) of ``nbmix.special``,
 
-    l_ik = sum_j x_ij [ln mu_kj - sum_m w_im ln(1 + S_m rho_kj)]        one product of width M K
-         + sum_{j: x_ij > 1} D(x_ij, r_kj)                             one product of width K
+    l_ik = sum_{pairs of i} sum_m w_im { c [ln mu_kj - ln(1 + S_m rho_kj)] + D(c, r_kj) }
          - sum_m w_im sum_j r_kj ln(1 + S_m rho_kj)                    a table of M x K numbers
          + x_i+ ln s_i - sum_j ln G(x_ij + 1)                          known beforehand
+
+Cells of like size factors come in one batch, which needs few nodes of its own: what is tabulated at the nodes
+of the whole data is interpolated to those, and statistics go back the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,14 +28,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, softplus
 
+from nbmix.kernels import (
+    LANES,
+    code_rows,
+    compact_columns,
+    grown_rows,
+    largest_and_high,
+    over_rows,
+    pair_rows,
+    split_table_rows,
+    step_table_rows,
+    transpose_pattern,
+)
 from nbmix.special import EXACT_COUNT, level_terms, tail_terms
 
-FLOAT32_NATS = 1e-3  # half a float32 ulp of the summed contrasts; the error seen is up to five times that
 NODE_TOLERANCE = 1e-8  # relative error of the interpolation in ln s, for every single cell
+FLOAT32_NATS = 1.25e-4  # half a float32 ulp of the summed steps; the error seen is up to eight times that
+GENES_AT_ONCE = 512  # in a compiled loop
+PAIRS_AT_ONCE = 4096
 # torch says once a process that CSR tensors are in beta; the products here are tested against SciPy
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 WIDEST_SOFTPLUS = 40.0  # above it softplus(z) = z to the last bit of a float64
+LOG_FACTORIAL = scipy.special.gammaln(np.arange(1024) + 1.0)
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,20 @@ class CsrMatrix:
         values = None if self.values is None else self.values.to(device)
         return replace(self, indptr=self.indptr.to(device), indices=self.indices.to(device), values=values)
 
+    def transposed(self) -> CsrMatrix:
+        """The transpose of a matrix without values."""
+        if self.values is not None:
+            raise ValueError("only a matrix of ones can be transposed")
+        if self.indices.device.type == "cpu":
+            indptr, rows = transpose_pattern(self.indptr.numpy(), self.indices.numpy(), self.n_columns)
+            return CsrMatrix(torch.from_numpy(indptr), torch.from_numpy(rows), None, self.n_rows)
+        row = torch.repeat_interleave(self.indptr.diff().long())
+        filled = torch.bincount(self.indices, minlength=self.n_columns)
+        indptr = torch.cat([filled.new_zeros(1), torch.cumsum(filled, 0)])
+        order = torch.argsort(self.indices, stable=True)
+        kind = self.indptr.dtype
+        return CsrMatrix(indptr.to(kind), row[order].to(kind), None, self.n_rows)
+
     def matmul(self, dense: Tensor) -> Tensor:
         """This matrix times ``dense`` (columns, width), accumulated in the dtype of ``dense``."""
         if dense.shape[0] != self.n_columns:
@@ -101,12 +133,7 @@ class SizeFactorNodes(NamedTuple):
 
     @classmethod
     def spanning(cls, size_factors: np.ndarray, tolerance: float = NODE_TOLERANCE) -> SizeFactorNodes:
-        """As many nodes as interpolate ln(1 + s rho), for any rho, between the smallest and largest s > 0.
-
-        The function is analytic in the strip |Im ln s| < pi, so the error falls like
-        (a + sqrt(1 + a^2))^-M with a = pi / half the range of ln s (Trefethen 2013, theorem 8.2). The
-        function may grow like s: the tolerance is tightened by s_max / s_min to hold for the smallest s.
-        """
+        """As few nodes as interpolate ln(1 + s rho), for any rho, between the smallest and largest s > 0."""
         positive = size_factors[size_factors > 0]
         if positive.size == 0:
             return cls(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
@@ -114,11 +141,8 @@ class SizeFactorNodes(NamedTuple):
         half = (high - low) / 2
         if half < 1e-12:
             return cls(torch.tensor([low], dtype=torch.float64), torch.ones(1, dtype=torch.float64))
-        rate = math.asinh(math.pi / half)
-        n_nodes = max(3, math.ceil((2 * half - math.log(tolerance)) / rate) + 1)
-        angle = (2 * torch.arange(n_nodes, dtype=torch.float64) + 1) * (math.pi / (2 * n_nodes))
-        sign = 1.0 - 2.0 * (torch.arange(n_nodes, dtype=torch.float64) % 2)
-        return cls((low + high) / 2 + half * torch.cos(angle), sign * torch.sin(angle))
+        nodes, barycentric = _chebyshev(fewest_nodes(math.ceil(half * 32) / 32, tolerance))
+        return cls(torch.from_numpy((low + high) / 2 + half * nodes), torch.from_numpy(barycentric))
 
     def to(self, device: torch.device | str) -> SizeFactorNodes:
         return SizeFactorNodes(self.log_nodes.to(device), self.barycentric.to(device))
@@ -134,43 +158,61 @@ class SizeFactorNodes(NamedTuple):
         return torch.where((size_factors > 0)[:, None], weights, 0.0)
 
 
+def _chebyshev(n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Chebyshev nodes on [-1, 1] and their barycentric weights."""
+    step = np.arange(n_nodes)
+    angle = (2 * step + 1) * (math.pi / (2 * n_nodes))
+    return np.cos(angle), (1.0 - 2.0 * (step % 2)) * np.sin(angle)
+
+
+@lru_cache(maxsize=1024)
+def fewest_nodes(half: float, tolerance: float) -> int:
+    """Nodes that interpolate ln(1 + e^(t + u)) over |t| <= half to a relative ``tolerance``, for every u.
+
+    The largest error is looked up on a grid of t and u; beyond |u| = 20 + half the function is e^(t + u), or
+    a line. The error falls like (a + sqrt(1 + a^2))^-M with a = pi / half (Trefethen 2013, theorem 8.2),
+    since the function is analytic in the strip |Im t| < pi.
+    """
+    shifts = np.linspace(-20 - half, 20 + half, 16 * math.ceil(5 + half) + 1)
+    n_nodes = 2
+    while True:
+        nodes, barycentric = _chebyshev(n_nodes)
+        points = (np.arange(4 * n_nodes) + 0.5) * (2 / (4 * n_nodes)) - 1
+        raw = barycentric / (points[:, None] - nodes)
+        weights = raw / raw.sum(1, keepdims=True)
+        wanted = np.logaddexp(0, half * points[:, None] + shifts)
+        got = weights @ np.logaddexp(0, half * nodes[:, None] + shifts)
+        rounding = 16 * np.finfo(float).eps * wanted.max(0)  # no nodes can do better
+        if (np.abs(got - wanted) <= tolerance / 2 * wanted + rounding).all():
+            return n_nodes
+        n_nodes += 1
+
+
 @dataclass(frozen=True)
 class CountLevels:
-    """The distinct pairs (gene, count) with a count of 2 or more, bucketed by gene.
+    """The distinct pairs (gene, count) of a data set, bucketed by gene.
 
-    Pairs with counts 2..T (T = EXACT_COUNT) have a place for every count up to the gene's largest: place
-    ``first[j] + c - 2``, which belongs to level t = c - 1 of D's sum. Rarer, larger counts are listed.
+    Low pairs, with counts 1..T (T = EXACT_COUNT), have a place for every count up to the gene's largest:
+    place ``first[j] + c - 1``, which belongs to level t = c - 1 of D's sum. Rarer, larger counts are listed.
 
     Attributes:
-        first: (genes + 1,) int64, where the places of each gene begin.
-        gene, level: (low pairs,) int64 and float64, what stands at each place.
-        high_gene, high_count: (high pairs,) the distinct larger pairs, sorted by gene, then count.
+        first: (genes + 1,) int64, where the low pairs of each gene begin.
+        high_first: (genes + 1,) int64, likewise in the list of the high ones.
+        gene: (pairs,) int64.
+        count: (pairs,) float64; low pairs come first, then the high ones, both sorted by gene, then count.
     """
 
     first: Tensor
+    high_first: Tensor
     gene: Tensor
-    level: Tensor
-    high_gene: Tensor
-    high_count: Tensor
+    count: Tensor
 
     @classmethod
     def of(cls, counts: sp.csr_matrix) -> CountLevels:
         """All levels that ``counts`` (cells, genes) needs."""
-        n_genes = counts.shape[1]
-        largest = np.zeros(n_genes, dtype=np.int64)
-        np.maximum.at(largest, counts.indices, counts.data.astype(np.int64))
-        places = np.clip(np.minimum(largest, EXACT_COUNT) - 1, 0, None)
-        first = np.concatenate([[0], np.cumsum(places)])
-        gene = np.repeat(np.arange(n_genes), places)
-        high = counts.data > EXACT_COUNT
-        pairs = np.unique(_pair_key(counts.indices[high], counts.data[high]))
-        return cls(
-            torch.from_numpy(first),
-            torch.from_numpy(gene),
-            torch.from_numpy((np.arange(first[-1]) - first[gene] + 1).astype(np.float64)),
-            torch.from_numpy(pairs >> 32),
-            torch.from_numpy((pairs & 0xFFFFFFFF).astype(np.float64)),
-        )
+        census = CountCensus(counts.shape[1])
+        census.add(counts)
+        return census.levels()
 
     @property
     def n_genes(self) -> int:
@@ -178,126 +220,123 @@ class CountLevels:
 
     @property
     def n_low(self) -> int:
-        return self.gene.numel()
+        return self.gene.numel() - self.n_high
+
+    @property
+    def n_high(self) -> int:
+        return int(self.high_first[-1])
 
     @property
     def n_pairs(self) -> int:
-        return self.n_low + self.high_gene.numel()
+        return self.gene.numel()
+
+    @property
+    def high_gene(self) -> Tensor:
+        return self.gene[self.n_low :]
+
+    @property
+    def high_count(self) -> Tensor:
+        return self.count[self.n_low :]
+
+    @property
+    def level(self) -> Tensor:
+        """(low pairs,) float64, t = c - 1."""
+        return self.count[: self.n_low] - 1
 
     def to(self, device: torch.device | str) -> CountLevels:
         return CountLevels(*(getattr(self, f.name).to(device) for f in fields(self)))
 
-    def incidence(self, counts: sp.csr_matrix) -> sp.csr_matrix:
-        """(cells, pairs) one-hot CSR of the counts of 2 or more. Raises KeyError for a pair not listed."""
-        many = counts.data > 1
-        running = np.concatenate([[0], np.cumsum(many)])
-        value = counts.data[many].astype(np.int64)
-        gene = counts.indices[many].astype(np.int64)
-        place = self.first.numpy()[gene] + np.minimum(value, EXACT_COUNT) - 2
-        if (place >= self.first.numpy()[gene + 1]).any():
-            raise KeyError("a count is larger than any count that these levels were made of")
-        high = value > EXACT_COUNT
-        keys = _pair_key(self.high_gene.numpy(), self.high_count.numpy())
-        wanted = _pair_key(gene[high], value[high])
-        rank = np.searchsorted(keys, wanted)
-        if wanted.size and ((rank >= keys.size) | (keys[np.minimum(rank, keys.size - 1)] != wanted)).any():
+    def code(self, counts: sp.csr_matrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions among the pairs of the nonzeros of some rows, row by row, and -sum_j ln G(x_ij + 1).
+
+        Raises:
+            KeyError: a pair that is not listed.
+        """
+        size = int((counts.indptr[rows + 1] - counts.indptr[rows]).sum())
+        codes, constant = np.empty(size, np.int32), np.empty(rows.size)
+        stranger = code_rows(
+            rows,
+            counts.indptr,
+            counts.indices,
+            counts.data,
+            self.first.numpy(),
+            self.high_first.numpy(),
+            self.high_count.numpy(),
+            LOG_FACTORIAL,
+            codes,
+            constant,
+        )
+        if stranger >= 0:
             raise KeyError("a pair of gene and count is not among those these levels were made of")
-        place[high] = self.n_low + rank
-        kind = np.int32 if self.n_pairs <= np.iinfo(np.int32).max else np.int64
-        shape = (counts.shape[0], self.n_pairs)
-        ones = np.ones(place.size, dtype=np.int8)
-        return sp.csr_matrix((ones, place.astype(kind), running[counts.indptr].astype(kind)), shape=shape)
+        return codes, constant
 
     def running_sum(self, terms: Tensor) -> Tensor:
         """(low pairs, ...) -> sum over the levels of the same gene up to and with each one."""
         total = torch.cumsum(terms, 0)
-        before = torch.cat([torch.zeros_like(total[:1]), total])[self.first[self.gene]]
+        before = torch.cat([torch.zeros_like(total[:1]), total])[self.first[self.gene[: self.n_low]]]
         return total - before
 
     def reaching(self, pair_weights: Tensor) -> Tensor:
         """(pairs, ...) -> (low pairs, ...): total weight of the counts c > t of the gene, per level t."""
         low, high = pair_weights[: self.n_low], pair_weights[self.n_low :]
+        gene = self.gene[: self.n_low]
         of_high = torch.zeros(self.n_genes, *low.shape[1:], dtype=low.dtype, device=low.device)
         of_high.index_add_(0, self.high_gene, high)
         total = torch.cat([torch.zeros_like(low[:1]), torch.cumsum(low, 0)])
-        return total[self.first[self.gene + 1]] - total[:-1] + of_high[self.gene]
+        return total[self.first[gene + 1]] - total[:-1] + of_high[gene]
 
 
-def _pair_key(gene: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return (gene.astype(np.int64) << 32) | count.astype(np.int64)
+class CountCensus:
+    """Which pairs of gene and count occur, taken over parts of a data set."""
 
+    def __init__(self, n_genes: int) -> None:
+        self._largest = np.zeros(n_genes, np.int64)
+        self._high = np.zeros(0, np.int64)  # gene << 32 | count
 
-@dataclass(frozen=True)
-class CellBatch:
-    """Some cells, ready for the products: both orientations of their counts and of their pairs.
+    def add(self, counts: sp.csr_matrix) -> None:
+        """Count in more cells (cells, genes)."""
+        found = largest_and_high(0, counts.nnz, counts.indices, counts.data, self._largest)
+        self._high = np.unique(np.concatenate([self._high, found]))
 
-    Attributes:
-        rows: (cells,) int64, positions of the cells in the whole data.
-        fold: the fold that all these cells belong to; -1 for none.
-        counts, counts_t: (cells, genes) and its transpose.
-        pairs, pairs_t: (cells, pairs) one-hot of ``CountLevels``, and its transpose.
-        size_factors: (cells,) float64.
-        constant: (cells,) float64, x_i+ ln s_i - sum_j ln G(x_ij + 1), nats.
-        log_prior: (cells, components) float64 given ln pi_ik, or None.
-        labels: (cells,) int64 codes of known labels (for logging alone), or None.
-    """
-
-    rows: Tensor
-    fold: int
-    counts: CsrMatrix
-    counts_t: CsrMatrix
-    pairs: CsrMatrix
-    pairs_t: CsrMatrix
-    size_factors: Tensor
-    constant: Tensor
-    log_prior: Tensor | None = None
-    labels: Tensor | None = None
-
-    @classmethod
-    def build(
-        cls,
-        counts: sp.csr_matrix,
-        size_factors: np.ndarray,
-        levels: CountLevels,
-        *,
-        rows: np.ndarray | None = None,
-        fold: int = -1,
-        prior: np.ndarray | None = None,
-        labels: np.ndarray | None = None,
-    ) -> CellBatch:
-        """Prepare checked counts (cells, genes); a cell with s = 0 must be empty."""
-        pairs = levels.incidence(counts)
-        total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-        log_s = np.log(np.where(total > 0, size_factors, 1.0))
-        factorial = counts.copy()
-        factorial.data = scipy.special.gammaln(counts.data.astype(np.float64) + 1)
-        constant = total * log_s - np.asarray(factorial.sum(axis=1)).ravel()
-        with np.errstate(divide="ignore"):
-            log_prior = None if prior is None else torch.from_numpy(np.log(prior))
-        return cls(
-            torch.from_numpy(np.arange(counts.shape[0]) if rows is None else np.asarray(rows, np.int64)),
-            fold,
-            CsrMatrix.from_scipy(counts),
-            CsrMatrix.from_scipy(counts.T.tocsr()),
-            CsrMatrix.from_scipy(pairs, ones=True),
-            CsrMatrix.from_scipy(pairs.T.tocsr(), ones=True),
-            torch.from_numpy(np.ascontiguousarray(size_factors, dtype=np.float64)),
-            torch.from_numpy(constant),
-            log_prior,
-            None if labels is None else torch.from_numpy(labels),
+    def levels(self, genes: np.ndarray | None = None) -> CountLevels:
+        """What was found, of some genes in the order given, or of all."""
+        largest, high_gene, high_count = self._largest, self._high >> 32, self._high & 0xFFFFFFFF
+        if genes is not None:
+            position = np.full(largest.size, -1)
+            position[genes] = np.arange(genes.size)
+            largest, high_gene = largest[genes], position[high_gene]
+            order = np.lexsort((high_count, high_gene))[np.count_nonzero(high_gene < 0) :]
+            high_gene, high_count = high_gene[order], high_count[order]
+        n_genes = largest.size
+        places = np.minimum(largest, EXACT_COUNT)
+        first = np.concatenate([[0], np.cumsum(places)])
+        gene = np.repeat(np.arange(n_genes), places)
+        count = np.concatenate([np.arange(first[-1]) - first[gene] + 1, high_count])
+        return CountLevels(
+            torch.from_numpy(first),
+            torch.from_numpy(np.searchsorted(high_gene, np.arange(n_genes + 1))),
+            torch.from_numpy(np.concatenate([gene, high_gene])),
+            torch.from_numpy(count.astype(np.float64)),
         )
 
-    @property
-    def n_cells(self) -> int:
-        return self.counts.n_rows
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> CellBatch:
-        moved = {
-            f.name: getattr(self, f.name).to(device)
-            for f in fields(self)
-            if hasattr(getattr(self, f.name), "to")
-        }
-        return replace(self, **moved)
+class _PairProduct(torch.autograd.Function):
+    """The pairs of a batch times a table, differentiable in the table."""
+
+    # torch declares both as (ctx, *args, **kwargs) and means them to be narrowed
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, batch: CellBatch) -> Tensor:  # type: ignore[override]
+        ctx.batch = batch
+        return batch.pairs.matmul(table)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.batch.turned().matmul(grad_outputs[0].contiguous()), None
+
+
+def pair_product(batch: CellBatch, table: Tensor) -> Tensor:
+    """(cells, width) sums over each cell's pairs of the rows of ``table`` (used, width); differentiable."""
+    return _PairProduct.apply(table, batch)
 
 
 class Basis(NamedTuple):
@@ -314,76 +353,268 @@ class Basis(NamedTuple):
         return Basis(self.nodes.to(device), self.levels.to(device))
 
 
-class CentredTable:
-    """Columns of a float64 table for a sparse product, split into what they share and their contrasts.
+@dataclass(frozen=True)
+class CellBatch:
+    """Some cells, ready for the products.
 
-    A cell's log likelihood is a sum of terms near 1e4 that nearly cancel between components. The shared
-    part, the mean over columns, is summed in float64; float32 then rounds contrasts alone, and only in
-    batches where its rounding stays below FLOAT32_NATS.
+    Attributes:
+        rows: (cells,) int64, positions of the cells in the whole data.
+        fold: the fold that all these cells belong to; -1 for none.
+        pairs: (cells, used) one-hot of their pairs of gene and count.
+        pairs_t: its transpose, or None: made when it is asked for.
+        used: (used,) int64, which pairs of ``CountLevels`` occur in these cells.
+        size_factors: (cells,) float64.
+        weights: (cells, own nodes) float64, interpolation between the nodes of this batch; 0 where s = 0.
+        to_own: (own nodes, nodes) float64, interpolation from the nodes of the whole data to those.
+        deepest: most counts that a cell has.
+        constant: (cells,) float64, x_i+ ln s_i - sum_j ln G(x_ij + 1), nats.
+        log_prior: (cells, components) float64 given ln pi_ik, or None.
+        labels: (cells,) int64 codes of known labels (for logging alone), or None.
     """
 
-    def __init__(self, table: Tensor, dtype: torch.dtype) -> None:
-        self.centre = table.mean(1, keepdim=True)
-        self.contrast = table - self.centre
-        self.narrow = self.contrast.float() if dtype == torch.float32 else None
-        self.spread = None if self.narrow is None else self.narrow.abs().amax(1, keepdim=True)
+    rows: Tensor
+    fold: int
+    pairs: CsrMatrix
+    pairs_t: CsrMatrix | None
+    used: Tensor
+    size_factors: Tensor
+    weights: Tensor
+    to_own: Tensor
+    deepest: float
+    constant: Tensor
+    log_prior: Tensor | None = None
+    labels: Tensor | None = None
 
-    def product(self, matrix: CsrMatrix) -> Tensor:
-        """(rows, columns) float64: ``matrix`` times the table."""
-        shared = matrix.matmul(self.centre)
-        if self.narrow is None or self.spread is None:
-            return matrix.matmul(self.contrast) + shared
-        largest = matrix.matmul(self.spread).amax() if matrix.n_rows else self.spread.new_zeros(())
-        precise = largest * torch.finfo(torch.float32).eps / 2 > FLOAT32_NATS
-        return matrix.matmul(self.contrast if precise else self.narrow).double() + shared
+    @classmethod
+    def build(
+        cls,
+        counts: sp.csr_matrix,
+        size_factors: np.ndarray,
+        basis: Basis,
+        *,
+        pick: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+        fold: int = -1,
+        prior: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        keep: bool = False,
+    ) -> CellBatch:
+        """Prepare cells of checked counts (cells, genes).
+
+        Args:
+            counts, size_factors: of these cells and maybe others; a cell with s = 0 must be empty.
+            basis: of data that holds these cells, on the CPU.
+            pick: positions of the cells in ``counts``; all of them by default.
+            rows: their positions in the whole data; by default ``pick``.
+            fold: that they belong to.
+            prior, labels: (cells of the batch, ...) see the attributes.
+            keep: the batch will be used again, so its transpose is made now.
+
+        Raises:
+            KeyError: a pair of gene and count that the basis does not list.
+        """
+        pick = np.arange(counts.shape[0]) if pick is None else np.asarray(pick, np.int64)
+        codes, constant = basis.levels.code(counts, pick)
+        lengths = counts.indptr[pick + 1] - counts.indptr[pick]
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        used = compact_columns(codes, np.zeros(basis.levels.n_pairs, np.int32))
+        kind = np.int32 if codes.size <= np.iinfo(np.int32).max else np.int64
+        pairs = CsrMatrix(
+            torch.from_numpy(indptr.astype(kind)),
+            torch.from_numpy(codes.astype(kind, copy=False)),
+            None,
+            used.size,
+        )
+        sizes = np.ascontiguousarray(size_factors[pick], dtype=np.float64)
+        own = SizeFactorNodes.spanning(sizes)
+        if own.log_nodes.numel() < basis.nodes.log_nodes.numel():
+            to_own = basis.nodes.weights(torch.exp(own.log_nodes))
+        else:
+            own, to_own = basis.nodes, torch.eye(basis.nodes.log_nodes.numel(), dtype=torch.float64)
+        picked = torch.from_numpy(sizes)
+        used_t = torch.from_numpy(used)
+        totals = pairs.matmul(basis.levels.count[used_t][:, None])[:, 0]
+        log_s = torch.where(totals > 0, torch.log(picked), 0.0)
+        with np.errstate(divide="ignore"):
+            log_prior = None if prior is None else torch.from_numpy(np.log(prior))
+        return cls(
+            torch.from_numpy(pick if rows is None else np.asarray(rows, np.int64)),
+            fold,
+            pairs,
+            pairs.transposed() if keep else None,
+            used_t,
+            picked,
+            own.weights(picked),
+            to_own,
+            float(totals.max()) if totals.numel() else 0.0,
+            totals * log_s + torch.from_numpy(constant),
+            log_prior,
+            None if labels is None else torch.from_numpy(labels),
+        )
+
+    @property
+    def n_cells(self) -> int:
+        return self.pairs.n_rows
+
+    def turned(self) -> CsrMatrix:
+        """(used, cells) the pairs' transpose."""
+        return self.pairs.transposed() if self.pairs_t is None else self.pairs_t
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> CellBatch:
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if hasattr(getattr(self, f.name), "to")
+        }
+        return replace(self, **moved)
 
 
 class LikelihoodTables(NamedTuple):
-    """The component log likelihood tabulated at the nodes and pairs of a ``Basis``.
+    """The component log likelihood tabulated at the nodes and pairs of a ``Basis``, in nats.
 
     Attributes:
-        rate: (genes, M K) ln mu - ln(1 + S_m rho).
-        pair: (pairs, K) D(c, r).
-        zero: (nodes, K) float64, sum_j r ln(1 + S_m rho).
+        log_mean: (genes, K) float64, ln mu.
+        grown: (genes, K, nodes) float64, ln(1 + S_m rho).
+        pair: (pairs, K) float64, D(c, r).
+        zero: (K, nodes) float64, sum_j r ln(1 + S_m rho).
+        dtype: that products run in.
     """
 
-    rate: CentredTable
-    pair: CentredTable
+    log_mean: Tensor
+    grown: Tensor
+    pair: Tensor
     zero: Tensor
+    dtype: torch.dtype
 
 
 def node_softplus(nodes: SizeFactorNodes, log_mean: Tensor, log_inv_disp: Tensor) -> Tensor:
-    """(nodes, *shape) ln(1 + S_m rho) in nats, rho = exp(log_mean - log_inv_disp)."""
-    shape = (-1,) + (1,) * log_mean.dim()
-    return softplus(nodes.log_nodes.view(shape) + (log_mean - log_inv_disp), threshold=WIDEST_SOFTPLUS)
+    """(*shape, nodes) ln(1 + S_m rho) in nats, rho = exp(log_mean - log_inv_disp)."""
+    return softplus(nodes.log_nodes + (log_mean - log_inv_disp)[..., None], threshold=WIDEST_SOFTPLUS)
+
+
+def padded_nodes(nodes: SizeFactorNodes) -> np.ndarray:
+    """S_m on the CPU, filled up with 0 to whole vector registers."""
+    n_nodes = nodes.log_nodes.numel()
+    padded = np.zeros(-(-n_nodes // LANES) * LANES)
+    padded[:n_nodes] = np.exp(nodes.log_nodes.numpy())
+    return padded
 
 
 def likelihood_tables(
     basis: Basis, log_mean: Tensor, log_inv_disp: Tensor, dtype: torch.dtype = torch.float32
 ) -> LikelihoodTables:
-    """Tabulate components (K, genes) in float64, for products that run in ``dtype``."""
-    log_mean, log_inv_disp = log_mean.double(), log_inv_disp.double()
-    grown = node_softplus(basis.nodes, log_mean, log_inv_disp)  # (nodes, K, genes)
-    zero = torch.einsum("mkj,kj->mk", grown, torch.exp(log_inv_disp))
-    rate = (log_mean - grown).permute(2, 0, 1).reshape(log_mean.shape[1], -1)
-    pair = pair_table(basis.levels, log_inv_disp)
-    return LikelihoodTables(CentredTable(rate, dtype), CentredTable(pair, dtype), zero)
+    """Tabulate components (K, genes), for products that run in ``dtype``."""
+    a, b = log_mean.detach().double(), log_inv_disp.detach().double()
+    if a.device.type == "cpu":
+        grown, zero = _tabulate_nodes(basis.nodes, a, b)
+    else:
+        grown = node_softplus(basis.nodes, a.T, b.T)
+        zero = torch.einsum("jkm,kj->km", grown, torch.exp(b))
+    return LikelihoodTables(a.T.contiguous(), grown, pair_table(basis.levels, b), zero, dtype)
+
+
+def _tabulate_nodes(nodes: SizeFactorNodes, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    n_components, n_genes = a.shape
+    n_nodes = nodes.log_nodes.numel()
+    # torch aligns memory, on which the last bits of products depend; numpy does not
+    grown = torch.empty(n_genes, n_components, n_nodes, dtype=torch.float64)
+    zero = np.zeros((max(1, -(-n_genes // GENES_AT_ONCE)), n_components, n_nodes))
+    columns = (a.contiguous().numpy(), b.contiguous().numpy(), padded_nodes(nodes))
+    over_rows(grown_rows, n_genes, GENES_AT_ONCE, *columns, n_nodes, GENES_AT_ONCE, grown.numpy(), zero)
+    return grown, torch.from_numpy(zero.sum(0))
 
 
 def pair_table(levels: CountLevels, log_inv_disp: Tensor) -> Tensor:
     """(pairs, K) float64 D(c, r_kj) in nats for every pair of gene and count."""
-    b = log_inv_disp.T  # (genes, K)
-    low = levels.running_sum(level_terms(levels.level[:, None], b[levels.gene]))
-    if levels.n_pairs == levels.n_low:
+    if log_inv_disp.device.type == "cpu":
+        pair = torch.empty(levels.n_pairs, log_inv_disp.shape[0], dtype=torch.float64)
+        places = (levels.first.numpy(), levels.high_first.numpy(), levels.high_count.numpy())
+        b = log_inv_disp.detach().contiguous().numpy()
+        over_rows(pair_rows, levels.n_genes, GENES_AT_ONCE, b, *places, pair.numpy())
+        return pair
+    return _pair_table_in_torch(levels, log_inv_disp)
+
+
+def _pair_table_in_torch(levels: CountLevels, log_inv_disp: Tensor) -> Tensor:
+    b = log_inv_disp.T.contiguous()  # (genes, K)
+    low = levels.running_sum(level_terms(levels.level[:, None], b[levels.gene[: levels.n_low]]))
+    if not levels.n_high:
         return low
     exact = low[levels.first[levels.high_gene + 1] - 1]
     return torch.cat([low, exact + tail_terms(levels.high_count[:, None], b[levels.high_gene])])
 
 
 def batch_log_likelihood(batch: CellBatch, basis: Basis, tables: LikelihoodTables) -> Tensor:
-    """(cells, K) float64, ln p(x_i | component k) in nats, by the products at the head of this file."""
-    weights = basis.nodes.weights(batch.size_factors)  # (cells, nodes)
-    n_nodes, n_components = tables.zero.shape
-    rate = tables.rate.product(batch.counts).view(batch.n_cells, n_nodes, n_components)
-    pair = tables.pair.product(batch.pairs)
-    return (weights[:, :, None] * rate).sum(1) + pair - weights @ tables.zero + batch.constant[:, None]
+    """(cells, K) float64, ln p(x_i | component k) in nats, by the sums at the head of this file."""
+    rate = tables.log_mean[:, :, None] - tables.grown @ batch.to_own.T  # (genes, K, own nodes)
+    add_up = _pair_sums_in_float32 if tables.dtype == torch.float32 else _pair_sums
+    summed = add_up(batch, basis, rate, tables.pair).view(batch.n_cells, *rate.shape[1:])
+    zero = tables.zero @ batch.to_own.T  # (K, own nodes)
+    return torch.einsum("ikm,im->ik", summed - zero, batch.weights) + batch.constant[:, None]
+
+
+def _pair_sums(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor) -> Tensor:
+    """(cells, K own nodes) float64 sums over the cells' pairs of c [ln mu - ln(1 + S rho)] + D(c, r)."""
+    return batch.pairs.matmul(_pair_values(batch, basis, rate, pair))
+
+
+def _pair_values(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor) -> Tensor:
+    gene, count = basis.levels.gene[batch.used], basis.levels.count[batch.used]
+    return (rate[gene] * count[:, None, None] + pair[batch.used, :, None]).flatten(1)
+
+
+def _pair_sums_in_float32(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor) -> Tensor:
+    """``_pair_sums`` by float32 products, without their loss of digits.
+
+    Sums near 1e4 nats nearly cancel between components. So values at the first node are cut into a multiple
+    of a power of two, so coarse that float32 sums of them are exact, and a small rest. The other nodes add
+    small steps to these. Where a bound on the rounding of the steps passes FLOAT32_NATS all values are cut.
+    """
+    _, n_components, n_own = rate.shape
+    if batch.used.numel() == 0:
+        return rate.new_zeros(batch.n_cells, n_components * n_own)
+    # no sum exceeds the deepest cell's counts times the largest value of a count
+    largest = float(rate.abs().amax() + (pair.amax(1) / basis.levels.count).amax()) * batch.deepest
+    unit = 2.0 ** (math.ceil(math.log2(max(largest, 1e-30))) - 23)
+    summed = batch.pairs.matmul(_step_table(batch, basis, rate, pair, unit))
+    if float(summed[:, -1].amax()) * torch.finfo(torch.float32).eps / 2 > FLOAT32_NATS:
+        summed = batch.pairs.matmul(_split_table(batch, basis, rate, pair, unit))
+        width = n_components * n_own
+        return summed[:, :width].double() + summed[:, width:]
+    first = summed[:, :n_components].double() + summed[:, n_components : 2 * n_components]
+    steps = summed[:, 2 * n_components : -1].view(batch.n_cells, n_components, n_own - 1)
+    return torch.cat([first[:, :, None], first[:, :, None] + steps], 2).flatten(1)
+
+
+def _step_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
+    """(used, 2 K + K (nodes - 1) + 1) float32: coarse part and rest at the first node, steps, their bound."""
+    _, n_components, n_own = rate.shape
+    shape = (batch.used.numel(), n_components * (n_own + 1) + 1)
+    table = rate.new_empty(shape, dtype=torch.float32)
+    if rate.device.type == "cpu":
+        _fill(step_table_rows, batch, basis, rate, pair, unit, table)
+        return table
+    values = _pair_values(batch, basis, rate, pair).view(-1, n_components, n_own)
+    coarse = torch.round(values[:, :, 0] / unit) * unit
+    steps = (values[:, :, 1:] - values[:, :, :1]).flatten(1)
+    bound = steps.abs().amax(1, keepdim=True) if n_own > 1 else steps.new_zeros(len(steps), 1)
+    return torch.cat([coarse, values[:, :, 0] - coarse, steps, bound], 1, out=table)
+
+
+def _split_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
+    """(used, 2 K nodes) float32: coarse parts, then rests."""
+    shape = (batch.used.numel(), 2 * rate.shape[1] * rate.shape[2])
+    table = rate.new_empty(shape, dtype=torch.float32)
+    if rate.device.type == "cpu":
+        _fill(split_table_rows, batch, basis, rate, pair, unit, table)
+        return table
+    values = _pair_values(batch, basis, rate, pair)
+    coarse = torch.round(values / unit) * unit
+    return torch.cat([coarse, values - coarse], 1, out=table)
+
+
+def _fill(
+    kernel: Any, batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float, table: Tensor
+) -> None:
+    parts = (batch.used, basis.levels.gene, basis.levels.count, rate.contiguous(), pair)
+    over_rows(kernel, len(table), PAIRS_AT_ONCE, *(t.numpy() for t in parts), unit, table.numpy())

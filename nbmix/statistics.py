@@ -18,9 +18,9 @@ class SufficientStatistics:
     depend on the number of cells.
 
     Attributes:
-        rate: (nodes, K, genes) float64, A = sum_i w_im q_ik x_ij.
+        rate: (genes, K, nodes) float64, A = sum_i w_im q_ik x_ij.
         pair: (pairs, K) float64, B = sum_i q_ik [x_ij = c].
-        node: (nodes, K) float64, R = sum_i w_im q_ik.
+        node: (K, nodes) float64, R = sum_i w_im q_ik.
         weight: (K,) float64, sum_i q_ik, in cells.
     """
 
@@ -34,9 +34,9 @@ class SufficientStatistics:
         n_nodes, levels = basis.nodes.log_nodes.numel(), basis.levels
         make = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)  # noqa: E731
         return cls(
-            make(n_nodes, n_components, levels.n_genes),
+            make(levels.n_genes, n_components, n_nodes),
             make(levels.n_pairs, n_components),
-            make(n_nodes, n_components),
+            make(n_components, n_nodes),
             make(n_components),
         )
 
@@ -45,16 +45,25 @@ class SufficientStatistics:
         cls, batch: CellBatch, basis: Basis, q: Tensor, dtype: torch.dtype = torch.float32
     ) -> SufficientStatistics:
         """Statistics of one batch with cell weights ``q`` (cells, K); the products run in ``dtype``."""
-        weights = basis.nodes.weights(batch.size_factors)
-        n_components = q.shape[1]
-        spread = (weights[:, :, None] * q.double()[:, None, :]).flatten(1)  # (cells, M K)
-        rate = batch.counts_t.matmul(spread.to(dtype))
-        return cls(
-            rate.T.double().reshape(weights.shape[1], n_components, -1),
-            batch.pairs_t.matmul(q.to(dtype)).double(),
-            weights.T @ q.double(),
-            q.double().sum(0),
-        )
+        return cls.zeros(basis, q.shape[1], q.device).add_batch_(batch, basis, q, dtype)
+
+    def add_batch_(
+        self, batch: CellBatch, basis: Basis, q: Tensor, dtype: torch.dtype = torch.float32
+    ) -> SufficientStatistics:
+        """Add a batch's: its pairs are summed at its own nodes, which then spread to those of the basis."""
+        n_genes, n_components, _ = self.rate.shape
+        spread = q.double()[:, :, None] * batch.weights[:, None, :]  # (cells, K, own nodes)
+        summed = batch.turned().matmul(spread.flatten(1).to(dtype))  # (used, K own nodes)
+        gene, count = basis.levels.gene[batch.used], basis.levels.count[batch.used]
+        # the weights of a cell sum to 1
+        self.pair[batch.used] += summed.view(-1, n_components, spread.shape[2]).sum(2)
+        by_gene = torch.zeros(n_genes, summed.shape[1], dtype=dtype, device=summed.device)
+        by_gene.index_add_(0, gene, summed.mul_(count[:, None].to(dtype)))
+        own = by_gene.view(n_genes * n_components, -1) @ batch.to_own.to(dtype)
+        self.rate += own.view_as(self.rate)
+        self.node += spread.sum(0) @ batch.to_own
+        self.weight += q.double().sum(0)
+        return self
 
     def tensors(self) -> list[Tensor]:
         """The four sums, for an all_reduce or a checkpoint."""
@@ -81,7 +90,7 @@ class SufficientStatistics:
         return SufficientStatistics(
             self.rate.sum(1, keepdim=True),
             self.pair.sum(1, keepdim=True),
-            self.node.sum(1, keepdim=True),
+            self.node.sum(0, keepdim=True),
             self.weight.sum(0, keepdim=True),
         )
 

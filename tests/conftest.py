@@ -54,7 +54,7 @@ def make_problem(
     log_mean = torch.from_numpy(rng.uniform(-14, -5, (n_components, n_genes)))
     log_inv_disp = torch.from_numpy(rng.uniform(-3, 6, (n_components, n_genes)))
     basis = Basis.of(counts, s)
-    return Problem(counts, s, log_mean, log_inv_disp, basis, CellBatch.build(counts, s, basis.levels))
+    return Problem(counts, s, log_mean, log_inv_disp, basis, CellBatch.build(counts, s, basis))
 
 
 @pytest.fixture(scope="session", autouse=True)

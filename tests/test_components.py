@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from nbmix.components import (
     FEWEST_COUNTS,
     LOG_INV_DISP_RANGE,
     Components,
+    Curvature,
     ExpectedLogLikelihood,
     GradientMStep,
     NewtonMStep,
+    curvature,
     expected_log_likelihood,
     lowest_log_mean,
     moment_components,
@@ -49,6 +52,8 @@ def q_per_problem(statistics, basis, components):
 
 # ---- Q and its curvature ---------------------------------------------------------------------------
 
+FORMS = ("compiled", "in torch")
+
 
 @pytest.fixture
 def weighted(problem, generator):
@@ -56,12 +61,20 @@ def weighted(problem, generator):
     return SufficientStatistics.collect(problem.batch, problem.basis, q, torch.float64), q
 
 
-def test_gradient_and_hessian_equal_autograd_of_the_dense_form(problem, weighted, generator):
+def flat_curvature(form, statistics, basis, a, b):
+    """At flat a and b (K genes,), by the compiled loops or in torch."""
+    if form == "in torch":
+        return ExpectedLogLikelihood.of(statistics, basis).curvature(a, b)
+    shape = statistics.rate.shape[1::-1]
+    found = curvature(statistics, basis, Components(a.view(shape), b.view(shape)))
+    return Curvature(*(t.flatten() for t in found))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_and_hessian_equal_autograd_of_the_dense_form(problem, weighted, generator, form):
     statistics, q = weighted
     components = random_components(3, 25, generator, log_inv_disp=(-4.0, 6.0))
-    got = ExpectedLogLikelihood.of(statistics, problem.basis).curvature(
-        components.log_mean.flatten(), components.log_inv_disp.flatten()
-    )
+    got = flat_curvature(form, statistics, problem.basis, *(t.flatten() for t in components))
     a, b = (t.clone().requires_grad_() for t in components)
     x = torch.from_numpy(problem.counts.toarray()).double()[:, None, :]
     s = torch.from_numpy(problem.size_factors)[:, None, None]
@@ -76,15 +89,16 @@ def test_gradient_and_hessian_equal_autograd_of_the_dense_form(problem, weighted
         torch.testing.assert_close(mine.view_as(theirs), theirs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("which", ["a", "b"])
 def test_gradient_and_hessian_equal_finite_differences_over_the_whole_range(
-    problem, weighted, generator, which
+    problem, weighted, generator, which, form
 ):
-    exact = ExpectedLogLikelihood.of(weighted[0], problem.basis)
+    exact = partial(flat_curvature, form, weighted[0], problem.basis)
     a, b = (t.flatten() for t in random_components(3, 25, generator))
     h = 1e-5
-    up, down = (exact.curvature(a + d, b) if which == "a" else exact.curvature(a, b + d) for d in (h, -h))
-    now = exact.curvature(a, b)
+    up, down = (exact(a + d, b) if which == "a" else exact(a, b + d) for d in (h, -h))
+    now = exact(a, b)
     grad, hess = (now.grad_a, now.hess_aa) if which == "a" else (now.grad_b, now.hess_bb)
     slope = [(up.value - down.value) / (2 * h), (up.grad_a - down.grad_a) / (2 * h)]
     slope.append((up.grad_b - down.grad_b) / (2 * h))
@@ -203,7 +217,7 @@ class Fitted:
         self.x, self.s = x, s
         counts = sp.csr_matrix(x.astype(np.float32))
         self.basis = Basis.of(counts, s)
-        batch = CellBatch.build(counts, s, self.basis.levels)
+        batch = CellBatch.build(counts, s, self.basis)
         self.q = torch.rand(len(s), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
         self.statistics = SufficientStatistics.collect(batch, self.basis, self.q, torch.float64)
         self.total = float(s.sum())

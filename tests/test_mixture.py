@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from nbmix.mixture import (
     responsibilities_of,
     run_em,
 )
-from nbmix.products import FLOAT32_NATS, Basis, CellBatch
+from nbmix.products import FLOAT32_NATS, Basis, CellBatch, SizeFactorNodes
 from nbmix.statistics import SufficientStatistics
 from tests.conftest import make_problem, reference_log_likelihood
 
@@ -35,13 +35,13 @@ class Data:
         self.prior = prior
         self.total = float(self.s.sum())
         self.basis = Basis.of(counts, self.s)
-        self.blocks = fold_blocks(self.n_cells, folds, block_size, np.random.default_rng(seed))
+        self.blocks = fold_blocks(self.s, folds, block_size, np.random.default_rng(seed))
         self.batches = [
             CellBatch.build(
-                counts[rows],
-                self.s[rows],
-                self.basis.levels,
-                rows=rows,
+                counts,
+                self.s,
+                self.basis,
+                pick=rows,
                 fold=fold,
                 prior=None if prior is None else prior[rows],
                 labels=None if labels is None else labels[rows],
@@ -55,7 +55,7 @@ class Data:
 
     @property
     def whole(self):
-        return CellBatch.build(self.counts, self.s, self.basis.levels)
+        return CellBatch.build(self.counts, self.s, self.basis)
 
 
 def random_q(n_cells, n_components, seed=0, sharpness=1.0):
@@ -568,11 +568,18 @@ def test_annealing_grows_from_the_first_temperature_and_stays_below_one(first, g
     np.testing.assert_allclose(np.divide(steps[1:], steps[:-1]), growth)
 
 
+def some_sizes(n_cells, seed=0):
+    """Size factors as of cells, one of them empty."""
+    s = np.exp(np.random.default_rng(seed).normal(8, 0.6, n_cells))
+    s[n_cells // 2] = 0
+    return s
+
+
 @pytest.mark.parametrize(
     ("n_cells", "folds", "block_size"), [(100, 5, 7), (103, 4, 1_000), (7, 7, 3), (50, 1, 8), (1, 1, 5)]
 )
 def test_fold_blocks_are_a_balanced_partition(n_cells, folds, block_size):
-    blocks = fold_blocks(n_cells, folds, block_size, np.random.default_rng(0))
+    blocks = fold_blocks(some_sizes(n_cells), folds, block_size, np.random.default_rng(0))
     rows = np.concatenate([rows for _, rows in blocks])
     np.testing.assert_array_equal(np.sort(rows), np.arange(n_cells))
     assert max(len(rows) for _, rows in blocks) <= block_size
@@ -582,23 +589,90 @@ def test_fold_blocks_are_a_balanced_partition(n_cells, folds, block_size):
     assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("n_cells", [0, 2])
+def test_folds_without_cells_have_an_empty_block(n_cells):
+    blocks = fold_blocks(np.full(n_cells, 1e4), 3, 5, np.random.default_rng(0))
+    assert [fold for fold, _ in blocks] == [0, 1, 2]
+    assert sum(len(rows) for _, rows in blocks) == n_cells
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize(("n_cells", "folds"), [(100, 5), (31, 3), (5, 4), (20, 1)])
 def test_ranks_share_the_folds_without_overlap_in_as_many_blocks(n_cells, folds, world_size):
+    s = some_sizes(n_cells)
     of_rank = [
-        fold_blocks(n_cells, folds, 4, np.random.default_rng(0), rank=rank, world_size=world_size)
+        fold_blocks(s, folds, 4, np.random.default_rng(0), rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     together = [(fold, row) for blocks in of_rank for fold, rows in blocks for row in rows]
-    alone = [(f, row) for f, rows in fold_blocks(n_cells, folds, 4, np.random.default_rng(0)) for row in rows]
+    alone = [(f, row) for f, rows in fold_blocks(s, folds, 4, np.random.default_rng(0)) for row in rows]
     assert sorted(together) == sorted(alone)
     assert len({tuple(fold for fold, _ in blocks) for blocks in of_rank}) == 1
     assert max(len(rows) for blocks in of_rank for _, rows in blocks) <= 4
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_ranks_have_as_many_blocks_where_folds_are_cut_by_size_factor(world_size):
+    s = spread_sizes()
+    of_rank = [
+        fold_blocks(s, 3, 1_000, np.random.default_rng(0), rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert len({tuple(fold for fold, _ in blocks) for blocks in of_rank}) == 1
+    assert len(of_rank[0]) > 3 * 4_000 / 1_000 / world_size
+    rows = np.concatenate([rows for blocks in of_rank for _, rows in blocks])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(s.size))
+
+
+def spread_sizes(n_cells=12_000):
+    """Shallow cells and deep ones, with a few far outside."""
+    rng = np.random.default_rng(0)
+    s = np.exp(rng.normal(np.where(rng.random(n_cells) < 0.5, 7.0, 10.0), 0.3))
+    s[rng.choice(n_cells, 20, replace=False)] *= 30
+    return s
+
+
+@pytest.mark.parametrize(("folds", "block_size"), [(1, 10**6), (3, 10**6), (1, 500), (3, 500)])
+def test_blocks_of_a_fold_do_not_overlap_in_their_size_factors(folds, block_size):
+    s = spread_sizes()
+    blocks = fold_blocks(s, folds, block_size, np.random.default_rng(0))
+    assert len(blocks) > folds
+    for fold in {fold for fold, _ in blocks}:
+        ranges = sorted((s[rows].min(), s[rows].max()) for f, rows in blocks if f == fold and rows.size)
+        assert all(one[1] <= other[0] for one, other in pairwise(ranges))
+
+
+def test_an_outlying_size_factor_costs_most_other_cells_no_nodes():
+    rng = np.random.default_rng(0)
+    s = np.exp(rng.normal(8, 0.3, 5_000))
+    s[17] *= 1_000
+    blocks = fold_blocks(s, 1, 10**6, np.random.default_rng(0))
+    usual = SizeFactorNodes.spanning(np.delete(s, 17)).log_nodes.numel()
+    assert SizeFactorNodes.spanning(s).log_nodes.numel() > 2 * usual
+    needed = {len(rows): SizeFactorNodes.spanning(s[rows]).log_nodes.numel() for _, rows in blocks}
+    assert sum(size for size, nodes in needed.items() if nodes > usual) <= 500
+
+
+def test_cells_of_one_size_factor_stay_in_one_block():
+    assert len(fold_blocks(np.full(5_000, 1e4), 1, 10**6, np.random.default_rng(0))) == 1
+
+
+def test_an_empty_cell_leaves_the_blocks_of_the_others_as_they_are():
+    s = spread_sizes(4_000)
+    with_empty = fold_blocks(np.append(s, 0.0), 1, 10**6, np.random.default_rng(0))
+    without = fold_blocks(s, 1, 10**6, np.random.default_rng(0))
+    assert len(with_empty) == len(without)
+    nodes = [
+        [SizeFactorNodes.spanning(sizes[rows]).log_nodes.numel() for _, rows in blocks]
+        for sizes, blocks in ((np.append(s, 0.0), with_empty), (s, without))
+    ]
+    assert nodes[0] == nodes[1]
+
+
 def test_fold_blocks_follow_their_generator():
     def draw(seed):
-        return np.concatenate([rows for _, rows in fold_blocks(60, 3, 9, np.random.default_rng(seed))])
+        blocks = fold_blocks(some_sizes(60), 3, 9, np.random.default_rng(seed))
+        return np.concatenate([rows for _, rows in blocks])
 
     np.testing.assert_array_equal(draw(1), draw(1))
     assert not np.array_equal(draw(1), draw(2))

@@ -3,7 +3,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from nbmix.components import Components, ExpectedLogLikelihood, GenePrior, NewtonMStep
+from nbmix.components import Components, Curvature, ExpectedLogLikelihood, GenePrior, NewtonMStep, curvature
 from nbmix.data.counts import CountData
 from nbmix.data.simulate import simulated_count_data
 from nbmix.mixture import MixtureSettings, responsibilities_of, run_em
@@ -29,16 +29,26 @@ def a_prior(n_genes: int) -> GenePrior:
     return GenePrior(-9 + draw[0], 0.1 + draw[1], scalar(0.5), scalar(2.0))
 
 
-def test_the_prior_adds_its_log_density_gradient_and_curvature(fitted):
+@pytest.mark.parametrize("form", ["compiled", "in torch"])
+def test_the_prior_adds_its_log_density_gradient_and_curvature(fitted, form):
     _, basis, statistics = fitted
-    n_genes = statistics.rate.shape[2]
+    n_genes = statistics.rate.shape[0]
     prior = a_prior(n_genes)
     a = torch.linspace(-10, -7, 3 * n_genes, dtype=torch.float64).requires_grad_()
     b = torch.linspace(-1, 3, 3 * n_genes, dtype=torch.float64).requires_grad_()
     density = prior.log_density(Components(a.view(3, -1), b.view(3, -1)))
     grad_a, grad_b = torch.autograd.grad(density.sum(), (a, b))
-    plain = ExpectedLogLikelihood.of(statistics, basis).curvature(a.detach(), b.detach())
-    with_prior = ExpectedLogLikelihood.of(statistics, basis, prior).curvature(a.detach(), b.detach())
+    if form == "in torch":
+        plain, with_prior = (
+            ExpectedLogLikelihood.of(statistics, basis, given).curvature(a.detach(), b.detach())
+            for given in (None, prior)
+        )
+    else:
+        components = Components(a.detach().view(3, -1), b.detach().view(3, -1))
+        plain, with_prior = (
+            Curvature(*(t.flatten() for t in curvature(statistics, basis, components, given)))
+            for given in (None, prior)
+        )
     torch.testing.assert_close(with_prior.value - plain.value, density.detach().flatten())
     torch.testing.assert_close(with_prior.grad_a - plain.grad_a, grad_a)
     torch.testing.assert_close(with_prior.grad_b - plain.grad_b, grad_b)
@@ -52,7 +62,7 @@ def test_the_prior_adds_its_log_density_gradient_and_curvature(fitted):
 
 def test_newton_ends_where_the_penalised_gradient_is_zero(fitted):
     data, basis, statistics = fitted
-    prior = a_prior(statistics.rate.shape[2])
+    prior = a_prior(statistics.rate.shape[0])
     begin = Components(prior.log_mean.repeat(3, 1), torch.ones(3, len(prior.log_mean), dtype=torch.float64))
     newton = NewtonMStep(tolerance=1e-12)
     found = newton(statistics, basis, begin, float(data.size_factors.sum()), prior)

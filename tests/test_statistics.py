@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from nbmix.components import Components, expected_log_likelihood
+from nbmix.components import Components, curvature, expected_log_likelihood
 from nbmix.data.simulate import simulated_count_data
-from nbmix.products import Basis, CellBatch
+from nbmix.products import NODE_TOLERANCE, Basis, CellBatch
 from nbmix.statistics import SufficientStatistics
 from tests.conftest import make_problem, reference_log_likelihood
 
@@ -16,7 +16,7 @@ def random_q(n_cells, n_components, generator):
 
 
 def collect(problem, q, rows=slice(None), dtype=torch.float64):
-    batch = CellBatch.build(problem.counts[rows], problem.size_factors[rows], problem.basis.levels)
+    batch = CellBatch.build(problem.counts[rows], problem.size_factors[rows], problem.basis)
     return SufficientStatistics.collect(batch, problem.basis, q[rows], dtype)
 
 
@@ -25,33 +25,47 @@ def assert_same(got, want, rtol=1e-12, atol=1e-10):
         torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol)
 
 
-def test_statistics_are_the_sums_they_are_defined_as(problem, generator):
+def assert_same_meaning(got, want, basis):
+    """The same Q of any components, gradient and Hessian: batches interpolate at nodes of their own."""
+    torch.testing.assert_close(got.pair, want.pair, rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(got.weight, want.weight, rtol=1e-12, atol=1e-10)
+    rng = np.random.default_rng(0)
+    shape = got.rate.shape[1::-1]
+    for _ in range(5):
+        a, b = rng.uniform(-16, -3, shape), rng.uniform(-8, 12, shape)
+        components = Components(torch.from_numpy(a), torch.from_numpy(b))
+        mine, theirs = (curvature(statistics, basis, components) for statistics in (got, want))
+        scale = theirs.value.abs() + 1
+        for one, other in zip(mine, theirs, strict=True):
+            assert ((one - other).abs() / scale).max() < NODE_TOLERANCE
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_statistics_are_the_sums_they_are_defined_as(problem, generator, keep):
     q = random_q(40, 3, generator)
-    got = collect(problem, q)
+    batch = CellBatch.build(problem.counts, problem.size_factors, problem.basis, keep=keep)
+    got = SufficientStatistics.collect(batch, problem.basis, q, torch.float64)
     x = torch.from_numpy(problem.counts.toarray()).double()
     w = problem.basis.nodes.weights(torch.from_numpy(problem.size_factors))
     levels = problem.basis.levels
-    gene = torch.cat([levels.gene, levels.high_gene])
-    count = torch.cat([levels.level + 1, levels.high_count])
+    pairs = zip(levels.gene, levels.count, strict=True)
     want = SufficientStatistics(
-        torch.einsum("im,ik,ij->mkj", w, q, x),
-        torch.stack([((x[:, j] == c)[:, None] * q).sum(0) for j, c in zip(gene, count, strict=True)]),
-        torch.einsum("im,ik->mk", w, q),
+        torch.einsum("im,ik,ij->jkm", w, q, x),
+        torch.stack([((x[:, j] == c)[:, None] * q).sum(0) for j, c in pairs]),
+        torch.einsum("im,ik->km", w, q),
         q.sum(0),
     )
     assert_same(got, want)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_batches_add_up_to_the_whole(problem, generator, dtype):
+def test_batches_add_up_to_the_whole(problem, generator):
     q = random_q(40, 3, generator)
-    total = SufficientStatistics.zeros(problem.basis, 3, "cpu")
+    narrow, wide = (SufficientStatistics.zeros(problem.basis, 3, "cpu") for _ in range(2))
     for rows in np.array_split(np.random.default_rng(0).permutation(40), 6):
-        total.add_(collect(problem, q, rows, dtype))
-    if dtype == torch.float64:
-        assert_same(total, collect(problem, q))
-    else:
-        assert_same(total, collect(problem, q), rtol=1e-5, atol=1e-3)
+        wide.add_(collect(problem, q, rows))
+        narrow.add_(collect(problem, q, rows, torch.float32))
+    assert_same_meaning(wide, collect(problem, q), problem.basis)
+    assert_same(narrow, wide, rtol=1e-5, atol=1e-3)
 
 
 def test_statistics_are_float64_also_from_float32_products(problem, generator):
@@ -66,7 +80,28 @@ def test_total_minus_a_fold_is_the_other_folds(problem, generator):
     total = parts[0] + parts[1] + parts[2] + parts[3]
     for f, part in enumerate(parts):
         others = np.concatenate([rows for g, rows in enumerate(folds) if g != f])
-        assert_same(total - part, collect(problem, q, others))
+        assert_same_meaning(total - part, collect(problem, q, others), problem.basis)
+
+
+def test_a_fold_whose_cells_are_no_others_leaves_exactly_nothing_of_it(problem, generator):
+    """The same batches in the same sums: no interpolation stands between them."""
+    q = random_q(40, 3, generator)
+    parts = [collect(problem, q, rows) for rows in np.array_split(np.arange(40), 4)]
+    total = parts[0] + parts[1] + parts[2] + parts[3]
+    for f, part in enumerate(parts):
+        first, *others = (other for g, other in enumerate(parts) if g != f)
+        for other in others:
+            first = first + other
+        assert_same(total - part, first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adding_a_batch_is_adding_its_statistics(problem, generator, dtype):
+    q = random_q(40, 3, generator)
+    batch = CellBatch.build(problem.counts, problem.size_factors, problem.basis, pick=np.arange(7, 19))
+    total = collect(problem, q)
+    want = total + SufficientStatistics.collect(batch, problem.basis, q[7:19], dtype)
+    assert_same(total.add_batch_(batch, problem.basis, q[7:19], dtype), want)
 
 
 def test_addition_and_subtraction_leave_their_terms_alone(problem, generator):
@@ -121,7 +156,7 @@ def test_weights_of_any_sign_are_collected_as_well(problem, generator):
 def test_a_batch_without_cells_adds_nothing():
     data = simulated_count_data(20, 10, 2)
     basis = Basis.of(data.counts, data.size_factors)
-    batch = CellBatch.build(data.counts[:0], data.size_factors[:0], basis.levels)
+    batch = CellBatch.build(data.counts[:0], data.size_factors[:0], basis)
     nothing = SufficientStatistics.collect(batch, basis, torch.zeros(0, 2, dtype=torch.float64))
     assert all(
         torch.equal(mine, zeros)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ import scipy.sparse as sp
 from anndata.utils import make_index_unique
 
 from nbmix.checks import check_counts
+from nbmix.data.backed import BackedCounts, survey
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 
@@ -33,6 +35,7 @@ def make_count_data(
     size_factor_key: str | None = None,
     prior_key: str | None = None,
     min_counts: int = 1,
+    backed: BackedCounts | None = None,
 ) -> CountData:
     """Check one annotated matrix and keep what the model reads of it.
 
@@ -48,24 +51,14 @@ def make_count_data(
         prior_key: entry of ``obsm``: (cells, components) weights, rows summing to 1.
         min_counts: genes need at least this many counts over all cells; 0 keeps silent genes, whose zeros
             tell something about new cells, for a prediction.
+        backed: the matrix of these cells in its file, in place of the one in ``adata``.
 
     Raises:
         InputError: one line that names the file and the field, and says what to do.
     """
     if min_counts < 0:
         raise InputError(f"data.min_counts={min_counts}: must be 0 or more")
-    counts = check_counts(
-        _choose_matrix(adata, where, layer),
-        f"{where}: {'X' if layer is None else f'layer {layer!r}'}",
-        cells=adata.obs_names,
-        genes=adata.var_names,
-        alternatives={
-            f"data.layer={name}": partial(_choose_matrix, adata, where, name)
-            for name in adata.layers
-            if name != layer
-        },
-    )
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()  # (cells,)
+    counts, totals, gene_totals = _checked(adata, where, layer, backed)
     if not totals.any():
         raise InputError(f"{where}: every cell is empty; nbmix needs raw counts")
     data = CountData(
@@ -78,7 +71,6 @@ def make_count_data(
         labels=None if label_key is None else _read_labels(adata, where, label_key),
         prior=None if prior_key is None else _read_prior(adata, where, prior_key),
     )
-    gene_totals = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()  # (genes,)
     keep = np.flatnonzero(gene_totals >= min_counts)
     if not keep.size:
         raise InputError(
@@ -91,6 +83,28 @@ def make_count_data(
     if n_empty := int(data.empty_cells.sum()):
         log.warning("%s: %d of %d cells have no counts; they are kept", where, n_empty, data.n_cells)
     return data
+
+
+def _checked(
+    adata: ad.AnnData, where: str, layer: str | None, backed: BackedCounts | None
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The counts, and their (cells,) and (genes,) totals."""
+    field = f"{where}: {'X' if layer is None else f'layer {layer!r}'}"
+    if backed is not None:
+        found = survey(backed, field, adata.obs_names, adata.var_names)
+        return replace(backed, census=found.census), found.cell_totals, found.gene_totals
+    counts = check_counts(
+        _choose_matrix(adata, where, layer),
+        field,
+        cells=adata.obs_names,
+        genes=adata.var_names,
+        alternatives={
+            f"data.layer={name}": partial(_choose_matrix, adata, where, name)
+            for name in adata.layers
+            if name != layer
+        },
+    )
+    return counts, *(np.asarray(counts.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0))
 
 
 def _in_memory(x: Any) -> Any:

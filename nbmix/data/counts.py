@@ -14,7 +14,8 @@ class CountData:
 
     Attributes:
         counts: (cells, genes) CSR, float32 values that are integers, int32 indices sorted
-            within each row, no explicit zeros.
+            within each row, no explicit zeros; or ``BackedCounts``, to be sliced,
+            not computed with.
         size_factors: (cells,) float64, molecules a cell's rates are multiplied by; 0 only for
             an empty cell.
         cell_names: (cells,) names, as in ``AnnData.obs_names``.
@@ -46,7 +47,16 @@ class CountData:
     @property
     def empty_cells(self) -> np.ndarray:
         """(cells,) bool, True for a cell without a single count."""
-        return np.diff(self.counts.indptr) == 0
+        return self.counts.empty_rows() if self.is_backed else np.diff(self.counts.indptr) == 0
+
+    @property
+    def is_backed(self) -> bool:
+        """Whether the counts are still in their file."""
+        return not sp.issparse(self.counts)
+
+    def load(self) -> CountData:
+        """The same with counts in memory."""
+        return replace(self, counts=self.counts.load()) if self.is_backed else self
 
     def select_cells(self, rows: np.ndarray) -> CountData:
         """The cells at integer positions ``rows``, in that order."""
@@ -63,6 +73,9 @@ class CountData:
 
     def select_genes(self, columns: np.ndarray) -> CountData:
         """The genes at integer positions ``columns``; size factors stay what they were."""
-        counts = self.counts[:, columns].tocsr()
-        counts.sort_indices()
+        if self.is_backed:
+            counts = self.counts.select_columns(columns)
+        else:
+            counts = self.counts[:, columns].tocsr()
+            counts.sort_indices()
         return replace(self, counts=counts, gene_names=self.gene_names[columns])

@@ -5,72 +5,27 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from nbmix.data.backed import StreamedBatches
+from nbmix.data.batches import CellBatches, PreparedBatches
 from nbmix.data.counts import CountData
 from nbmix.data.read import read_h5ad
 from nbmix.data.sampler import ShuffledBatches
 from nbmix.data.simulate import simulated_count_data
 from nbmix.data.zheng import MIXTURES, read_zheng
 from nbmix.errors import InputError
-from nbmix.mixture import fold_blocks, shard
-from nbmix.products import Basis, CellBatch
+from nbmix.mixture import fold_blocks, fold_members, shard
+from nbmix.products import Basis, CellBatch, SizeFactorNodes
 
 SIZE_FACTOR_RATIO = 1e9  # between the largest and the smallest: beyond it one of them is not a cell
 
 log = logging.getLogger(__name__)
-
-
-class CellBatches(Dataset[CellBatch]):
-    """Slices any set of cells out of the CSR matrix as one ``CellBatch``; never dense."""
-
-    def __init__(self, data: CountData, basis: Basis) -> None:
-        self.data, self.basis = data, basis
-        if data.labels is None:
-            self.codes = None
-        else:
-            self.codes = np.unique(data.labels, return_inverse=True)[1].astype(np.int64)
-
-    def __getitem__(self, rows: np.ndarray) -> CellBatch:
-        return self.batch(rows)
-
-    def batch(self, rows: np.ndarray, fold: int = -1) -> CellBatch:
-        """The cells at positions ``rows``, all of one fold."""
-        data = self.data
-        return CellBatch.build(
-            data.counts[rows],
-            data.size_factors[rows],
-            self.basis.levels,
-            rows=rows,
-            fold=fold,
-            prior=None if data.prior is None else data.prior[rows],
-            labels=None if self.codes is None else self.codes[rows],
-        )
-
-
-class PreparedBatches(Dataset[CellBatch]):
-    """Batches that are the same every epoch, made at first use and kept."""
-
-    def __init__(self, cells: CellBatches, blocks: Sequence[tuple[int, np.ndarray]]) -> None:
-        self.cells, self.blocks = cells, blocks
-        self.made: dict[int, CellBatch] = {}
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, index: int) -> CellBatch:
-        if index not in self.made:
-            fold, rows = self.blocks[index]
-            self.made[index] = self.cells.batch(rows, fold)
-        return self.made[index]
-
-    def __iter__(self) -> Iterator[CellBatch]:
-        return (self[index] for index in range(len(self)))
 
 
 class CountsDataModule(pl.LightningDataModule):
@@ -123,9 +78,18 @@ class CountsDataModule(pl.LightningDataModule):
             raise InputError(
                 f"model.folds={self.folds}: there are only {self.training_rows.size} cells to fit; use fewer"
             )
-        self.basis = Basis.of(data.counts, data.size_factors)
+        if data.is_backed and self.shuffle:
+            raise InputError(
+                "data.backed=true: minibatches in random order need the counts in memory; choose model=em, "
+                "or set data.backed=false"
+            )
+        if data.is_backed:
+            self.basis = Basis(SizeFactorNodes.spanning(data.size_factors), data.counts.levels())
+        else:
+            self.basis = Basis.of(data.counts, data.size_factors)
         self._cells = CellBatches(data, self.basis)
-        self._fixed: PreparedBatches | None = None
+        self._fixed: PreparedBatches | StreamedBatches | None = None
+        self._held_out: list[CellBatch] | None = None
 
     @property
     def data(self) -> CountData:
@@ -149,11 +113,14 @@ class CountsDataModule(pl.LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _training_blocks(self) -> PreparedBatches:
+    def _training_blocks(self) -> PreparedBatches | StreamedBatches:
         if self._fixed is None:
             rank, world_size = self._rank
+            if self.data.is_backed:
+                self._fixed = self._streamed(training=True, held_out=False, keep=True)
+                return self._fixed
             blocks = fold_blocks(
-                self.training_rows.size,
+                self.data.size_factors[self.training_rows],
                 self.folds,
                 self.batch_size,
                 np.random.default_rng([self.seed, 1]),
@@ -162,6 +129,19 @@ class CountsDataModule(pl.LightningDataModule):
             )
             self._fixed = PreparedBatches(self._cells, [(f, self.training_rows[rows]) for f, rows in blocks])
         return self._fixed
+
+    def _streamed(self, *, training: bool, held_out: bool, keep: bool) -> StreamedBatches:
+        """Batches of training cells, each in its fold, and of held-out ones, as the file has them."""
+        fold = np.full(self.data.n_cells, StreamedBatches.OUTSIDE)
+        if training:
+            member = fold_members(self.training_rows.size, self.folds, np.random.default_rng([self.seed, 1]))
+            fold[self.training_rows] = member
+        if held_out:
+            fold[self.validation_rows] = -1
+        rank, world_size = self._rank
+        return StreamedBatches(
+            self.data, self.basis, fold, self.batch_size, rank=rank, world_size=world_size, keep=keep
+        )
 
     def train_dataloader(self) -> DataLoader[CellBatch]:
         if not self.shuffle:
@@ -172,20 +152,29 @@ class CountsDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[CellBatch] | list[Any]:
         if not self.validation_rows.size:
             return []
-        blocks = [(-1, rows) for rows in shard(self.validation_rows, self.batch_size, *self._rank)]
-        return DataLoader(PreparedBatches(self._cells, blocks), batch_size=None)
+        if self._held_out is None:
+            if self.data.is_backed:  # few enough to be kept, and a pass over the file less
+                self._held_out = list(self._streamed(training=False, held_out=True, keep=False))
+            else:
+                blocks = [(-1, rows) for rows in shard(self.validation_rows, self.batch_size, *self._rank)]
+                self._held_out = PreparedBatches(self._cells, blocks, keep=False).all()
+        return DataLoader(self._held_out, batch_size=None)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> list[DataLoader[CellBatch]] | DataLoader[CellBatch]:
         """All cells once: training cells with their folds, and held-out ones."""
+        if self.data.is_backed:
+            return DataLoader(self._streamed(training=True, held_out=True, keep=False), batch_size=None)
         rank, world_size = self._rank
+        training: PreparedBatches | StreamedBatches
         if self.shuffle:
             rows = shard(self.training_rows, max(self.batch_size, 1024), rank, world_size)
-            training = PreparedBatches(self._cells, [(-1, r) for r in rows])
+            training = PreparedBatches(self._cells, [(-1, r) for r in rows], keep=False)
         else:
             training = self._training_blocks()
+            assert isinstance(training, PreparedBatches)
         held_out = [(-1, r) for r in shard(self.validation_rows, 4096, rank, world_size)]
-        everything = PreparedBatches(self._cells, [*training.blocks, *held_out])
-        everything.made = dict(training.made)  # the first ones are those
+        everything = PreparedBatches(self._cells, [*training.blocks, *held_out], keep=False)
+        everything.made = list(training.made)  # the first ones are those
         return DataLoader(everything, batch_size=None)
 
 

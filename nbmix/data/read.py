@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from anndata.io import read_elem, sparse_dataset
 
+from nbmix.data.backed import open_backed
 from nbmix.data.check import DEFAULT_LABEL_KEY, make_count_data
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
@@ -28,6 +29,7 @@ def read_h5ad(
     min_counts: int = 1,
     populations: Sequence[str] | str | None = None,
     subsample: int | None = None,
+    backed: bool = False,
     seed: int = 0,
 ) -> CountData:
     """Read the raw counts of an AnnData file; nothing else in it is loaded, or executed.
@@ -43,6 +45,7 @@ def read_h5ad(
         min_counts: genes need at least this many counts over the picked cells.
         populations: labels to keep; None for all cells.
         subsample: number of cells drawn without replacement, in file order; None for all.
+        backed: check the counts, but leave them in the file, which must hold them as CSR.
         seed: of ``np.random.default_rng`` for the subsample.
 
     Raises:
@@ -57,12 +60,12 @@ def read_h5ad(
         warnings.filterwarnings("ignore", category=ad.OldFormatWarning)
         with _open_h5(path, where) as file:
             try:
-                adata = _lazy_anndata(file, where, layer=layer, prior_key=prior_key)
+                adata = _lazy_anndata(file, where, layer=layer, prior_key=prior_key, backed=backed)
             except (InputError, MemoryError):
                 raise
             except Exception as error:  # h5py and anndata raise all kinds on damaged files
                 raise _unreadable(where, error) from error
-            adata = pick_cells(
+            rows = picked_rows(
                 adata,
                 where=where,
                 label_key=label_key,
@@ -70,6 +73,10 @@ def read_h5ad(
                 subsample=subsample,
                 seed=seed,
             )
+            counts = open_backed(file, "X" if layer is None else f"layers/{layer}", where) if backed else None
+            if rows.size < adata.n_obs:
+                adata = adata[rows]
+                counts = None if counts is None else counts[rows]
             return make_count_data(
                 adata,
                 where=where,
@@ -78,6 +85,7 @@ def read_h5ad(
                 size_factor_key=size_factor_key,
                 prior_key=prior_key,
                 min_counts=min_counts,
+                backed=counts,
             )
 
 
@@ -95,6 +103,22 @@ def pick_cells(
     Raises:
         InputError: a population that is not there, or more cells asked for than there are.
     """
+    rows = picked_rows(
+        adata, where=where, label_key=label_key, populations=populations, subsample=subsample, seed=seed
+    )
+    return adata if rows.size == adata.n_obs else adata[rows]
+
+
+def picked_rows(
+    adata: ad.AnnData,
+    *,
+    where: str,
+    label_key: str | None,
+    populations: Sequence[str] | str | None,
+    subsample: int | None,
+    seed: int,
+) -> np.ndarray:
+    """Ascending positions of the cells that ``pick_cells`` picks."""
     rows = np.arange(adata.n_obs)
     if populations is not None:
         if label_key is None or label_key not in adata.obs:
@@ -122,7 +146,7 @@ def pick_cells(
                 f"{where}: data.subsample={subsample} must be from 1 to the {rows.size} cells there are"
             )
         rows = np.sort(np.random.default_rng(seed).choice(rows, size=subsample, replace=False))
-    return adata if rows.size == adata.n_obs else adata[rows]
+    return rows
 
 
 def _open_h5(path: str | os.PathLike[str], where: str) -> h5py.File:
@@ -148,7 +172,9 @@ def _unreadable(where: str, error: Exception) -> InputError:
     return InputError(f"{where}: cannot be read ({reason}); the file is damaged or cut short, get it again")
 
 
-def _lazy_anndata(file: h5py.File, where: str, *, layer: str | None, prior_key: str | None) -> ad.AnnData:
+def _lazy_anndata(
+    file: h5py.File, where: str, *, layer: str | None, prior_key: str | None, backed: bool
+) -> ad.AnnData:
     """What the model may need: other layers stay in the file unless they are asked for."""
     if "obs" not in file or "var" not in file:
         raise InputError(
@@ -160,10 +186,12 @@ def _lazy_anndata(file: h5py.File, where: str, *, layer: str | None, prior_key: 
         )
     layers, obsm = file.get("layers", {}), file.get("obsm", {})
     return ad.AnnData(
-        X=read_elem(file["X"]) if layer is None and "X" in file else None,
+        X=read_elem(file["X"]) if layer is None and "X" in file and not backed else None,
         obs=read_elem(file["obs"]),
         var=read_elem(file["var"]),
-        layers={name: (read_elem if name == layer else _lazy)(layers[name]) for name in layers},
+        layers={
+            name: (read_elem if name == layer and not backed else _lazy)(layers[name]) for name in layers
+        },
         obsm={name: (read_elem if name == prior_key else _lazy)(obsm[name]) for name in obsm},
     )
 

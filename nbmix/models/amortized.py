@@ -131,7 +131,7 @@ class AmortizedMixture(MixtureModule):
         groups: list[dict[str, Any]] = [{"params": list(self.encoder.parameters()), "lr": self.lr}]
         if trained := [p for p in self.mixture.parameters() if p.requires_grad]:
             groups.append({"params": trained, "lr": self.components_lr})
-        return torch.optim.Adam(groups)
+        return torch.optim.Adam(groups, fused=True)  # one pass over each parameter
 
     def terms(self, batch: CellBatch) -> ElboTerms:
         """All that the ELBO of a batch is made of."""
@@ -143,9 +143,9 @@ class AmortizedMixture(MixtureModule):
             log_prior = torch.log_softmax(mixture.log_weights[0], 0)
         else:  # the encoder cannot say 0, so a given prior of 0 counts as the smallest positive number
             log_prior = mixture.log_prior(batch).clamp(min=LEAST_LOG_PRIOR)
-        log_q = self.encoder(batch.counts).double()
+        log_q = self.encoder(batch, mixture.basis.levels).double()
         # a cell without counts tells nothing: it gets the prior, whatever the encoder makes of zeros
-        empty = (batch.counts.indptr.diff() == 0)[:, None]
+        empty = (batch.pairs.indptr.diff() == 0)[:, None]
         log_q = torch.where(empty, log_prior.detach().expand_as(log_q), log_q)
         return ElboTerms(log_q, log_likelihood, log_prior.expand_as(log_q))
 

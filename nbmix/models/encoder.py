@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
 
-from nbmix.products import CsrMatrix
+from nbmix.products import CellBatch, CountLevels, pair_product
 
 
 class SparseEncoder(nn.Module):
-    """ln softmax(Linear(h, K) . ReLU . Linear(genes, h) . log1p(x)), reading CSR counts.
+    """ln softmax(Linear(h, K) . ReLU . Linear(genes, h) . log1p(x)), reading sparse counts.
 
     Only rows of the first layer that a batch has counts for are read; its counts are never made dense.
 
@@ -26,17 +25,10 @@ class SparseEncoder(nn.Module):
         self.first_bias = nn.Parameter(torch.empty(n_hidden).uniform_(-bound, bound))
         self.last = nn.Linear(n_hidden, n_components)
 
-    def forward(self, counts: CsrMatrix) -> Tensor:
-        """(cells, genes) counts -> (cells, K) log probabilities, float32."""
-        assert counts.values is not None
-        if counts.indices.numel() == 0:  # still a function of all weights, as data-parallel training wants
-            hidden = self.first_bias + self.first[:0].sum(0) + self.first_bias.new_zeros(counts.n_rows, 1)
-        else:
-            hidden = self.first_bias + embedding_bag(
-                counts.indices,
-                self.first,
-                counts.indptr[:-1],
-                mode="sum",
-                per_sample_weights=torch.log1p(counts.values),
-            )
+    def forward(self, batch: CellBatch, levels: CountLevels) -> Tensor:
+        """(cells, K) log probabilities, float32; ``levels`` are those that the batch was built with."""
+        size = torch.log1p(levels.count[batch.used]).float()
+        # indexing would do, but its gradient sorts
+        table = torch.index_select(self.first, 0, levels.gene[batch.used]) * size[:, None]
+        hidden = self.first_bias + pair_product(batch, table)
         return torch.log_softmax(self.last(torch.relu(hidden)), 1)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from nbmix.components import Components
+from nbmix.data.batches import CellBatches, PreparedBatches
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.mixture import Mixture, MixtureSettings, fold_blocks
 from nbmix.products import Basis, CellBatch
 
-BLOCK_SIZE = 4096
+BLOCK_SIZE = 16384
 
 
 class StartState(NamedTuple):
@@ -48,18 +49,8 @@ def prepare(
 ) -> tuple[Basis, Sequence[CellBatch]]:
     """All cells of ``data`` in memory as batches, each within one fold."""
     basis = basis or Basis.of(data.counts, data.size_factors)
-    blocks = fold_blocks(data.n_cells, folds, BLOCK_SIZE, generator)
-    return basis, [
-        CellBatch.build(
-            data.counts[rows],
-            data.size_factors[rows],
-            basis.levels,
-            rows=rows,
-            fold=fold,
-            prior=None if data.prior is None else data.prior[rows],
-        )
-        for fold, rows in blocks
-    ]
+    blocks = fold_blocks(data.size_factors, folds, BLOCK_SIZE, generator)
+    return basis, PreparedBatches(CellBatches(data, basis), blocks).all()
 
 
 def new_mixture(data: CountData, settings: MixtureSettings, basis: Basis) -> Mixture:
@@ -80,8 +71,8 @@ def random_responsibilities(n_cells: int, n_components: int, generator: np.rando
 def choose_cells(data: CountData, n_cells: int, generator: np.random.Generator) -> CountData:
     """A random subset of cells in their order, or all of them where there are no more."""
     if n_cells >= data.n_cells:
-        return data
-    return data.select_cells(np.sort(generator.choice(data.n_cells, n_cells, replace=False)))
+        return data.load()
+    return data.select_cells(np.sort(generator.choice(data.n_cells, n_cells, replace=False))).load()
 
 
 def check_components(data: CountData, settings: MixtureSettings) -> None:

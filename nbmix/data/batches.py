@@ -1,0 +1,70 @@
+"""Cells cut out of the counts as batches that are ready for the products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from nbmix.data.counts import CountData
+from nbmix.kernels import in_threads
+from nbmix.products import Basis, CellBatch
+
+
+def label_codes(data: CountData) -> np.ndarray | None:
+    """(cells,) int64 numbers of the known labels, or None."""
+    if data.labels is None:
+        return None
+    return np.unique(data.labels, return_inverse=True)[1].astype(np.int64)
+
+
+class CellBatches(Dataset[CellBatch]):
+    """Cuts any set of cells out of the CSR matrix as one ``CellBatch``; never dense."""
+
+    def __init__(self, data: CountData, basis: Basis) -> None:
+        self.data, self.basis, self.codes = data, basis, label_codes(data)
+
+    def __getitem__(self, rows: np.ndarray) -> CellBatch:
+        return self.batch(rows, keep=True)
+
+    def batch(self, rows: np.ndarray, fold: int = -1, *, keep: bool = False) -> CellBatch:
+        """The cells at positions ``rows``, all of one fold; ``keep`` if the batch will be used again."""
+        data = self.data
+        return CellBatch.build(
+            data.counts,
+            data.size_factors,
+            self.basis,
+            pick=rows,
+            fold=fold,
+            keep=keep,
+            prior=None if data.prior is None else data.prior[rows],
+            labels=None if self.codes is None else self.codes[rows],
+        )
+
+
+class PreparedBatches(Dataset[CellBatch]):
+    """Batches that are the same every epoch, made together at first use; ``keep`` their transposes, too."""
+
+    def __init__(
+        self, cells: CellBatches, blocks: Sequence[tuple[int, np.ndarray]], *, keep: bool = True
+    ) -> None:
+        self.cells, self.blocks, self.keep = cells, blocks, keep
+        self.made: list[CellBatch] = []
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> CellBatch:
+        return self.all()[index]
+
+    def __iter__(self) -> Iterator[CellBatch]:
+        return iter(self.all())
+
+    def all(self) -> list[CellBatch]:
+        """Every batch."""
+        missing = self.blocks[len(self.made) :]
+        self.made += in_threads(
+            lambda i: self.cells.batch(missing[i][1], missing[i][0], keep=True), len(missing)
+        )
+        return self.made
