@@ -250,6 +250,13 @@ def moment_components(statistics: SufficientStatistics, basis: Basis, total_size
     return Components(log_mean, torch.full_like(log_mean, START_LOG_INV_DISP))
 
 
+class Fit(NamedTuple):
+    """Components (K, genes), and the curvature of Q, with the prior if there is one, where they stand."""
+
+    components: Components
+    curvature: Curvature
+
+
 class MStep(Protocol):
     """Raises Q, with the log density of a prior if there is one, from where the components stand."""
 
@@ -260,7 +267,7 @@ class MStep(Protocol):
         components: Components,
         total_size: float,
         prior: GenePrior | None = None,
-    ) -> Components:
+    ) -> Fit:
         """New components (K, genes); ``total_size`` is the sum of the data's size factors."""
         ...
 
@@ -293,10 +300,11 @@ class NewtonMStep:
         components: Components,
         total_size: float,
         prior: GenePrior | None = None,
-    ) -> Components:
+    ) -> Fit:
         if components.log_mean.device.type == "cpu":
             return self._compiled(statistics, basis, components, total_size, prior)
-        return self._in_torch(statistics, basis, components, total_size, prior)
+        fitted = self._in_torch(statistics, basis, components, total_size, prior)
+        return Fit(fitted, curvature(statistics, basis, fitted, prior))
 
     def _compiled(
         self,
@@ -305,7 +313,7 @@ class NewtonMStep:
         components: Components,
         total_size: float,
         prior: GenePrior | None,
-    ) -> Components:
+    ) -> Fit:
         a, b = (t.double().contiguous().clone() for t in components)
         limits = (
             self.tolerance,
@@ -315,9 +323,11 @@ class NewtonMStep:
             *LOG_INV_DISP_RANGE,
         )
         arguments = _kernel_arguments(statistics, basis, prior)
-        rows = max(1, GENES_AT_ONCE // a.shape[0])
-        over_rows(newton_rows, a.shape[1], rows, a.numpy(), b.numpy(), *arguments, limits, self.max_steps)
-        return Components(a, b)
+        rows = max(16, 4 * GENES_AT_ONCE // a.shape[0])
+        out = torch.empty(N_CURVES, *a.shape, dtype=torch.float64)
+        arrays = (a.numpy(), b.numpy(), *arguments)
+        over_rows(newton_rows, a.shape[1], rows, *arrays, limits, self.max_steps, out.numpy())
+        return Fit(Components(a, b), Curvature(*out))
 
     def _in_torch(
         self,
@@ -409,7 +419,7 @@ class GradientMStep:
         components: Components,
         total_size: float,
         prior: GenePrior | None = None,
-    ) -> Components:
+    ) -> Fit:
         log_mean, log_inv_disp = (t.double().clone().requires_grad_() for t in components)
         optimizer = torch.optim.Adam([log_mean, log_inv_disp], lr=self.lr)
         for _ in range(self.num_epochs):
@@ -419,4 +429,5 @@ class GradientMStep:
             with torch.no_grad():
                 log_mean.clamp_(min=lowest_log_mean(total_size))
                 log_inv_disp.clamp_(*LOG_INV_DISP_RANGE)
-        return Components(log_mean.detach(), log_inv_disp.detach())
+        fitted = Components(log_mean.detach(), log_inv_disp.detach())
+        return Fit(fitted, curvature(statistics, basis, fitted, prior))

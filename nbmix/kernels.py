@@ -8,8 +8,8 @@ threads. The package's cache folder keeps the machine code, so that only a first
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from threading import Thread
 from typing import Any, TypeVar
 
 import numba
@@ -28,14 +28,28 @@ _exact = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"cont
 _loose = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
 
 
-def in_threads(work: Callable[[int], T], n_items: int) -> Iterator[T]:
-    """``work(0), work(1), ...`` in order, on as many threads as torch uses."""
-    n_threads = min(torch.get_num_threads(), n_items)
-    if n_threads <= 1:
-        yield from map(work, range(n_items))
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-        yield from pool.map(work, range(n_items))
+def in_threads(work: Callable[[int], T], n_items: int) -> list[T]:
+    """``[work(0), work(1), ...]``, on as many threads as torch uses, this one among them."""
+    results: list[Any] = [None] * n_items
+    coming = iter(range(n_items))
+    failures: list[BaseException] = []
+
+    def take() -> None:
+        try:
+            for index in coming:
+                results[index] = work(index)
+        except BaseException as failure:
+            failures.append(failure)
+
+    helpers = [Thread(target=take) for _ in range(min(torch.get_num_threads(), n_items) - 1)]
+    for helper in helpers:
+        helper.start()
+    take()
+    for helper in helpers:
+        helper.join()
+    if failures:
+        raise failures[0]
+    return results
 
 
 def over_rows(kernel: Callable[..., None], n_rows: int, rows_at_once: int, *arguments: Any) -> None:
@@ -44,8 +58,7 @@ def over_rows(kernel: Callable[..., None], n_rows: int, rows_at_once: int, *argu
     def part(index: int) -> None:
         kernel(index * rows_at_once, min((index + 1) * rows_at_once, n_rows), *arguments)
 
-    for _ in in_threads(part, -(-n_rows // rows_at_once)):
-        pass
+    in_threads(part, -(-n_rows // rows_at_once))
 
 
 @_exact
@@ -88,11 +101,11 @@ def _node_sums(p, k, at, r, rate, node, grown, share):
     for m in range(node.shape[1]):
         zeros = r * node[k, m]
         both = rate[p, m] + zeros
-        both_grown += both * grown[at + m]
-        both_share += both * share[at + m]
-        both_bent += both * share[at + m] * (1.0 - share[at + m])
-        zero_share += zeros * share[at + m]
-        zero_grown += zeros * grown[at + m]
+        both_grown += both * grown[at, m]
+        both_share += both * share[at, m]
+        both_bent += both * share[at, m] * (1.0 - share[at, m])
+        zero_share += zeros * share[at, m]
+        zero_grown += zeros * grown[at, m]
     return both_grown, both_share, both_bent, zero_share, zero_grown
 
 
@@ -184,14 +197,14 @@ def _curves(
     for place in range(n_active):
         rho = math.exp(a[active[place]] - b[active[place]])
         for m in range(width):
-            x[place * width + m] = nodes[m] * rho
-    _log1p_and_share(n_active * width, x, grown, share, y, bits)
+            x[place, m] = nodes[m] * rho
+    _log1p_and_share(n_active * width, x.reshape(-1), grown.reshape(-1), share.reshape(-1), y, bits)
     for place in range(n_active):
         p = active[place]
         j, k = begin + p // n_components, p % n_components
         r = math.exp(b[p])
         both_grown, both_share, both_bent, zero_share, zero_grown = _node_sums(
-            p, k, place * width, r, rates, node, grown, share
+            p, k, place, r, rates, node, grown, share
         )
         value = a[p] * totals[p] - both_grown
         grad_b = both_share - zero_grown
@@ -241,7 +254,8 @@ def curvature_rows(begin, end, a, b, nodes, rate, node, pair, first, high_first,
     rates, totals = np.zeros((size, width)), np.empty(size)
     level_weights = np.empty((size, LOW_LEVELS + 1))
     tail_weights = np.empty((size, _most(high_first)))
-    x, grown, share, y = np.empty((4, size * width))
+    x, grown, share = np.empty((size, width)), np.empty((size, width)), np.empty((size, width))
+    y = np.empty(size * width)
     bits = y.view(np.int64)
     active = np.arange(size)
     at_a, at_b, now = np.empty(size), np.empty(size), np.empty((size, N_CURVES))
@@ -323,11 +337,12 @@ def _newton_step(k, now, pinned_a, pinned_b, damping, plateau_step):
 
 @_exact
 def newton_rows(
-    begin, end, a, b, nodes, rate, node, pair, first, high_first, high_count, prior, limits, max_steps
+    begin, end, a, b, nodes, rate, node, pair, first, high_first, high_count, prior, limits, max_steps, out
 ):
     """Damped Newton on each problem of the genes begin..end, in place; arguments as in ``curvature_rows``.
 
-    limits: tolerance in nats, longest step, plateau step, floor of a, least and largest b.
+    limits: tolerance in nats, longest step, plateau step, floor of a, least and largest b. out: (6, K, genes), the
+    curvature where Newton ends.
     """
     tolerance, longest, plateau_step, floor, low_b, high_b = limits
     n_components, width = a.shape[0], nodes.size
@@ -335,7 +350,8 @@ def newton_rows(
     rates, totals = np.zeros((size, width)), np.empty(size)
     level_weights = np.empty((size, LOW_LEVELS + 1))
     tail_weights = np.empty((size, _most(high_first)))
-    x, grown, share, y = np.empty((4, size * width))
+    x, grown, share = np.empty((size, width)), np.empty((size, width)), np.empty((size, width))
+    y = np.empty(size * width)
     bits = y.view(np.int64)
     active = np.empty(size, np.int64)
     at_a, at_b, next_a, next_b, damping = np.empty((5, size))
@@ -383,6 +399,8 @@ def newton_rows(
         for p in range((stop - start) * n_components):
             a[p % n_components, start + p // n_components] = at_a[p]
             b[p % n_components, start + p // n_components] = at_b[p]
+            for c in range(N_CURVES):
+                out[c, p % n_components, start + p // n_components] = now[p, c]
 
 
 @_exact
@@ -394,7 +412,8 @@ def grown_rows(begin, end, a, b, nodes, n_nodes, chunk, grown, zero):
     """
     n_components, width = a.shape[0], nodes.size
     size = GENES_A_BLOCK * n_components
-    x, found, share, y = np.empty((4, size * width))
+    x, found, share = np.empty((size, width)), np.empty((size, width)), np.empty((size, width))
+    y = np.empty(size * width)
     bits = y.view(np.int64)
     total = np.zeros((n_components, width))
     for start in range(begin, end, GENES_A_BLOCK):
@@ -403,15 +422,15 @@ def grown_rows(begin, end, a, b, nodes, n_nodes, chunk, grown, zero):
             j, k = start + p // n_components, p % n_components
             rho = math.exp(a[k, j] - b[k, j])
             for m in range(width):
-                x[p * width + m] = nodes[m] * rho
-        _log1p_and_share(n_problems * width, x, found, share, y, bits)
+                x[p, m] = nodes[m] * rho
+        _log1p_and_share(n_problems * width, x.reshape(-1), found.reshape(-1), share.reshape(-1), y, bits)
         for p in range(n_problems):
             j, k = start + p // n_components, p % n_components
             r = math.exp(b[k, j])
             for m in range(width):
-                total[k, m] += r * found[p * width + m]
+                total[k, m] += r * found[p, m]
             for m in range(n_nodes):
-                grown[j, k, m] = found[p * width + m]
+                grown[j, k, m] = found[p, m]
     for k in range(n_components):
         for m in range(n_nodes):
             zero[begin // chunk, k, m] = total[k, m]
@@ -453,24 +472,38 @@ def split_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
 
 @_exact
 def step_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
-    """As ``split_table_rows`` for the first node, then the steps from it to the others and a bound on them.
+    """As ``split_table_rows`` for the first node, then the steps from it to the others.
 
-    table: (used, 2 K + K (nodes - 1) + 1) float32.
+    Steps are split into their mean over components, itself cut like the values, and the rest.
+    table (used, width) float32: coarse part and rest of K values at the first node, K (nodes - 1) steps less their
+    means, coarse part and rest of the nodes - 1 means, and a bound on the steps less their means.
     """
     n_components, n_nodes = rate.shape[1], rate.shape[2]
+    n_steps = n_nodes - 1
+    of_means = 2 * n_components + n_components * n_steps
+    steps = np.empty((n_components, n_nodes))
     for u in range(begin, end):
         j, c = gene[used[u]], count[used[u]]
-        bound = 0.0
         for k in range(n_components):
             value = c * rate[j, k, 0] + pair[used[u], k]
             coarse = np.rint(value / unit) * unit
             table[u, k] = coarse
             table[u, n_components + k] = value - coarse
-            at = 2 * n_components + k * (n_nodes - 1) - 1
-            for m in range(1, n_nodes):
-                step = c * (rate[j, k, m] - rate[j, k, 0])
-                table[u, at + m] = step
-                bound = max(bound, abs(step))
+            for m in range(n_nodes):
+                steps[k, m] = c * (rate[j, k, m] - rate[j, k, 0])
+        bound = 0.0
+        for m in range(1, n_nodes):
+            mean = 0.0
+            for k in range(n_components):
+                mean += steps[k, m]
+            mean /= n_components
+            for k in range(n_components):
+                rest = steps[k, m] - mean
+                table[u, 2 * n_components + k * n_steps + m - 1] = rest
+                bound = max(bound, abs(rest))
+            coarse = np.rint(mean / unit) * unit
+            table[u, of_means + m - 1] = coarse
+            table[u, of_means + n_steps + m - 1] = mean - coarse
         table[u, table.shape[1] - 1] = bound
 
 

@@ -41,7 +41,7 @@ from nbmix.statistics import SufficientStatistics
 WEIGHT_SCHEMES = ("uniform", "learned", "given")
 AUTO_PSEUDO_CELLS = 20.0  # where "auto" has no folds, and so no honest view of itself, to learn from
 FEWEST_CELLS = 500  # in a batch that is cut off for its size factors
-BATCH_CELLS = 1200  # what a batch costs besides its cells, in cells: tables for its pairs
+BATCH_CELLS = 2500  # what a batch costs besides its cells, in cells: tables for its pairs
 WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells are on: no weight reaches 0
 
 
@@ -227,12 +227,14 @@ class Mixture(nn.Module):
         statistics.add_batch_(batch, self.basis, responsibilities, self.settings.torch_dtype)
 
     @torch.no_grad()
-    def m_step(self, *, warm: bool, reduce: bool = False) -> float:
+    def m_step(self, *, warm: bool, reduce: bool = False, whole: bool = True) -> float:
         """Fit every copy to the collected statistics.
 
         Args:
             warm: begin at the present components; else at the weighted means.
             reduce: first add the statistics of all ranks.
+            whole: also the copy of all cells, which no E step on training cells needs; ``fit_whole`` can do it
+                later.
 
         Returns:
             The log prior of the components as they stood before, in nats: what the pseudo-cells add to
@@ -243,27 +245,40 @@ class Mixture(nn.Module):
         if reduce:
             for statistics in by_fold:
                 statistics.all_reduce_()
-        total = by_fold[0]
-        for statistics in by_fold[1:]:
-            total = total + statistics
+        total = self._total(by_fold)
         if float(total.weight.sum()) == 0:
             raise InputError("there is no cell to fit components to")
-        penalty = 0.0
-        for copy in range(settings.n_copies):
-            seen = total if copy == settings.n_copies - 1 else total - by_fold[copy]
-            if settings.n_copies == 1 and warm:
-                penalty = self._log_prior_density(seen)
-            fitted = self._fit(seen, copy, warm)
-            self.log_mean.data[copy], self.log_inv_disp.data[copy] = fitted
-            if settings.weights == "learned":
-                sizes = seen.weight + (WEIGHT_PSEUDO_CELLS if settings.pseudo_cells != 0 else 0.0)
-                self.log_weights.data[copy] = torch.log(sizes / sizes.sum())
+        last = settings.n_copies - 1
+        penalty = self._log_prior_density(total) if last == 0 and warm else 0.0
+        for copy in range(last):
+            self._fit(total - by_fold[copy], copy, warm)
+        if whole or last == 0:
+            self._fit(total, last, warm)
         self._tables.clear()
         return penalty
 
-    def _fit(self, seen: SufficientStatistics, copy: int, warm: bool) -> Components:
+    @torch.no_grad()
+    def fit_whole(self) -> None:
+        """Fit the copy of all cells to the collected statistics, from where the first fold's copy stands."""
+        for of_copies in (self.log_mean.data, self.log_inv_disp.data, *self.buffers()):
+            if of_copies.numel():
+                of_copies[-1] = of_copies[0]
+        self._fit(self._total([self._statistics.get(f) or self._empty() for f in self._folds()]), -1, True)
+        self._tables.clear()
+
+    @staticmethod
+    def _total(by_fold: Sequence[SufficientStatistics]) -> SufficientStatistics:
+        total = by_fold[0]
+        for statistics in by_fold[1:]:
+            total = total + statistics
+        return total
+
+    def _fit(self, seen: SufficientStatistics, copy: int, warm: bool) -> None:
         """M step of one copy on what it has seen; a learned prior then follows the components."""
         settings, basis, prior = self.settings, self.basis, self._prior(copy, seen)
+        if settings.weights == "learned":
+            sizes = seen.weight + (WEIGHT_PSEUDO_CELLS if settings.pseudo_cells != 0 else 0.0)
+            self.log_weights.data[copy] = torch.log(sizes / sizes.sum())
         if settings.n_pseudo_cells > 0:
             seen = seen + _pseudo_statistics(seen, settings.n_pseudo_cells)
         begin = self.components(copy)
@@ -273,8 +288,8 @@ class Mixture(nn.Module):
                 begin = Components(prior.log_mean.expand_as(begin.log_mean), begin.log_inv_disp)
         fitted = settings.m_step(seen, basis, begin, self.total_size, prior)
         if prior is not None:
-            self._keep_prior(copy, update_prior(seen, basis, fitted, prior))
-        return fitted
+            self._keep_prior(copy, update_prior(fitted, prior))
+        self.log_mean.data[copy], self.log_inv_disp.data[copy] = fitted.components
 
     def _prior(self, copy: int, seen: SufficientStatistics) -> GenePrior | None:
         if not self.settings.learns_prior:
@@ -363,6 +378,7 @@ def run_em(
     stopping = stopping or StoppingRule(patience=1 if mixture.settings.folds == 1 else 3)
     schedule: Iterator[float] = iter(temperatures)
     trace: list[float] = []
+    converged = False
     for iteration in range(max_iterations):
         mixture.begin()
         warm = iteration > 0 or responsibilities is None
@@ -377,12 +393,15 @@ def run_em(
                 q = responsibilities[batch.rows]
             n_cells += batch.n_cells
             mixture.collect(batch, q)
-        penalty = mixture.m_step(warm=warm)
+        penalty = mixture.m_step(warm=warm, whole=False)
         if warm:
             trace.append((total + penalty) / n_cells)
             if temperature == 1 and stopping.update(trace[-1]):
-                return EMRun(trace, True)
-    return EMRun(trace, False)
+                converged = True
+                break
+    if mixture.settings.folds > 1:
+        mixture.fit_whole()
+    return EMRun(trace, converged)
 
 
 def responsibilities_of(mixture: Mixture, batches: Sequence[CellBatch], n_cells: int) -> tuple[Tensor, float]:

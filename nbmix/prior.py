@@ -17,10 +17,9 @@ from torch import Tensor
 
 from nbmix.components import (
     START_LOG_INV_DISP,
-    Components,
+    Fit,
     GenePrior,
     NewtonMStep,
-    curvature,
     moment_components,
 )
 from nbmix.products import Basis
@@ -36,17 +35,18 @@ def first_prior(seen: SufficientStatistics, basis: Basis, total_size: float) -> 
     """Around the pooled gene, before any component is known."""
     pooled = seen.pooled()
     fitted = NewtonMStep()(pooled, basis, moment_components(pooled, basis, total_size), total_size)
-    centre = fitted.log_mean[0]
+    centre = fitted.components.log_mean[0]
     one = torch.ones((), dtype=centre.dtype, device=centre.device)
     return GenePrior(centre, torch.full_like(centre, FIRST_VARIANCE), START_LOG_INV_DISP * one, one)
 
 
-def update_prior(
-    seen: SufficientStatistics, basis: Basis, components: Components, prior: GenePrior
-) -> GenePrior:
-    """The variances, and the level of ln r, from components (K, genes) fitted to ``seen`` under ``prior``."""
-    curve = curvature(seen, basis, components)
-    aa, ab, bb = -curve.hess_aa, -curve.hess_ab, -curve.hess_bb
+def update_prior(fit: Fit, prior: GenePrior) -> GenePrior:
+    """The variances, and the level of ln r, from components (K, genes) that were fitted under ``prior``."""
+    components, curve = fit
+    # what the data alone say
+    aa = -curve.hess_aa - 1 / prior.log_mean_variance
+    ab = -curve.hess_ab
+    bb = -curve.hess_bb - 1 / prior.log_inv_disp_variance
     tiny = torch.finfo(aa.dtype).eps
     # information on the one, with the other integrated out
     about_mean = (aa - ab**2 / (bb.clamp(min=0) + 1 / prior.log_inv_disp_variance)).clamp(min=tiny)
@@ -59,11 +59,12 @@ def update_prior(
 
 def _mean_variance(off: Tensor, information: Tensor, variance: Tensor) -> Tensor:
     """(genes,) tau^2 from shrunken offsets (K, genes)."""
-    off = off * (1 + 1 / (variance * information))  # as they were before the prior shrank them
+    own = 1 / information  # variance
+    off = off * (1 + own / variance)  # as they were before the prior shrank them
     n_components = off.shape[0]
     for _ in range(ROUNDS):
-        weight = variance * information / (1 + variance * information)
-        square = (weight * off) ** 2 + variance / (1 + variance * information)
+        weight = variance / (variance + own)
+        square = (weight * off) ** 2 + weight * own
         typical = square.mean(0).log().mean().exp()
         variance = (square.sum(0) + TYPICAL_GENE_WEIGHT * typical) / (n_components + TYPICAL_GENE_WEIGHT)
     return variance

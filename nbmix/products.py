@@ -44,6 +44,7 @@ from nbmix.special import EXACT_COUNT, level_terms, tail_terms
 
 NODE_TOLERANCE = 1e-8  # relative error of the interpolation in ln s, for every single cell
 FLOAT32_NATS = 1.25e-4  # half a float32 ulp of the summed steps; the error seen is up to eight times that
+FEWEST_CELLS_FOR_STEPS = 1000  # in smaller batches size factors are seldom alike
 GENES_AT_ONCE = 512  # in a compiled loop
 PAIRS_AT_ONCE = 4096
 # torch says once a process that CSR tensors are in beta; the products here are tested against SciPy
@@ -477,6 +478,7 @@ class LikelihoodTables(NamedTuple):
         grown: (genes, K, nodes) float64, ln(1 + S_m rho).
         pair: (pairs, K) float64, D(c, r).
         zero: (K, nodes) float64, sum_j r ln(1 + S_m rho).
+        largest: bound on what one count of any gene adds, in either direction.
         dtype: that products run in.
     """
 
@@ -484,6 +486,7 @@ class LikelihoodTables(NamedTuple):
     grown: Tensor
     pair: Tensor
     zero: Tensor
+    largest: float
     dtype: torch.dtype
 
 
@@ -510,7 +513,11 @@ def likelihood_tables(
     else:
         grown = node_softplus(basis.nodes, a.T, b.T)
         zero = torch.einsum("jkm,kj->km", grown, torch.exp(b))
-    return LikelihoodTables(a.T.contiguous(), grown, pair_table(basis.levels, b), zero, dtype)
+    pair = pair_table(basis.levels, b)
+    largest = a.abs().amax() + grown[:, :, basis.nodes.log_nodes.argmax()].amax()
+    if pair.numel():
+        largest = largest + (pair.amax(1) / basis.levels.count).amax()
+    return LikelihoodTables(a.T.contiguous(), grown, pair, zero, 1.01 * float(largest), dtype)
 
 
 def _tabulate_nodes(nodes: SizeFactorNodes, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -547,8 +554,11 @@ def _pair_table_in_torch(levels: CountLevels, log_inv_disp: Tensor) -> Tensor:
 def batch_log_likelihood(batch: CellBatch, basis: Basis, tables: LikelihoodTables) -> Tensor:
     """(cells, K) float64, ln p(x_i | component k) in nats, by the sums at the head of this file."""
     rate = tables.log_mean[:, :, None] - tables.grown @ batch.to_own.T  # (genes, K, own nodes)
-    add_up = _pair_sums_in_float32 if tables.dtype == torch.float32 else _pair_sums
-    summed = add_up(batch, basis, rate, tables.pair).view(batch.n_cells, *rate.shape[1:])
+    if tables.dtype == torch.float32:
+        summed = _pair_sums_in_float32(batch, basis, rate, tables.pair, tables.largest)
+    else:
+        summed = _pair_sums(batch, basis, rate, tables.pair)
+    summed = summed.view(batch.n_cells, *rate.shape[1:])
     zero = tables.zero @ batch.to_own.T  # (K, own nodes)
     return torch.einsum("ikm,im->ik", summed - zero, batch.weights) + batch.constant[:, None]
 
@@ -563,7 +573,9 @@ def _pair_values(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor) -> 
     return (rate[gene] * count[:, None, None] + pair[batch.used, :, None]).flatten(1)
 
 
-def _pair_sums_in_float32(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor) -> Tensor:
+def _pair_sums_in_float32(
+    batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, largest: float
+) -> Tensor:
     """``_pair_sums`` by float32 products, without their loss of digits.
 
     Sums near 1e4 nats nearly cancel between components. So values at the first node are cut into a multiple
@@ -574,31 +586,38 @@ def _pair_sums_in_float32(batch: CellBatch, basis: Basis, rate: Tensor, pair: Te
     if batch.used.numel() == 0:
         return rate.new_zeros(batch.n_cells, n_components * n_own)
     # no sum exceeds the deepest cell's counts times the largest value of a count
-    largest = float(rate.abs().amax() + (pair.amax(1) / basis.levels.count).amax()) * batch.deepest
-    unit = 2.0 ** (math.ceil(math.log2(max(largest, 1e-30))) - 23)
-    summed = batch.pairs.matmul(_step_table(batch, basis, rate, pair, unit))
-    if float(summed[:, -1].amax()) * torch.finfo(torch.float32).eps / 2 > FLOAT32_NATS:
+    unit = 2.0 ** (math.ceil(math.log2(max(largest * batch.deepest, 1e-30))) - 23)
+    steps_will_do = batch.n_cells >= FEWEST_CELLS_FOR_STEPS
+    if steps_will_do:
+        summed = batch.pairs.matmul(_step_table(batch, basis, rate, pair, unit))
+        steps_will_do = float(summed[:, -1].amax()) * torch.finfo(torch.float32).eps / 2 <= FLOAT32_NATS
+    if not steps_will_do:
         summed = batch.pairs.matmul(_split_table(batch, basis, rate, pair, unit))
         width = n_components * n_own
         return summed[:, :width].double() + summed[:, width:]
     first = summed[:, :n_components].double() + summed[:, n_components : 2 * n_components]
-    steps = summed[:, 2 * n_components : -1].view(batch.n_cells, n_components, n_own - 1)
-    return torch.cat([first[:, :, None], first[:, :, None] + steps], 2).flatten(1)
+    parts = (n_components * (n_own - 1), n_own - 1, n_own - 1)
+    steps, coarse, rest = summed[:, 2 * n_components : -1].split(parts, 1)
+    others = steps.view(batch.n_cells, n_components, n_own - 1) + (coarse.double() + rest)[:, None]
+    return torch.cat([first[:, :, None], first[:, :, None] + others], 2).flatten(1)
 
 
 def _step_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
-    """(used, 2 K + K (nodes - 1) + 1) float32: coarse part and rest at the first node, steps, their bound."""
+    """(used, columns) float32, see ``nbmix.kernels.step_table_rows``."""
     _, n_components, n_own = rate.shape
-    shape = (batch.used.numel(), n_components * (n_own + 1) + 1)
+    shape = (batch.used.numel(), 2 * n_components + (n_components + 2) * (n_own - 1) + 1)
     table = rate.new_empty(shape, dtype=torch.float32)
     if rate.device.type == "cpu":
         _fill(step_table_rows, batch, basis, rate, pair, unit, table)
         return table
     values = _pair_values(batch, basis, rate, pair).view(-1, n_components, n_own)
-    coarse = torch.round(values[:, :, 0] / unit) * unit
-    steps = (values[:, :, 1:] - values[:, :, :1]).flatten(1)
-    bound = steps.abs().amax(1, keepdim=True) if n_own > 1 else steps.new_zeros(len(steps), 1)
-    return torch.cat([coarse, values[:, :, 0] - coarse, steps, bound], 1, out=table)
+    first = torch.round(values[:, :, 0] / unit) * unit
+    steps = values[:, :, 1:] - values[:, :, :1]
+    means = steps.mean(1)
+    rests = (steps - means[:, None]).flatten(1)
+    coarse = torch.round(means / unit) * unit
+    bound = rests.abs().amax(1, keepdim=True) if n_own > 1 else rests.new_zeros(len(rests), 1)
+    return torch.cat([first, values[:, :, 0] - first, rests, coarse, means - coarse, bound], 1, out=table)
 
 
 def _split_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:

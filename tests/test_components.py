@@ -225,7 +225,7 @@ class Fitted:
 
     def fit(self, begin=None, m_step=None):
         begin = begin or moment_components(self.statistics, self.basis, self.total)
-        return (m_step or NewtonMStep())(self.statistics, self.basis, begin, self.total)
+        return (m_step or NewtonMStep())(self.statistics, self.basis, begin, self.total).components
 
     def log_likelihood(self, components):
         """(genes,) sum_i q_i ln NB, by SciPy."""
@@ -310,7 +310,9 @@ def test_newton_never_lowers_q_of_any_gene_from_random_starts(seed, max_steps):
     q = random_q(30, 4, generator, sharpness=10.0)  # some components hold next to nothing
     statistics = SufficientStatistics.collect(problem.batch, problem.basis, q, torch.float64)
     begin = random_components(4, 120, generator)
-    after = NewtonMStep(max_steps=max_steps)(statistics, problem.basis, begin, problem.size_factors.sum())
+    after = NewtonMStep(max_steps=max_steps)(
+        statistics, problem.basis, begin, problem.size_factors.sum()
+    ).components
     was, now = (q_per_problem(statistics, problem.basis, c) for c in (begin, after))
     assert (now - was >= -1e-12 * was.abs()).all()
 
@@ -320,10 +322,10 @@ def test_newton_solves_every_component_as_if_alone(problem, weighted):
     statistics, q = weighted
     total = problem.size_factors.sum()
     begin = moment_components(statistics, problem.basis, total)
-    together = NewtonMStep()(statistics, problem.basis, begin, total)
+    together = NewtonMStep()(statistics, problem.basis, begin, total).components
     for k in range(3):
         one = SufficientStatistics.collect(problem.batch, problem.basis, q[:, [k]], torch.float64)
-        alone = NewtonMStep()(one, problem.basis, Components(*(t[[k]] for t in begin)), total)
+        alone = NewtonMStep()(one, problem.basis, Components(*(t[[k]] for t in begin)), total).components
         torch.testing.assert_close(alone.log_mean[0], together.log_mean[k], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(alone.log_inv_disp[0], together.log_inv_disp[k], rtol=1e-9, atol=1e-9)
 
@@ -331,7 +333,7 @@ def test_newton_solves_every_component_as_if_alone(problem, weighted):
 def test_newton_leaves_a_component_without_cells_finite(problem):
     nothing = SufficientStatistics.zeros(problem.basis, 2, "cpu")
     begin = moment_components(nothing, problem.basis, 1e5)
-    for part in NewtonMStep()(nothing, problem.basis, begin, 1e5):
+    for part in NewtonMStep()(nothing, problem.basis, begin, 1e5).components:
         assert torch.isfinite(part).all()
 
 
@@ -344,7 +346,7 @@ def test_gradient_m_step_raises_q_of_every_component(problem, weighted):
     begin = moment_components(statistics, problem.basis, total)
     q = [expected_log_likelihood(statistics, problem.basis, begin)]
     for _ in range(3):
-        begin = GradientMStep(lr=1e-2, num_epochs=20)(statistics, problem.basis, begin, total)
+        begin = GradientMStep(lr=1e-2, num_epochs=20)(statistics, problem.basis, begin, total).components
         q.append(expected_log_likelihood(statistics, problem.basis, begin))
     assert (torch.stack(q).diff(dim=0) > 0).all()
 
@@ -353,8 +355,8 @@ def test_gradient_m_step_comes_to_where_newton_comes(problem, weighted):
     statistics, _ = weighted
     total = problem.size_factors.sum()
     begin = moment_components(statistics, problem.basis, total)
-    newton = NewtonMStep()(statistics, problem.basis, begin, total)
-    adam = GradientMStep(lr=0.05, num_epochs=1_000)(statistics, problem.basis, begin, total)
+    newton = NewtonMStep()(statistics, problem.basis, begin, total).components
+    adam = GradientMStep(lr=0.05, num_epochs=1_000)(statistics, problem.basis, begin, total).components
     gap = q_per_problem(statistics, problem.basis, newton) - q_per_problem(statistics, problem.basis, adam)
     assert gap.abs().max() < 0.01
 
@@ -363,6 +365,8 @@ def test_gradient_m_step_stays_within_the_bounds(problem, weighted):
     statistics, _ = weighted
     total = problem.size_factors.sum()
     begin = moment_components(statistics, problem.basis, total)
-    log_mean, log_inv_disp = GradientMStep(lr=5.0, num_epochs=10)(statistics, problem.basis, begin, total)
+    log_mean, log_inv_disp = GradientMStep(lr=5.0, num_epochs=10)(
+        statistics, problem.basis, begin, total
+    ).components
     assert log_mean.min() >= lowest_log_mean(total)
     assert LOG_INV_DISP_RANGE[0] <= log_inv_disp.min() <= log_inv_disp.max() <= LOG_INV_DISP_RANGE[1]

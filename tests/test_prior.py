@@ -65,7 +65,7 @@ def test_newton_ends_where_the_penalised_gradient_is_zero(fitted):
     prior = a_prior(statistics.rate.shape[0])
     begin = Components(prior.log_mean.repeat(3, 1), torch.ones(3, len(prior.log_mean), dtype=torch.float64))
     newton = NewtonMStep(tolerance=1e-12)
-    found = newton(statistics, basis, begin, float(data.size_factors.sum()), prior)
+    found = newton(statistics, basis, begin, float(data.size_factors.sum()), prior).components
     problem = ExpectedLogLikelihood.of(statistics, basis, prior)
     slope = problem.curvature(found.log_mean.flatten(), found.log_inv_disp.flatten())
     assert slope.grad_a.abs().max() < 1e-4
@@ -105,8 +105,8 @@ def test_genes_that_differ_nowhere_get_a_smaller_variance_than_genes_that_do():
     prior = first_prior(seen, basis, total)
     begin = Components(prior.log_mean.repeat(2, 1), torch.ones(2, 80, dtype=torch.float64))
     for _ in range(10):
-        begin = NewtonMStep()(seen, basis, begin, total, prior)
-        prior = update_prior(seen, basis, begin, prior)
+        fit = NewtonMStep()(seen, basis, begin, total, prior)
+        begin, prior = fit.components, update_prior(fit, prior)
     assert prior.log_mean_variance[:20].min() > 5 * prior.log_mean_variance[20:].max()
     assert prior.log_inv_disp.item() == pytest.approx(np.log(5), abs=0.3)
 
