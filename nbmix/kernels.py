@@ -341,8 +341,8 @@ def newton_rows(
 ):
     """Damped Newton on each problem of the genes begin..end, in place; arguments as in ``curvature_rows``.
 
-    limits: tolerance in nats, longest step, plateau step, floor of a, least and largest b. out: (6, K, genes), the
-    curvature where Newton ends.
+    limits: tolerance in nats, longest step, plateau step, floor of a, least and largest b. out: (6, K,
+    genes), the curvature where Newton ends.
     """
     tolerance, longest, plateau_step, floor, low_b, high_b = limits
     n_components, width = a.shape[0], nodes.size
@@ -475,8 +475,8 @@ def step_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
     """As ``split_table_rows`` for the first node, then the steps from it to the others.
 
     Steps are split into their mean over components, itself cut like the values, and the rest.
-    table (used, width) float32: coarse part and rest of K values at the first node, K (nodes - 1) steps less their
-    means, coarse part and rest of the nodes - 1 means, and a bound on the steps less their means.
+    table (used, width) float32: coarse part and rest of K values at the first node, K (nodes - 1) steps less
+    their means, coarse part and rest of the nodes - 1 means, and a bound on the steps less their means.
     """
     n_components, n_nodes = rate.shape[1], rate.shape[2]
     n_steps = n_nodes - 1

@@ -233,8 +233,8 @@ class Mixture(nn.Module):
         Args:
             warm: begin at the present components; else at the weighted means.
             reduce: first add the statistics of all ranks.
-            whole: also the copy of all cells, which no E step on training cells needs; ``fit_whole`` can do it
-                later.
+            whole: also the copy of all cells, which no E step on training cells needs; ``fit_whole`` can do
+                it later.
 
         Returns:
             The log prior of the components as they stood before, in nats: what the pseudo-cells add to

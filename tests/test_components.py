@@ -310,9 +310,8 @@ def test_newton_never_lowers_q_of_any_gene_from_random_starts(seed, max_steps):
     q = random_q(30, 4, generator, sharpness=10.0)  # some components hold next to nothing
     statistics = SufficientStatistics.collect(problem.batch, problem.basis, q, torch.float64)
     begin = random_components(4, 120, generator)
-    after = NewtonMStep(max_steps=max_steps)(
-        statistics, problem.basis, begin, problem.size_factors.sum()
-    ).components
+    newton = NewtonMStep(max_steps=max_steps)
+    after = newton(statistics, problem.basis, begin, problem.size_factors.sum()).components
     was, now = (q_per_problem(statistics, problem.basis, c) for c in (begin, after))
     assert (now - was >= -1e-12 * was.abs()).all()
 

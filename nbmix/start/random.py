@@ -107,11 +107,12 @@ class RandomStart:
                 key=lambda run: run.score,
             )
             log.info("the best of them ends at %.3f", best.score)
-        components = _among_all_genes(
-            best.mixture.components(), genes, totals, float(seen.size_factors.sum())
+        total_size = float(seen.size_factors.sum())
+        return StartState(
+            best.responsibilities if seen.n_cells == data.n_cells else None,
+            _among_all_genes(best.mixture.components(), genes, totals, total_size),
+            best.mixture.log_weights.data[-1],
         )
-        q = best.responsibilities if seen.n_cells == data.n_cells else None
-        return StartState(q, components, best.mixture.log_weights.data[-1])
 
     def _finish(self, run: _Run, batches: Sequence[CellBatch], n_cells: int) -> _Run:
         left = self.iterations - self.trial

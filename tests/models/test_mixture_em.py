@@ -35,8 +35,10 @@ def test_equals_the_loop_over_batches(folds, pseudo_cells):
     batches = list(module.train_dataloader())
     loop = run_em(mixture, batches, responsibilities=q, max_iterations=4, stopping=StoppingRule(patience=3))
     assert model.objective == loop.objective
+    # the loop fits the copy of all cells at its end alone
+    steps = slice(None) if folds == 1 else slice(-1)
     for mine, theirs in zip(model.mixture.parameters(), mixture.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+        assert torch.equal(mine[steps], theirs[steps])
     for batch in batches:
         assert torch.equal(
             predictions.responsibilities[batch.rows], mixture.posterior(batch).responsibilities
