@@ -21,6 +21,7 @@ T = TypeVar("T")
 LANES = 8  # float64 in the widest vector register: nodes are padded to a multiple
 N_CURVES = 6  # value, gradient (2) and Hessian (3) of a problem
 GENES_A_BLOCK = 16  # whose nodes are evaluated together
+ROUNDING_SHIFT = 1.5 * 2.0**52  # adding and taking away so many units rounds to a multiple of one
 LOW_LEVELS = 20  # EXACT_COUNT of nbmix.special, which the compiler must see as a constant
 
 _exact = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -459,13 +460,14 @@ def split_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
     """
     n_components, n_nodes = rate.shape[1], rate.shape[2]
     width = n_components * n_nodes
+    shift = ROUNDING_SHIFT * unit
     for u in range(begin, end):
         j, c = gene[used[u]], count[used[u]]
         for k in range(n_components):
             d = pair[used[u], k]
             for m in range(n_nodes):
                 value = c * rate[j, k, m] + d
-                coarse = np.rint(value / unit) * unit
+                coarse = (value + shift) - shift
                 table[u, k * n_nodes + m] = coarse
                 table[u, width + k * n_nodes + m] = value - coarse
 
@@ -482,11 +484,12 @@ def step_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
     n_steps = n_nodes - 1
     of_means = 2 * n_components + n_components * n_steps
     steps = np.empty((n_components, n_nodes))
+    shift = ROUNDING_SHIFT * unit
     for u in range(begin, end):
         j, c = gene[used[u]], count[used[u]]
         for k in range(n_components):
             value = c * rate[j, k, 0] + pair[used[u], k]
-            coarse = np.rint(value / unit) * unit
+            coarse = (value + shift) - shift
             table[u, k] = coarse
             table[u, n_components + k] = value - coarse
             for m in range(n_nodes):
@@ -501,7 +504,7 @@ def step_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
                 rest = steps[k, m] - mean
                 table[u, 2 * n_components + k * n_steps + m - 1] = rest
                 bound = max(bound, abs(rest))
-            coarse = np.rint(mean / unit) * unit
+            coarse = (mean + shift) - shift
             table[u, of_means + m - 1] = coarse
             table[u, of_means + n_steps + m - 1] = mean - coarse
         table[u, table.shape[1] - 1] = bound

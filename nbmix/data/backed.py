@@ -78,10 +78,12 @@ class BackedCounts:
         begin, end = int(self.indptr[first]), int(self.indptr[last])
         with h5py.File(self.path, "r") as file:
             group = file[self.element]
-            data = group["data"].astype(np.float32)[begin:end]
-            indices = group["indices"].astype(np.int32)[begin:end]
+            data, indices = group["data"][begin:end], group["indices"].astype(np.int32)[begin:end]
+        if self.census is not None:  # has been checked
+            data = data.astype(np.float32, copy=False)
         indptr = (self.indptr[first : last + 1] - begin).astype(np.int32)
         counts = sp.csr_matrix((data, indices, indptr), shape=(last - first, self.n_file_genes))
+        counts.sort_indices()
         if rows.size < last - first:
             counts = counts[rows - first]
         if self.columns is not None:
@@ -117,8 +119,10 @@ class BackedCounts:
 
     def empty_rows(self) -> np.ndarray:
         """(cells,) bool."""
-        empty = np.diff(self.indptr) == 0
-        return empty if self.rows is None else empty[self.rows]
+        empty = np.ones(self.shape[0], bool)
+        for rows, counts in self.slabs():
+            empty[rows] = np.diff(counts.indptr) == 0
+        return empty
 
     def gene_totals(self) -> np.ndarray:
         """(genes,) float64."""
@@ -143,6 +147,10 @@ def open_backed(file: h5py.File, element: str, where: str) -> BackedCounts:
         raise InputError(
             f"{where}: {element} is not a CSR matrix, which data.backed=true needs; store it as one "
             "(adata.X = scipy.sparse.csr_matrix(adata.X)), or set data.backed=false"
+        )
+    if absent := {"data", "indices", "indptr"} - set(group):
+        raise InputError(
+            f"{where}: cannot be read ({element} has no {min(absent)}); the file is damaged, get it again"
         )
     indptr = group["indptr"][:].astype(np.int64)
     return BackedCounts(file.filename, element, indptr, int(group.attrs["shape"][1]))

@@ -22,6 +22,8 @@ from nbmix.evaluation.embedding import embed
 from nbmix.evaluation.metrics import clustering_metrics, overlap_table
 from nbmix.models.base import MixtureModule, Prediction
 
+MOST_CELLS_SHOWN = 30_000  # in a picture of cells: more cover each other
+
 
 @dataclass
 class Results:
@@ -99,7 +101,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_result(results: Results, path: Path) -> None:
-    """result.h5ad: counts, obs["nbmix"], obsm["X_nbmix"], the components in varm, provenance in uns."""
+    """result.h5ad: counts, obs["nbmix"], obsm["X_nbmix"], the components in varm, provenance in uns.
+
+    Counts that stayed in their file are not written again.
+    """
     data, model = results.data.data, results.model
     q = results.responsibilities
     n_components = q.shape[1]
@@ -116,7 +121,7 @@ def write_result(results: Results, path: Path) -> None:
         obs["cell_type"] = pd.Categorical(data.labels)
     components = model.mixture.components()
     adata = ad.AnnData(
-        data.counts,
+        None if data.is_backed else data.counts,
         obs=pd.DataFrame(obs, index=data.cell_names),
         var=pd.DataFrame(index=data.gene_names),
         obsm={"X_nbmix": q},
@@ -134,7 +139,8 @@ def write_result(results: Results, path: Path) -> None:
         },
     )
     part = path.with_suffix(".part")
-    adata.write_h5ad(part, compression="gzip")
+    # level 1: the counts of 100,000 cells take seconds, not a minute
+    adata.write_h5ad(part, compression="gzip", compression_opts=1)
     os.replace(part, path)
 
 
@@ -172,8 +178,14 @@ def draw(results: Results, max_umap_cells: int) -> dict[str, Figure]:
     else:
         table = overlap_table(data.labels, results.assignments, q.shape[1])
         figures["component_label_table"] = plots.component_label_table(*table)
-    embedding = embed(data.counts, data.size_factors, max_umap_cells=max_umap_cells)
+    shown = np.arange(data.n_cells)
+    if data.n_cells > MOST_CELLS_SHOWN:
+        shown = np.sort(np.random.default_rng(0).choice(data.n_cells, MOST_CELLS_SHOWN, replace=False))
+    if data.n_cells > max_umap_cells:
+        max_umap_cells = 0
+    some = data.load() if shown.size == data.n_cells else data.select_cells(shown).load()
+    embedding = embed(some.counts, some.size_factors, max_umap_cells=max_umap_cells)
     figures["posterior_embedding"] = plots.posterior_on_embedding(
-        embedding.name, embedding.coordinates, q, data.labels
+        embedding.name, embedding.coordinates, q[shown], some.labels
     )
     return figures

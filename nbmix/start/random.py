@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nbmix.components import START_LOG_INV_DISP, Components, lowest_log_mean
+from nbmix.components import START_LOG_INV_DISP, Components, NewtonMStep, lowest_log_mean
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.mixture import Mixture, MixtureSettings, StoppingRule, annealing, responsibilities_of, run_em
@@ -19,6 +19,8 @@ from nbmix.products import CellBatch
 from nbmix.start.base import StartState, choose_cells, new_mixture, prepare, random_responsibilities
 
 log = logging.getLogger(__name__)
+
+TRIAL_TOLERANCE = 1e-3  # nats of a gene, in the M steps of short runs
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class RandomStart:
         trial: iterations after which runs are first ranked.
         finalists: runs that go on after the trial.
         max_cells: runs see a random subset of this many cells; all runs the same one.
+        refine_cells: where the data hold twice as many, the best run goes on with so many of them.
         gene_share: runs see the genes with counts in number at least this share of their cells; rarer ones
             have little to say, and make for most of the work.
         folds: of the short runs, 2 or more, also where the fit itself is not cross-fitted.
@@ -46,6 +49,7 @@ class RandomStart:
     trial: int = 12
     finalists: int = 3
     max_cells: int = 2000
+    refine_cells: int = 20_000
     gene_share: float = 0.01
     folds: int = 5
     anneal_from: float = 1.0
@@ -58,6 +62,7 @@ class RandomStart:
             ("trial", 1),
             ("finalists", 1),
             ("max_cells", 1),
+            ("refine_cells", 1),
             ("folds", 2),
         ):
             if getattr(self, name) < least:
@@ -87,6 +92,7 @@ class RandomStart:
             folds=min(self.folds, max(2, seen.n_cells)),
             weights=settings.weights,
             dtype=settings.dtype,
+            m_step=NewtonMStep(tolerance=TRIAL_TOLERANCE),
         )
         basis, batches = prepare(few, settings.folds, generator)
         temperatures = [] if self.anneal_from == 1 else annealing(self.anneal_from, self.anneal_growth)
@@ -107,12 +113,28 @@ class RandomStart:
                 key=lambda run: run.score,
             )
             log.info("the best of them ends at %.3f", best.score)
-        total_size = float(seen.size_factors.sum())
-        return StartState(
+        found = StartState(
             best.responsibilities if seen.n_cells == data.n_cells else None,
-            _among_all_genes(best.mixture.components(), genes, totals, total_size),
+            _among_all_genes(best.mixture.components(), genes, totals, float(seen.size_factors.sum())),
             best.mixture.log_weights.data[-1],
         )
+        if self.max_cells < self.refine_cells <= data.n_cells / 2:
+            return self._refine(found, data, replace(settings, m_step=NewtonMStep()), generator)
+        return found
+
+    def _refine(
+        self, found: StartState, data: CountData, settings: MixtureSettings, generator: np.random.Generator
+    ) -> StartState:
+        """Go on with more cells and every gene, so that the whole data are passed over a few times alone."""
+        seen = choose_cells(data, self.refine_cells, generator)
+        basis, batches = prepare(seen, settings.folds, generator)
+        mixture = new_mixture(seen, settings, basis)
+        assert found.components is not None
+        mixture.set_components(found.components, found.log_weights)
+        stopping = StoppingRule(tolerance=1e-5, patience=2)
+        run_em(mixture, batches, max_iterations=self.iterations, stopping=stopping)
+        log_weights = mixture.log_weights.data[-1]
+        return StartState(components=mixture.components(), log_weights=log_weights, prior=mixture.prior)
 
     def _finish(self, run: _Run, batches: Sequence[CellBatch], n_cells: int) -> _Run:
         left = self.iterations - self.trial
