@@ -164,17 +164,12 @@ class Mixture(nn.Module):
         return Components(self.log_mean.data[copy], self.log_inv_disp.data[copy])
 
     @torch.no_grad()
-    def set_components(
-        self, components: Components, log_weights: Tensor | None = None, prior: GenePrior | None = None
-    ) -> None:
-        """Start every copy from the same components (K, genes), and the prior that was learned with them."""
+    def set_components(self, components: Components, log_weights: Tensor | None = None) -> None:
+        """Start every copy from the same components (K, genes)."""
         self.log_mean.copy_(components.log_mean.to(self.log_mean).expand_as(self.log_mean))
         self.log_inv_disp.copy_(components.log_inv_disp.to(self.log_mean).expand_as(self.log_mean))
         if log_weights is not None:
             self.log_weights.copy_(log_weights.to(self.log_weights).expand_as(self.log_weights))
-        if prior is not None and self.settings.learns_prior:
-            for copy in range(self.settings.n_copies):
-                self._keep_prior(copy, prior)
         self._tables.clear()
 
     def copy_for(self, fold: int) -> int:
@@ -295,14 +290,6 @@ class Mixture(nn.Module):
         if prior is not None:
             self._keep_prior(copy, update_prior(fitted, prior))
         self.log_mean.data[copy], self.log_inv_disp.data[copy] = fitted.components
-
-    @property
-    def prior(self) -> GenePrior | None:
-        """The learned prior of the copy of all cells; None where there is none."""
-        if not self.settings.learns_prior or self.prior_log_inv_disp[-1, 1] == 0:
-            return None
-        centre, variance = self.prior_log_mean[-1], self.prior_log_mean_variance[-1]
-        return GenePrior(centre, variance, *self.prior_log_inv_disp[-1])
 
     def _prior(self, copy: int, seen: SufficientStatistics) -> GenePrior | None:
         if not self.settings.learns_prior:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbmix.components import Components, GenePrior
+from nbmix.components import Components
 from nbmix.data.batches import CellBatches, PreparedBatches
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
@@ -22,13 +22,12 @@ BLOCK_SIZE = 16384
 class StartState(NamedTuple):
     """Where a fit begins: responsibilities of the cells (cells, K), or components, or both.
 
-    ``log_weights`` (K,) may come with components, and the ``prior`` that was learned with them.
+    ``log_weights`` (K,) may come with components.
     """
 
     responsibilities: Tensor | None = None
     components: Components | None = None
     log_weights: Tensor | None = None
-    prior: GenePrior | None = None
 
 
 class Start(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,12 +14,12 @@ from nbmix.components import START_LOG_INV_DISP, Components, NewtonMStep, lowest
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.mixture import Mixture, MixtureSettings, StoppingRule, annealing, responsibilities_of, run_em
-from nbmix.products import CellBatch
 from nbmix.start.base import StartState, choose_cells, new_mixture, prepare, random_responsibilities
 
 log = logging.getLogger(__name__)
 
 TRIAL_TOLERANCE = 1e-3  # nats of a gene, in the M steps of short runs
+REFINE_ITERATIONS = 4  # the rest is for all cells
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class RandomStart:
     trial: int = 12
     finalists: int = 3
     max_cells: int = 2000
-    refine_cells: int = 20_000
+    refine_cells: int = 10_000
     gene_share: float = 0.01
     folds: int = 5
     anneal_from: float = 1.0
@@ -132,14 +131,8 @@ class RandomStart:
         assert found.components is not None
         mixture.set_components(found.components, found.log_weights)
         stopping = StoppingRule(tolerance=1e-5, patience=2)
-        run_em(mixture, batches, max_iterations=self.iterations, stopping=stopping)
-        log_weights = mixture.log_weights.data[-1]
-        return StartState(components=mixture.components(), log_weights=log_weights, prior=mixture.prior)
-
-    def _finish(self, run: _Run, batches: Sequence[CellBatch], n_cells: int) -> _Run:
-        left = self.iterations - self.trial
-        run_em(run.mixture, batches, max_iterations=left, stopping=StoppingRule(tolerance=1e-5, patience=2))
-        return _Run(run.mixture, *responsibilities_of(run.mixture, batches, n_cells))
+        run_em(mixture, batches, max_iterations=REFINE_ITERATIONS, stopping=stopping)
+        return StartState(components=mixture.components(), log_weights=mixture.log_weights.data[-1])
 
 
 class _Run(NamedTuple):

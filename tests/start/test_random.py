@@ -81,3 +81,24 @@ def test_annealed_runs():
 def test_bad_settings(setting):
     with pytest.raises(InputError, match=rf"start\.{next(iter(setting))}="):
         RandomStart(**setting)
+
+
+def test_rare_genes_wait_at_their_pooled_mean():
+    data = small_data()
+    totals = np.asarray(data.counts.sum(0)).ravel()
+    rare = totals < 1.5 * data.n_cells
+    assert rare.any() and not rare.all()
+    start = RandomStart(n_starts=2, iterations=3, gene_share=1.5)(data, MixtureSettings(2), generator())
+    pooled = torch.from_numpy(np.log(totals / data.size_factors.sum()))
+    means = start.components.log_mean
+    torch.testing.assert_close(means[:, rare], pooled[rare].expand(2, -1), rtol=1e-12, atol=0)
+    assert not torch.allclose(means[0, ~rare], means[1, ~rare])
+
+
+def test_the_best_run_goes_on_with_more_cells_where_there_are_many():
+    data = small_data()
+    few = RandomStart(n_starts=2, iterations=3, max_cells=20, refine_cells=60)
+    more = replace(few, refine_cells=30)
+    starts = [make(data, MixtureSettings(2), generator()) for make in (few, more)]
+    assert not torch.equal(starts[0].components.log_mean, starts[1].components.log_mean)
+    assert starts[1].responsibilities is None
