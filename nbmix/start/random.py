@@ -134,6 +134,11 @@ class RandomStart:
         run_em(mixture, batches, max_iterations=REFINE_ITERATIONS, stopping=stopping)
         return StartState(components=mixture.components(), log_weights=mixture.log_weights.data[-1])
 
+    def _finish(self, run: _Run, batches: Sequence[CellBatch], n_cells: int) -> _Run:
+        left = self.iterations - self.trial
+        run_em(run.mixture, batches, max_iterations=left, stopping=StoppingRule(tolerance=1e-5, patience=2))
+        return _Run(run.mixture, *responsibilities_of(run.mixture, batches, n_cells))
+
 
 class _Run(NamedTuple):
     mixture: Mixture
