@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from nbmix.components import START_LOG_INV_DISP, Components, NewtonMStep, lowest
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.mixture import Mixture, MixtureSettings, StoppingRule, annealing, responsibilities_of, run_em
+from nbmix.products import CellBatch
 from nbmix.start.base import StartState, choose_cells, new_mixture, prepare, random_responsibilities
 
 log = logging.getLogger(__name__)
