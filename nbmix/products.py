@@ -514,10 +514,18 @@ def likelihood_tables(
         grown = node_softplus(basis.nodes, a.T, b.T)
         zero = torch.einsum("jkm,kj->km", grown, torch.exp(b))
     pair = pair_table(basis.levels, b)
-    largest = a.abs().amax() + grown[:, :, basis.nodes.log_nodes.argmax()].amax()
-    if pair.numel():
-        largest = largest + (pair.amax(1) / basis.levels.count).amax()
-    return LikelihoodTables(a.T.contiguous(), grown, pair, zero, 1.01 * float(largest), dtype)
+    return LikelihoodTables(a.T.contiguous(), grown, pair, zero, _largest(basis, a, b), dtype)
+
+
+def _largest(basis: Basis, a: Tensor, b: Tensor) -> float:
+    """Bound on what one count adds: |ln mu| + ln(1 + S rho) + D(c, r) / c, where D(c, r) <= c ln(1 + c / r)."""
+    most = basis.levels.count.max() if basis.levels.n_pairs else torch.ones(())
+    parts = (
+        a.abs().max(),
+        softplus(basis.nodes.log_nodes.max() + (a - b).max()),
+        softplus(most.log() - b.min()),
+    )
+    return 1.01 * float(sum(parts[1:], parts[0]))
 
 
 def _tabulate_nodes(nodes: SizeFactorNodes, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
