@@ -518,14 +518,10 @@ def likelihood_tables(
 
 
 def _largest(basis: Basis, a: Tensor, b: Tensor) -> float:
-    """Bound on what one count adds: |ln mu| + ln(1 + S rho) + D(c, r) / c, where D(c, r) <= c ln(1 + c / r)."""
-    most = basis.levels.count.max() if basis.levels.n_pairs else torch.ones(())
-    parts = (
-        a.abs().max(),
-        softplus(basis.nodes.log_nodes.max() + (a - b).max()),
-        softplus(most.log() - b.min()),
-    )
-    return 1.01 * float(sum(parts[1:], parts[0]))
+    """Bound on what one count adds: |ln mu| + ln(1 + S rho) + D(c, r) / c, the last below ln(1 + c / r)."""
+    most = basis.levels.count.max() if basis.levels.n_pairs else torch.ones_like(b).max()
+    grown, of_pair = basis.nodes.log_nodes.max() + (a - b).max(), most.log() - b.min()
+    return 1.01 * float(a.abs().max() + softplus(grown) + softplus(of_pair))
 
 
 def _tabulate_nodes(nodes: SizeFactorNodes, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

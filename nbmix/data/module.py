@@ -44,7 +44,7 @@ class CountsDataModule(pl.LightningDataModule):
         self,
         read: Callable[[], CountData],
         *,
-        batch_size: int = 4096,
+        batch_size: int = 16384,
         validation_share: float = 0.1,
         folds: int = 1,
         shuffle: bool = False,
