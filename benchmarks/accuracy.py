@@ -38,6 +38,8 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from nbmix.likelihood import component_log_likelihood, dense_component_log_likelihood
+    from nbmix.mixture import fold_blocks
+    from nbmix.products import Basis, CellBatch, batch_log_likelihood, likelihood_tables
 
     data, _ = common.read_large(arguments)
     components = fitted(data, arguments)
@@ -46,10 +48,18 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return component_log_likelihood(data.counts[rows], data.size_factors[rows], *components, dtype=dtype)
 
     differences = Differences()
+    basis = Basis.of(data.counts, data.size_factors)
+    # the batches of a default fit: those of like size factors take the shortest way
+    blocks = fold_blocks(data.size_factors, 5, arguments.block, np.random.default_rng(arguments.seed))
+    tables = likelihood_tables(basis, *components)
     with torch.no_grad():
-        for begin in range(0, data.n_cells, arguments.block):
-            rows = slice(begin, begin + arguments.block)
-            differences.add("float32", by_products(rows, torch.float32), by_products(rows, torch.float64))
+        for _, rows in blocks:
+            batch = CellBatch.build(data.counts, data.size_factors, basis, pick=rows)
+            narrow, wide = (
+                batch_log_likelihood(batch, basis, tables._replace(dtype=dtype))
+                for dtype in (torch.float32, torch.float64)
+            )
+            differences.add("float32", narrow, wide)
         generator = np.random.default_rng(arguments.seed)
         n_dense = min(arguments.dense_cells, data.n_cells)
         some = np.sort(generator.choice(data.n_cells, n_dense, replace=False))
@@ -145,7 +155,7 @@ def main() -> None:
     parser.add_argument("--components", type=int, default=10, help="K")
     parser.add_argument("--iterations", type=int, default=4, help="of EM that make the components")
     parser.add_argument("--fit-cells", type=int, default=20000, help="that EM sees, at most")
-    parser.add_argument("--block", type=int, default=common.BLOCK_CELLS, help="rows at a time")
+    parser.add_argument("--block", type=int, default=16384, help="cells in a batch at most")
     parser.add_argument("--dense-cells", type=int, default=256, help="compared with the dense form")
     arguments = parser.parse_args()
     if arguments.measure is None:
