@@ -1,8 +1,8 @@
 """Compiled loops for the CPU, where torch would need many passes over memory.
 
-Each has a torch counterpart in the module that calls it, which serves GPUs and the tests. Loops take a
-range of rows and release the GIL; ``in_threads`` runs ranges side by side. No result depends on the number of
-threads. The package's cache folder keeps the machine code, so that only a first run compiles.
+The numerical ones have a torch counterpart in the module that calls them, which serves GPUs and the tests.
+Loops take a range of rows and release the GIL; ``in_threads`` runs ranges side by side. No result depends on
+the number of threads. The package's cache folder keeps the machine code, so that only a first run compiles.
 """
 
 from __future__ import annotations

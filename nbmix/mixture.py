@@ -232,7 +232,7 @@ class Mixture(nn.Module):
 
         Args:
             warm: begin at the present components; else at the weighted means.
-            reduce: first add the statistics of all ranks.
+            reduce: first add the statistics of all ranks; each then fits its share of the copies for all.
             whole: also the copy of all cells, which no E step on training cells needs; ``fit_whole`` can do
                 it later.
 
@@ -250,12 +250,24 @@ class Mixture(nn.Module):
             raise InputError("there is no cell to fit components to")
         last = settings.n_copies - 1
         penalty = self._log_prior_density(total) if last == 0 and warm else 0.0
-        for copy in range(last):
-            self._fit(total - by_fold[copy], copy, warm)
-        if whole or last == 0:
-            self._fit(total, last, warm)
+        rank, n_ranks = (
+            (torch.distributed.get_rank(), torch.distributed.get_world_size()) if reduce else (0, 1)
+        )
+        for copy in range(settings.n_copies if whole or last == 0 else last):
+            if copy % n_ranks == rank:
+                self._fit(total if copy == last else total - by_fold[copy], copy, warm)
+        if n_ranks > 1:
+            self._share_copies(n_ranks)
         self._tables.clear()
         return penalty
+
+    def _share_copies(self, n_ranks: int) -> None:
+        """Every rank takes each copy from the one that fitted it: the same bits on all."""
+        for of_copies in (*self.parameters(), *self.buffers()):
+            for copy in range(of_copies.shape[0]):
+                sent = of_copies.data[copy].contiguous()
+                torch.distributed.broadcast(sent, src=copy % n_ranks)
+                of_copies.data[copy] = sent
 
     @torch.no_grad()
     def fit_whole(self) -> None:

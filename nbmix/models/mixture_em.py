@@ -123,9 +123,7 @@ class MixtureEM(MixtureModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.step(m_step)
-        # ranks took the same M step, but not to the last bit: GPUs add up in any order
-        for tensor in self.mixture.state_dict().values():
-            tensor.copy_(self.from_first_rank(tensor))
+        # GPUs add up in any order
         penalty = float(self.from_first_rank(torch.tensor(penalty, dtype=torch.float64)))
         self.n_iterations = self.current_epoch + 1
         total, n_cells, changed = self.sum_over_ranks(self._total, self._cells, self._changed)
