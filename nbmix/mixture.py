@@ -42,6 +42,7 @@ WEIGHT_SCHEMES = ("uniform", "learned", "given")
 AUTO_PSEUDO_CELLS = 20.0  # where "auto" has no folds, and so no honest view of itself, to learn from
 FEWEST_CELLS = 500  # in a batch that is cut off for its size factors
 BATCH_CELLS = 2500  # what a batch costs besides its cells, in cells: tables for its pairs
+WHOLE_ROUNDS = 3  # M steps and updates of the prior that the copy of all cells takes to catch up
 WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells are on: no weight reaches 0
 
 
@@ -271,11 +272,18 @@ class Mixture(nn.Module):
 
     @torch.no_grad()
     def fit_whole(self) -> None:
-        """Fit the copy of all cells to the collected statistics, from where the first fold's copy stands."""
+        """Fit the copy of all cells to the collected statistics, from where the first fold's copy stands.
+
+        The prior takes over what that copy has learned of variances, around the pooled gene of all cells.
+        """
+        total = self._total([self._statistics.get(f) or self._empty() for f in self._folds()])
         for of_copies in (self.log_mean.data, self.log_inv_disp.data, *self.buffers()):
             if of_copies.numel():
                 of_copies[-1] = of_copies[0]
-        self._fit(self._total([self._statistics.get(f) or self._empty() for f in self._folds()]), -1, True)
+        if self.settings.learns_prior:
+            self.prior_log_mean[-1] = first_prior(total, self.basis, self.total_size).log_mean
+        for _ in range(WHOLE_ROUNDS):
+            self._fit(total, self.settings.n_copies - 1, True)
         self._tables.clear()
 
     @staticmethod
