@@ -106,14 +106,18 @@ class RandomStart:
             runs.append(_Run(mixture, *responsibilities_of(mixture, batches, seen.n_cells)))
         ranked = sorted(runs, key=lambda run: -run.score)
         scores = [round(run.score, 3) for run in runs]
-        log.info("random starts, held-out log likelihood per cell after %d iterations: %s", trial, scores)
         best = ranked[0]
         if trial < self.iterations:
             best = max(
                 (self._finish(run, batches, seen.n_cells) for run in ranked[: self.finalists]),
                 key=lambda run: run.score,
             )
-            log.info("the best of them ends at %.3f", best.score)
+        log.info(
+            "random starts, held-out log likelihood per cell after %d iterations: %s; the best ends at %.3f",
+            trial,
+            scores,
+            best.score,
+        )
         found = StartState(
             best.responsibilities if seen.n_cells == data.n_cells else None,
             _among_all_genes(best.mixture.components(), genes, totals, float(seen.size_factors.sum())),

@@ -44,7 +44,7 @@ def test_cells_beyond_max_cells_get_components_alone():
 def test_the_best_run_by_held_out_likelihood_is_taken(caplog):
     with caplog.at_level("INFO", "nbmix.start.random"):
         three = RandomStart(n_starts=3, iterations=4)(small_data(), MixtureSettings(2), generator())
-    scores = caplog.records[-1].args[-1]
+    scores = caplog.records[-1].args[1]
     best = int(np.argmax(scores)) + 1
     # the runs draw one after the other, so as many runs as the best one's place end with the same start
     same = RandomStart(n_starts=max(best, 2), iterations=4)(small_data(), MixtureSettings(2), generator())
