@@ -158,6 +158,7 @@ class CountsDataModule(pl.LightningDataModule):
             else:
                 blocks = [(-1, rows) for rows in shard(self.validation_rows, self.batch_size, *self._rank)]
                 self._held_out = PreparedBatches(self._cells, blocks, keep=False).all()
+        # a list has all that a DataLoader asks of a Dataset
         return DataLoader(self._held_out, batch_size=None)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> list[DataLoader[CellBatch]] | DataLoader[CellBatch]:
