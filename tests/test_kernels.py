@@ -184,8 +184,8 @@ def test_compiled_curvature_is_that_of_torch(case, with_prior):
 def test_compiled_curvature_is_that_of_torch_at_the_bounds(log_mean, log_inv_disp):
     case = Case("high counts")
     shape = (case.n_components, case.n_genes)
-    make = lambda value: torch.full(shape, value, dtype=torch.float64)  # noqa: E731
-    assert_same_curvature(case, None, Components(make(log_mean), make(log_inv_disp)))
+    a, b = (torch.full(shape, value, dtype=torch.float64) for value in (log_mean, log_inv_disp))
+    assert_same_curvature(case, None, Components(a, b))
 
 
 def test_curvature_on_other_devices_is_the_same():
