@@ -144,6 +144,7 @@ class Mixture(nn.Module):
         self._tables: dict[int, LikelihoodTables] = {}
         self._statistics: dict[int, SufficientStatistics] = {}
         self.total_size = 1.0
+        self._given = False  # components from outside, the same in all copies
         self.register_load_state_dict_post_hook(lambda module, _: module.forget_tables())
 
     def attach(self, basis: Basis, total_size: float) -> Mixture:
@@ -171,7 +172,16 @@ class Mixture(nn.Module):
         self.log_inv_disp.copy_(components.log_inv_disp.to(self.log_mean).expand_as(self.log_mean))
         if log_weights is not None:
             self.log_weights.copy_(log_weights.to(self.log_weights).expand_as(self.log_weights))
+        self._given = True
         self._tables.clear()
+
+    @property
+    def honest(self) -> bool:
+        """Whether the log likelihood of an E step can be compared with those of later ones.
+
+        Given components may have seen every cell: until the first M step no copy is blind to its fold.
+        """
+        return self.settings.folds == 1 or not self._given
 
     def copy_for(self, fold: int) -> int:
         """The copy that has not seen cells of ``fold``; the one of all cells for fold -1 (new cells)."""
@@ -259,6 +269,7 @@ class Mixture(nn.Module):
                 self._fit(total if copy == last else total - by_fold[copy], copy, warm)
         if n_ranks > 1:
             self._share_copies(n_ranks)
+        self._given = False
         self._tables.clear()
         return penalty
 
@@ -371,7 +382,7 @@ class StoppingRule:
 
 
 class EMRun(NamedTuple):
-    """What a run of EM leaves: nats per cell at every iteration (cross-fitted where folds > 1)."""
+    """What a run of EM leaves: nats per cell at every iteration, where folds > 1 once it is cross-fitted."""
 
     objective: list[float]
     converged: bool
@@ -402,6 +413,7 @@ def run_em(
     for iteration in range(max_iterations):
         mixture.begin()
         warm = iteration > 0 or responsibilities is None
+        comparable = warm and mixture.honest
         temperature = next(schedule, 1.0) if warm else 1.0
         total, n_cells = 0.0, 0
         for batch in batches:
@@ -414,7 +426,7 @@ def run_em(
             n_cells += batch.n_cells
             mixture.collect(batch, q)
         penalty = mixture.m_step(warm=warm, whole=False)
-        if warm:
+        if comparable:
             trace.append((total + penalty) / n_cells)
             if temperature == 1 and stopping.update(trace[-1]):
                 converged = True

@@ -5,6 +5,7 @@ from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from scipy.special import logsumexp, softmax
 
@@ -490,6 +491,21 @@ def test_a_run_stops_at_convergence_and_says_so():
     assert len(run.objective) < 199
     short = run_em(data.mixture(2, folds=1), data.batches, responsibilities=random_q(60, 2), max_iterations=2)
     assert not short.converged
+
+
+def test_a_cross_fitted_run_does_not_stop_at_what_components_had_of_seeing_the_cells():
+    # noise: components that know the cells are far better there than any that do not
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(0.5, (60, 300)).astype(np.float32))
+    data = Data(counts, np.full(60, 1.0), folds=5)
+    plain = Data(counts, np.full(60, 1.0))
+    knowing = plain.mixture(3, folds=1, pseudo_cells=0.0)
+    seen = run_em(knowing, plain.batches, responsibilities=random_q(60, 3), max_iterations=20)
+    mixture = data.mixture(3, folds=5)
+    mixture.set_components(knowing.components())
+    run = run_em(mixture, data.batches, max_iterations=3, stopping=StoppingRule(patience=2))
+    assert max(run.objective) < seen.objective[-1] - 10
+    assert len(run.objective) == 2  # the first E step is not held out
+    assert not run.converged
 
 
 def test_a_run_never_stops_while_annealing():

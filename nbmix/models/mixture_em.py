@@ -24,7 +24,8 @@ class MixtureEM(MixtureModule):
 
     The objective of an iteration belongs to the components at its beginning: the log likelihood per cell,
     with the log prior of pseudo-cells where folds = 1 (it never falls then), or the cross-fitted held-out
-    log likelihood where folds > 1.
+    log likelihood where folds > 1. It begins at the second iteration where responsibilities are given, or
+    components that may have seen the cells.
 
     Args:
         gene_names: (genes,).
@@ -113,7 +114,7 @@ class MixtureEM(MixtureModule):
             self._start = self.from_first_rank(self._start)
 
     def _finish_iteration(self, warm: bool) -> None:
-        penalty = 0.0
+        penalty, comparable = 0.0, warm and self.mixture.honest
 
         def m_step() -> float:
             nonlocal penalty
@@ -128,7 +129,7 @@ class MixtureEM(MixtureModule):
         self.n_iterations = self.current_epoch + 1
         total, n_cells, changed = self.sum_over_ranks(self._total, self._cells, self._changed)
         logged = {"changed": changed / n_cells, "iteration": float(self.current_epoch + 1)}
-        if warm:
+        if comparable:
             objective = (total + penalty) / n_cells
             self.objective.append(objective)
             logged["objective"] = objective
