@@ -7,17 +7,35 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nbmix import em, likelihood
     from nbmix.data.simulate import simulate
+    from nbmix.estimator import NBMixture, cluster
     from nbmix.likelihood import component_log_likelihood
 
 __version__ = version("nbmix")
-__all__ = ["__version__", "component_log_likelihood", "simulate"]
+__all__ = [
+    "NBMixture",
+    "__version__",
+    "cluster",
+    "component_log_likelihood",
+    "em",
+    "likelihood",
+    "simulate",
+]
 
-_HOMES = {"component_log_likelihood": "nbmix.likelihood", "simulate": "nbmix.data.simulate"}
+_MODULES = ("em", "likelihood")
+_HOMES = {
+    "NBMixture": "nbmix.estimator",
+    "cluster": "nbmix.estimator",
+    "component_log_likelihood": "nbmix.likelihood",
+    "simulate": "nbmix.data.simulate",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import public names at first use: ``import nbmix`` alone stays instant."""
+    if name in _MODULES:
+        return import_module(f"nbmix.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'nbmix' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -20,14 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from nbmix.checkpoint import align_to_genes
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.evaluation.results import (
-    Results,
-    gather_predictions,
-    score,
-    write_figures,
-    write_json,
-    write_result,
-)
+from nbmix.evaluation.results import Results, gather_predictions, score, write_outcome
 from nbmix.models import MixtureModule, check_resumable, load_checkpoint, restore
 from nbmix.start.base import check_components
 
@@ -65,10 +58,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     metrics = score(results) | {"seconds": seconds}
     if trainer.is_global_zero:
         folder = Path(cfg.output_dir)
-        write_json(folder / "metrics.json", metrics)
-        write_result(results, folder / "result.h5ad")
-        write_figures(
-            results, folder / "figures", trainer.loggers, max_umap_cells=cfg.evaluation.max_umap_cells
+        write_outcome(
+            results, metrics, folder, trainer.loggers, max_umap_cells=cfg.evaluation.max_umap_cells
         )
         report(metrics, folder)
     if cfg.task == "fit" and cfg.optimized_metric not in metrics:

@@ -45,12 +45,14 @@ def test_run_folder(finished):
     assert {p.name for p in folder.iterdir()} == {
         "metrics.json",
         "result.h5ad",
+        "markers.csv",
+        "report.html",
         "checkpoints",
         "figures",
         "csv",
     }
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert len(list((folder / "figures").glob("*.png"))) == 5
+    assert len(list((folder / "figures").glob("*.png"))) == 10
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     logged = pd.read_csv(folder / "csv" / "metrics.csv")
     assert {"objective", "heldout_log_likelihood", "label/cross_entropy", "iteration"} <= set(logged)

@@ -32,7 +32,8 @@ def test_without_arguments(tmp_path):
     done = run_train(f"hydra.run.dir={tmp_path}")
     our_lines(done, log_lines=1)
     assert {p.name for p in tmp_path.iterdir()} == {
-        *("metrics.json", "result.h5ad", "checkpoints", "figures", "tensorboard", "train.log", ".hydra")
+        *("metrics.json", "result.h5ad", "markers.csv", "report.html"),
+        *("checkpoints", "figures", "tensorboard", "train.log", ".hydra"),
     }
     assert list((tmp_path / "tensorboard").glob("events.*"))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -57,7 +58,7 @@ def test_amortized_with_wandb_offline(tmp_path):
         (
             ("model=foo",),
             2,
-            "Could not find 'model/foo' Available options in 'model': amortized em (see conf/",
+            "Could not find 'model/foo' Available options in 'model': amortized em gmvae vaec (see conf/",
         ),
         (("start=means",), 2, "Missing mandatory value: start.path"),
         (("data=h5ad", "data.path=/no/such.h5ad"), 2, "data.path=/no/such.h5ad: no such file"),

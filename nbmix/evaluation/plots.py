@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import gamma
 
 from nbmix.evaluation.metrics import match_components, overlap_table
 
@@ -28,6 +29,9 @@ PALETTE = (
 LONGEST_NAME = 32  # characters
 LEGEND_ROWS = 18
 DPI = 150
+MOST_DOTS = 5000  # side by side along an axis
+LEAST_LOSS = 2.0  # nats; a gene that costs less has no count that is sure to be of the component
+CDF_POINTS, CDF_DOTS = 400, 40
 
 
 def _colors(n: int) -> list[str]:
@@ -200,18 +204,23 @@ def _handle(color: str, text: str) -> Line2D:
 
 
 def posterior_on_embedding(
-    embedding_name: str, coordinates: ArrayLike, responsibilities: ArrayLike, labels: ArrayLike | None = None
+    embedding_name: str,
+    coordinates: ArrayLike,
+    responsibilities: ArrayLike,
+    labels: ArrayLike | None = None,
+    others: Mapping[str, ArrayLike] | None = None,
 ) -> Figure:
     """Cells in the plane, coloured by component, opaque in proportion to the posterior of it.
 
     With labels, a panel on the left shows them, each in the colour of the component matched one-to-one
-    with it, so that agreement is the same colour in the same place.
+    with it, so that agreement is the same colour in the same place. Other groupings likewise.
 
     Args:
         embedding_name: for the axes, such as "UMAP".
         coordinates: (cells, 2).
         responsibilities: (cells, components), rows sum to 1.
         labels: (cells,) strings or integers, none missing, or None.
+        others: name to (cells,) groups, of Leiden, say: a panel each between labels and components.
     """
     points = np.asarray(coordinates)  # (cells, 2)
     posterior = np.asarray(responsibilities)  # (cells, components)
@@ -225,18 +234,20 @@ def posterior_on_embedding(
     handles = [_handle(color, f"{k} ({sizes[k]:,})") for k, color in enumerate(colors)]
     panels = [(title, _rgba(colors, assignments, opacity * own), handles, "component (cells)")]
 
-    if labels is not None:
-        label_values, table = overlap_table(labels, assignments, n_components)
-        palette = _colors(n_components + len(label_values))
-        matched = {label: palette[k] for k, label in enumerate(match_components(table)) if label >= 0}
+    groupings = ({} if labels is None else {"labels": labels}) | dict(others or {})
+    for place, (name, groups) in enumerate(groupings.items()):
+        values, table = overlap_table(groups, assignments, n_components)
+        palette = _colors(n_components + len(values))
+        matched = {group: palette[k] for k, group in enumerate(match_components(table)) if group >= 0}
         spare = iter(palette[n_components:])
-        label_colors = [matched.get(i) or next(spare) for i in range(len(label_values))]
+        group_colors = [matched.get(i) or next(spare) for i in range(len(values))]
         handles = [
-            _handle(color, f"{_short(name)} ({count:,})")
-            for color, name, count in zip(label_colors, label_values, table.sum(axis=1), strict=True)
+            _handle(color, f"{_short(value)} ({count:,})")
+            for color, value, count in zip(group_colors, values, table.sum(axis=1), strict=True)
         ]
-        rgba = _rgba(label_colors, np.searchsorted(label_values, np.asarray(labels)), np.array(opacity))
-        panels.insert(0, ("labels", rgba, handles, "label (cells)"))
+        rgba = _rgba(group_colors, np.searchsorted(values, np.asarray(groups)), np.array(opacity))
+        legend_title = "label (cells)" if name == "labels" else "group (cells)"
+        panels.insert(place, (_short(name), rgba, handles, legend_title))
 
     width = sum(4.4 + _legend_width(handles) for _, _, handles, _ in panels)
     figure = _figure(width, 4.4)
@@ -272,10 +283,7 @@ def log_mean_differences(log_mean: ArrayLike, names: Sequence[object] | None = N
     axes.set_ylabel(r"difference in $\ln \mu$")
     _bare(axes)
     if n_components < 2:
-        message = "one component: nothing to compare with"
-        axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center")
-        axes.set_xticks([])
-        axes.set_yticks([])
+        _say(axes, "one component: nothing to compare with")
         return figure
 
     differences = (values - values.mean(axis=0)) * (n_components / (n_components - 1))
@@ -307,3 +315,225 @@ def posterior_histogram(responsibilities: ArrayLike) -> Figure:
     axes.set_ylabel("cells")
     _bare(axes)
     return figure
+
+
+def poisson_against_negative_binomial(
+    poisson: ArrayLike, negative_binomial: ArrayLike, names: Sequence[object] | None = None
+) -> Figure:
+    """Log likelihood of every gene under both fits, a panel a component: above the line cells vary.
+
+    Axes are minus the log likelihood, logarithmic, and run from bad to good. Genes that are silent in the
+    component, or nearly (`LEAST_LOSS`), are left out.
+
+    Args:
+        poisson, negative_binomial: (components, genes) nats, summed over the cells of the component.
+        names: (components,) names, by default the indices.
+    """
+    lost = [-np.asarray(values, dtype=np.float64) for values in (poisson, negative_binomial)]
+    heard = (lost[0] > LEAST_LOSS) & (lost[1] > LEAST_LOSS)  # (components, genes)
+    n_components = heard.shape[0]
+    titles = [_short(name) for name in (range(n_components) if names is None else names)]
+    columns = min(n_components, 5)
+    rows = -(-n_components // columns)
+    figure = _figure(1.0 + 2.1 * columns, 0.8 + 2.1 * rows)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    low, high = 1.0, 10.0
+    if heard.any():
+        low = min(float(values[heard].min()) for values in lost) / 1.5
+        high = max(float(values[heard].max()) for values in lost) * 1.5
+    for k, (axes, color) in enumerate(zip(grid.flat, _colors(grid.size), strict=True)):
+        if k >= n_components:
+            axes.set_visible(False)
+            continue
+        axes.plot([low, high], [low, high], color="0.4", linewidth=0.8, linestyle=":")
+        x, y = (values[k, heard[k]] for values in lost)
+        axes.scatter(x, y, s=2.5, color=color, alpha=0.25, linewidths=0.0, rasterized=True)
+        axes.set(xscale="log", yscale="log", xlim=(high, low), ylim=(high, low))
+        axes.minorticks_off()  # of thirty panels they take seconds
+        axes.set_title(f"{titles[k]}: gain {(x - y).sum():,.0f} nats", loc="left", fontsize="small")
+        axes.tick_params(labelsize="small")
+        _bare(axes)
+    figure.supxlabel("minus log likelihood, Poisson (nats)", fontsize="medium")
+    figure.supylabel("minus log likelihood, negative binomial (nats)", fontsize="medium")
+    return figure
+
+
+def log_likelihood_margins(log_likelihood: ArrayLike, assignments: ArrayLike) -> Figure:
+    """How much better than any other component its own explains each cell: l_ik - max over l != k of l_il.
+
+    Cells stand by component, and in each by their margin; below zero another component explains the cell
+    better than the one it is assigned to.
+
+    Args:
+        log_likelihood: (cells, components) nats; of more than `MOST_DOTS` cells a random choice is shown.
+        assignments: (cells,) component of each cell.
+    """
+    values, own = np.asarray(log_likelihood, dtype=np.float64), np.asarray(assignments)
+    n_cells, n_components = values.shape
+    figure = _figure(6.8, 4.2)
+    axes = figure.add_subplot()
+    axes.set_ylabel("log likelihood of the own component\nminus the best other (nats)")
+    axes.set_xlabel("cells, by component")
+    _bare(axes)
+    if n_components < 2:
+        _say(axes, "one component: nothing to compare with")
+        return figure
+    if n_cells > MOST_DOTS:
+        chosen = np.random.default_rng(0).choice(n_cells, MOST_DOTS, replace=False)
+        values, own = values[chosen], own[chosen]
+    cells = np.arange(len(own))
+    others = values.copy()
+    others[cells, own] = -np.inf
+    margins = values[cells, own] - others.max(axis=1)  # (cells,)
+    order = np.lexsort((margins, own))
+    own, margins = own[order], margins[order]
+    axes.axhline(0.0, color="0.6", linewidth=0.8, zorder=1)
+    axes.scatter(cells, margins, s=4.0, c=to_rgba_array(_colors(n_components))[own], linewidths=0.0)
+    axes.set_yscale("symlog", linthresh=10.0)
+    axes.set_xticks([])
+    for k in np.unique(own):
+        middle = float(np.median(cells[own == k]))
+        axes.text(middle, 1.0, str(k), transform=axes.get_xaxis_transform(), ha="center", fontsize="small")
+    return figure
+
+
+def component_label_correlation(labels: ArrayLike, responsibilities: ArrayLike) -> Figure:
+    """Correlation over the cells between each label's indicator and each component's posterior.
+
+    Components are ordered as in `component_label_table`. Where a posterior is the same for all cells there
+    is no correlation, and nothing is drawn.
+
+    Args:
+        labels: (cells,) strings or integers, none missing.
+        responsibilities: (cells, components), rows sum to 1.
+    """
+    posterior = np.asarray(responsibilities, dtype=np.float64)  # (cells, components)
+    n_components = posterior.shape[1]
+    label_values, table = overlap_table(labels, posterior.argmax(axis=1), n_components)
+    n_labels = len(label_values)
+    label_of_component = match_components(table)
+    order = np.argsort(np.where(label_of_component < 0, n_labels, label_of_component), kind="stable")
+    codes = np.searchsorted(label_values, np.asarray(labels))
+    share = np.bincount(codes, minlength=n_labels) / len(codes)  # (labels,)
+    centred = posterior[:, order] - posterior[:, order].mean(axis=0)
+    sums = np.stack([np.bincount(codes, weights=c, minlength=n_labels) for c in centred.T], axis=1)
+    scale = np.sqrt(np.outer(share * (1 - share), (centred**2).mean(axis=0)))  # (labels, components)
+    unknown = np.full(scale.shape, np.nan)
+    correlation = np.divide(sums / len(codes), scale, out=unknown, where=scale > 1e-9)
+
+    figure = _figure(min(3.6 + 0.5 * n_components, 18.0), float(np.clip(1.6 + 0.38 * n_labels, 2.8, 18.0)))
+    axes = figure.add_subplot()
+    image = axes.imshow(correlation, cmap="RdBu_r", vmin=-1.0, vmax=1.0, aspect="auto")
+    for (row, column), value in np.ndenumerate(correlation):
+        if np.isfinite(value):
+            color = "white" if abs(value) > 0.6 else "black" if abs(value) > 0.1 else "0.6"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.0, color=color)
+    axes.set_xticks(range(n_components), [str(k) for k in order])
+    axes.set_yticks(range(n_labels), [_short(name) for name in label_values])
+    axes.tick_params(length=0)
+    axes.set_xlabel("component")
+    axes.set_ylabel("label")
+    figure.colorbar(image, ax=axes, label="correlation", fraction=0.05, pad=0.02)
+    return figure
+
+
+def latent_distribution(
+    gene: object,
+    counts: ArrayLike,
+    size_factors: ArrayLike,
+    groups: ArrayLike,
+    log_mean: ArrayLike,
+    log_inv_disp: ArrayLike,
+    names: Sequence[object] | None = None,
+) -> Figure:
+    """One gene: its counts, and the distribution of its latent expression lambda in every group.
+
+    Lines are the fitted Gamma distributions, with mean mu and shape r; dots are the empirical distributions
+    of x / s, which Poisson noise widens, above all where counts are few.
+
+    Args:
+        gene: its name.
+        counts: (cells,) x.
+        size_factors: (cells,) s; cells with 0 are left out.
+        groups: (cells,) index of the group of each cell: components, or labels with a fit of their own.
+        log_mean, log_inv_disp: (groups,) ln mu per unit of size factor, and ln r.
+        names: (groups,) names, by default the indices.
+    """
+    sizes = np.asarray(size_factors, dtype=np.float64)
+    filled = sizes > 0
+    x, member = np.asarray(counts, dtype=np.float64)[filled], np.asarray(groups)[filled]
+    ratio = x / sizes[filled]
+    shape = np.exp(np.asarray(log_inv_disp, dtype=np.float64))
+    scale = np.exp(np.asarray(log_mean, dtype=np.float64)) / shape
+    n_groups = shape.size
+    titles = [_short(name) for name in (range(n_groups) if names is None else names)]
+    colors = _colors(n_groups)
+    handles = [Line2D([], [], color=color, label=title) for color, title in zip(colors, titles, strict=True)]
+
+    figure = _figure(5.6 + _legend_width(handles), 5.0)
+    top, bottom = figure.subplots(2, 1, height_ratios=(1, 2))
+    most = int(x.max(initial=0.0))
+    width = most // 60 + 1
+    top.hist(x, bins=np.arange(0, most + width + 1, width) - 0.5, color="0.55")
+    top.set_yscale("log")
+    top.set_ylim(bottom=0.7)
+    top.xaxis.set_major_locator(MaxNLocator(integer=True))
+    top.set_xlabel("molecules in a cell", fontsize="small")
+    top.set_ylabel("cells")
+    top.set_title(_short(gene), loc="left", fontsize="medium")
+    found = [np.sort(ratio[member == k]) for k in range(n_groups)]
+    # as far as the bulk of any group goes
+    reach = float(gamma.ppf(0.99, shape, scale=scale).max())
+    reach = max([reach, *(float(np.quantile(values, 0.95)) for values in found if values.size)])
+    grid, at = np.linspace(0.0, reach, CDF_POINTS), np.linspace(0.0, reach, CDF_DOTS)
+    for k, values in enumerate(found):
+        bottom.plot(grid, gamma.cdf(grid, shape[k], scale=scale[k]), color=colors[k], linewidth=1.4)
+        if values.size:
+            below = np.searchsorted(values, at, side="right") / values.size
+            bottom.plot(at, below, color=colors[k], linestyle="", marker="o", markersize=2.2, alpha=0.8)
+    bottom.set_xlim(-0.01 * reach, reach)
+    bottom.set_ylim(-0.02, 1.02)
+    bottom.set_xlabel(r"latent expression $\lambda$ (lines) and $x / s$ (dots), per unit of size factor")
+    bottom.set_ylabel("cumulative share of cells")
+    _legend(bottom, handles, "component" if names is None else None)
+    for axes in (top, bottom):
+        _bare(axes)
+    return figure
+
+
+def held_out_curve(
+    n_components: Sequence[int], log_likelihood: ArrayLike, standard_error: ArrayLike | None = None
+) -> Figure:
+    """Held-out log likelihood against the number of components; the largest is ringed.
+
+    Args:
+        n_components: (fits,) K of each fit; of several fits with the same K the line takes the best.
+        log_likelihood: (fits,) nats per cell.
+        standard_error: (fits,) of the same, drawn as bars.
+    """
+    ks, values = np.asarray(n_components), np.asarray(log_likelihood, dtype=np.float64)
+    distinct = np.unique(ks)
+    best = np.array([values[ks == k].max() for k in distinct])
+    winner = int(best.argmax())
+    figure = _figure(6.0, 4.0)
+    axes = figure.add_subplot()
+    axes.plot(distinct, best, color=PALETTE[0], linewidth=1.4)
+    axes.errorbar(
+        ks, values, standard_error, color=PALETTE[0], linestyle="", marker="o", markersize=4, capsize=2
+    )
+    axes.scatter(distinct[winner], best[winner], s=110, facecolor="none", edgecolor=PALETTE[3], zorder=3)
+    axes.set_title(f"best: {distinct[winner]} components", loc="left", fontsize="medium")
+    axes.set_xlabel("components")
+    axes.set_ylabel("held-out log likelihood (nats per cell)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(alpha=0.25)
+    _bare(axes)
+    return figure
+
+
+def _say(axes: Axes, message: str) -> None:
+    """Words where there is nothing to draw."""
+    axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center")
+    axes.set_xticks([])
+    axes.set_yticks([])

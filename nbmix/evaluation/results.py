@@ -1,11 +1,12 @@
-"""The run folder: scores, result.h5ad and figures from a fitted model and its predictions."""
+"""The run folder: scores, result.h5ad, markers, figures and the report, from a model and its predictions."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,68 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from nbmix.components import GenePrior
+from nbmix.data.backed import StreamedBatches
+from nbmix.data.batches import CellBatches
+from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
 from nbmix.evaluation import plots
 from nbmix.evaluation.embedding import embed
+from nbmix.evaluation.markers import Markers, compare_with_poisson, find_markers, marker_table
 from nbmix.evaluation.metrics import clustering_metrics, overlap_table
+from nbmix.evaluation.report import NAMED_MARKERS, TOP_MARKERS, ComponentLine, Picture, Report
+from nbmix.likelihood import component_log_likelihood
+from nbmix.mixture import fold_blocks
 from nbmix.models.base import MixtureModule, Prediction
+from nbmix.products import CellBatch
+from nbmix.statistics import SufficientStatistics
 
 MOST_CELLS_SHOWN = 30_000  # in a picture of cells: more cover each other
+BLOCK_SIZE = 16384
+CAPTIONS = {  # of the report, in its order: file name -> title and caption
+    "k_curve": (
+        "Number of components",
+        "Held-out log likelihood of fits with different numbers of components; the best is ringed.",
+    ),
+    "objective_trace": ("Objective", "Nats per cell at every iteration, or epoch."),
+    "component_sizes": ("Component sizes", "Cells assigned to each component, and how surely."),
+    "posterior_embedding": (
+        "Cells",
+        "Cells placed by their counts alone; a component has the colour of the label that it matches.",
+    ),
+    "component_label_table": (
+        "Labels and components",
+        "Cells of each label in each component; the colour is the share of the label.",
+    ),
+    "component_label_correlation": (
+        "Correlation of labels and components",
+        "Over the cells, between having a label and the posterior of a component.",
+    ),
+    "posterior_histogram": (
+        "Largest posterior",
+        "How sure each cell's assignment is. Thousands of genes that count as independent make "
+        "probabilities near 0 and 1; do not read them as calibrated.",
+    ),
+    "log_likelihood_margins": (
+        "Margins",
+        "How much better than any other component its own explains a cell; of held-out cells where there are "
+        "any, else of cells that the components have seen.",
+    ),
+    "log_mean_differences": (
+        "Differences in expression",
+        "ln mu of every gene in a component minus its mean over the others, sorted.",
+    ),
+    "marker_gene": (
+        "A marker gene",
+        "Fitted distribution of its expression in every component (lines), and of the counts over size "
+        "factors (dots), which counting widens.",
+    ),
+    "poisson_comparison": (
+        "Poisson and negative binomial",
+        "Log likelihood of every gene in the cells of a component under both; genes above the line vary "
+        "between the cells by more than counting does.",
+    ),
+}
 
 
 @dataclass
@@ -43,6 +99,57 @@ class Results:
     def assignments(self) -> np.ndarray:
         """(cells,) the component with the largest responsibility."""
         return self.responsibilities.argmax(1)
+
+    @cached_property
+    def statistics(self) -> SufficientStatistics:
+        """Of all cells, weighted by their responsibilities; one pass over the counts."""
+        q, basis = self.cells.responsibilities, self.data.basis
+        statistics = SufficientStatistics.zeros(basis, q.shape[1], "cpu")
+        for batch in _all_batches(self.data):
+            statistics.add_batch_(batch, basis, q[batch.rows])
+        return statistics
+
+    @cached_property
+    def markers(self) -> Markers:
+        """What tells the components' genes apart."""
+        components = self.model.mixture.components()
+        return find_markers(
+            self.statistics,
+            self.data.basis,
+            self.total_size,
+            type(components)(*(t.cpu() for t in components)),
+            _learned_prior(self.model),
+        )
+
+    @property
+    def total_size(self) -> float:
+        """Sum of all size factors."""
+        return float(self.data.data.size_factors.sum())
+
+
+def _all_batches(module: CountsDataModule) -> Iterable[CellBatch]:
+    """All cells once, on this rank."""
+    data, n_ranks = module.data, module.trainer.world_size if module.trainer else 1
+    if n_ranks == 1 and not module.shuffle:  # most of these are there already
+        # one DataLoader, though Lightning would allow a list
+        return module.predict_dataloader()  # type: ignore[return-value]
+    if data.is_backed:
+        return StreamedBatches(data, module.basis, np.full(data.n_cells, -1), BLOCK_SIZE, keep=False)
+    cells = CellBatches(data, module.basis)
+    blocks = fold_blocks(data.size_factors, 1, BLOCK_SIZE, np.random.default_rng(0))
+    return (cells.batch(rows) for _, rows in blocks)
+
+
+def _learned_prior(model: MixtureModule) -> GenePrior | None:
+    """The prior of the components of all cells, where the fit that has just ended learned one."""
+    mixture, is_prediction = model.mixture, model.n_genes_missing is not None
+    if is_prediction or not mixture.settings.learns_prior:
+        return None
+    level, variance = mixture.prior_log_inv_disp[-1].cpu()
+    if variance == 0:
+        return None
+    log_mean, log_mean_variance = mixture.prior_log_mean[-1], mixture.prior_log_mean_variance[-1]
+    return GenePrior(log_mean.cpu(), log_mean_variance.cpu(), level, variance)
 
 
 def gather_predictions(predictions: Any, n_cells: int) -> Prediction:
@@ -144,11 +251,103 @@ def write_result(results: Results, path: Path) -> None:
     os.replace(part, path)
 
 
-def write_figures(results: Results, folder: Path, loggers: Sequence[Logger], *, max_umap_cells: int) -> None:
-    """Draw the figures of a run as PNG files and hand them to the loggers."""
+def write_outcome(
+    results: Results,
+    metrics: dict[str, Any],
+    folder: Path,
+    loggers: Sequence[Logger],
+    *,
+    max_umap_cells: int,
+    k_curve: Mapping[int, float] | None = None,
+) -> None:
+    """All files of the run folder that this module makes.
+
+    Args:
+        metrics: of ``score``, and what else belongs into metrics.json.
+        folder: the run folder.
+        loggers: figures are handed to them, too.
+        max_umap_cells: see ``embed``.
+        k_curve: number of components -> held-out log likelihood, nats per cell, where several were tried.
+    """
+    write_json(folder / "metrics.json", metrics)
+    write_result(results, folder / "result.h5ad")
+    table = marker_table(results.markers, results.data.data.gene_names)
+    write_markers(table, folder / "markers.csv")
+    figures = write_figures(
+        results, folder / "figures", loggers, max_umap_cells=max_umap_cells, k_curve=k_curve
+    )
+    write_report(results, metrics, table, figures, folder / "report.html")
+
+
+def write_markers(table: pd.DataFrame, path: Path) -> None:
+    """markers.csv: every component and gene, see ``marker_table``; five significant digits."""
+    part = path.with_suffix(".part")
+    table.to_csv(part, index=False, float_format="%.5g")
+    os.replace(part, path)
+
+
+def write_report(
+    results: Results,
+    metrics: Mapping[str, Any],
+    table: pd.DataFrame,
+    figures: Mapping[str, Path],
+    path: Path,
+) -> None:
+    """report.html, from what the other functions made: ``table`` of markers, ``figures`` as PNG files."""
+    top = table[table["rank"] <= TOP_MARKERS].copy()
+    top["log2_fc_rest_se"] = top["ln_fc_rest_se"] / np.log(2)
+    pictures = [Picture(*CAPTIONS[name], figures[name].read_bytes()) for name in CAPTIONS if name in figures]
+    page = Report(
+        metrics, component_lines(results, table), pictures, top, results.data.data.n_genes, results.provenance
+    ).render()
+    part = path.with_suffix(".part")
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, path)
+
+
+def component_lines(results: Results, table: pd.DataFrame) -> list[ComponentLine]:
+    """Size, certainty, label, neighbour and best markers of every component."""
+    q, own, labels = results.responsibilities, results.assignments, results.data.data.labels
+    n_cells, n_components = q.shape
+    best = table[table["rank"] <= NAMED_MARKERS].groupby("component")["gene"].apply(list)
+    lines = []
+    for k in range(n_components):
+        members = own == k
+        size = int(members.sum())
+        label = None
+        if labels is not None and size:
+            names, counted = np.unique(labels[members], return_counts=True)
+            label = (str(names[counted.argmax()]), float(counted.max() / size))
+        nearest = int(results.markers.nearest[k])
+        lines.append(
+            ComponentLine(
+                k,
+                size,
+                size / n_cells,
+                float(q[members].max(1).mean()) if size else None,
+                label,
+                nearest if nearest >= 0 else None,
+                best[k],
+            )
+        )
+    return lines
+
+
+def write_figures(
+    results: Results,
+    folder: Path,
+    loggers: Sequence[Logger],
+    *,
+    max_umap_cells: int,
+    k_curve: Mapping[int, float] | None = None,
+) -> dict[str, Path]:
+    """Draw the figures of a run as PNG files and hand them to the loggers; name -> file."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in draw(results, max_umap_cells).items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
+    figures = draw(results, max_umap_cells)
+    if k_curve:
+        figures["k_curve"] = plots.held_out_curve(list(k_curve), list(k_curve.values()))
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=plots.DPI)
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(name, figure)
@@ -156,36 +355,76 @@ def write_figures(results: Results, folder: Path, loggers: Sequence[Logger], *, 
                 import wandb
 
                 logger.experiment.log({name: wandb.Image(str(folder / f"{name}.png"))})
+    return {name: folder / f"{name}.png" for name in figures}
 
 
 def draw(results: Results, max_umap_cells: int) -> dict[str, Figure]:
     """File name -> figure."""
     data, q = results.data.data, results.responsibilities
+    components = results.model.mixture.components()
+    log_mean, log_inv_disp = (t.cpu().numpy() for t in components)
     figures = {
         "posterior_histogram": plots.posterior_histogram(q),
-        "log_mean_differences": plots.log_mean_differences(
-            results.model.mixture.components().log_mean.cpu().numpy()
-        ),
+        "component_sizes": plots.component_sizes(q),
+        "log_mean_differences": plots.log_mean_differences(log_mean),
     }
     if results.model.objective:
-        # EM's first iteration may begin at responsibilities, and then has no objective
+        # EM's first iteration may begin at what has none
         first = results.model.n_iterations - len(results.model.objective) + 1
         iterations = range(first, first + len(results.model.objective))
         series = {results.model.objective_name: results.model.objective}
         figures["objective_trace"] = plots.objective_trace(iterations, series)
-    if data.labels is None:
-        figures["component_sizes"] = plots.component_sizes(q)
-    else:
+    if data.labels is not None:
         table = overlap_table(data.labels, results.assignments, q.shape[1])
         figures["component_label_table"] = plots.component_label_table(*table)
-    shown = np.arange(data.n_cells)
-    if data.n_cells > MOST_CELLS_SHOWN:
-        shown = np.sort(np.random.default_rng(0).choice(data.n_cells, MOST_CELLS_SHOWN, replace=False))
+        figures["component_label_correlation"] = plots.component_label_correlation(data.labels, q)
+    shown = _some_rows(np.arange(data.n_cells), MOST_CELLS_SHOWN)
+    some = _loaded(data, shown)
     if data.n_cells > max_umap_cells:
         max_umap_cells = 0
-    some = data.load() if shown.size == data.n_cells else data.select_cells(shown).load()
     embedding = embed(some.counts, some.size_factors, max_umap_cells=max_umap_cells)
     figures["posterior_embedding"] = plots.posterior_on_embedding(
         embedding.name, embedding.coordinates, q[shown], some.labels
     )
+    gene = _telling_gene(results.markers)
+    figures["marker_gene"] = plots.latent_distribution(
+        data.gene_names[gene],
+        some.counts[:, [gene]].toarray()[:, 0],
+        some.size_factors,
+        results.assignments[shown],
+        log_mean[:, gene],
+        log_inv_disp[:, gene],
+    )
+    both = compare_with_poisson(results.statistics, results.data.basis, results.total_size)
+    figures["poisson_comparison"] = plots.poisson_against_negative_binomial(
+        both.poisson.numpy(), both.negative_binomial.numpy()
+    )
+    held_out = results.data.validation_rows
+    rows = _some_rows(held_out if held_out.size else np.arange(data.n_cells), plots.MOST_DOTS)
+    unseen = _loaded(data, rows)
+    margins = component_log_likelihood(
+        unseen.counts, unseen.size_factors, log_mean, log_inv_disp, dtype=torch.float32
+    )
+    figures["log_likelihood_margins"] = plots.log_likelihood_margins(
+        margins.numpy(), results.assignments[rows]
+    )
     return figures
+
+
+def _some_rows(rows: np.ndarray, most: int) -> np.ndarray:
+    """All of them, or a random choice in their order."""
+    if rows.size <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+
+
+def _loaded(data: CountData, rows: np.ndarray) -> CountData:
+    """Some cells in memory."""
+    return data.load() if rows.size == data.n_cells else data.select_cells(rows).load()
+
+
+def _telling_gene(markers: Markers) -> int:
+    """Of the components' best markers the one that differs most surely."""
+    best = markers.score.nan_to_num(0.0).argmax(1)  # (K,)
+    sure = (markers.from_rest.log_fold_change / markers.from_rest.standard_error).nan_to_num(0.0)
+    return int(best[sure[torch.arange(len(best)), best].argmax()])

@@ -7,10 +7,12 @@ from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.models.amortized import AmortizedMixture
 from nbmix.models.base import MixtureModule, Prediction
+from nbmix.models.gmvae import GMVAE
 from nbmix.models.mixture_em import MixtureEM
+from nbmix.models.vaec import VAEC
 
-MODELS: dict[str, type[MixtureEM] | type[AmortizedMixture]] = {
-    model.kind: model for model in (MixtureEM, AmortizedMixture)
+MODELS: dict[str, type[MixtureEM] | type[AmortizedMixture] | type[VAEC] | type[GMVAE]] = {
+    model.kind: model for model in (MixtureEM, AmortizedMixture, VAEC, GMVAE)
 }
 
 
@@ -22,7 +24,16 @@ def restore(checkpoint: Checkpoint) -> MixtureModule:
 
 
 # settings that say how far or how fast a fit goes, not what it is
-FREE_TO_CHANGE = ("tolerance", "patience", "lr", "components_lr", "encoder_epochs")
+FREE_TO_CHANGE = (
+    "tolerance",
+    "patience",
+    "lr",
+    "components_lr",
+    "encoder_epochs",
+    "start_epochs",
+    "kl_epochs",
+    "n_draws",
+)
 
 
 def check_resumable(checkpoint: Checkpoint, model: MixtureModule, data: CountsDataModule, where: str) -> None:
@@ -52,7 +63,9 @@ def check_resumable(checkpoint: Checkpoint, model: MixtureModule, data: CountsDa
 
 
 __all__ = [
+    "GMVAE",
     "MODELS",
+    "VAEC",
     "AmortizedMixture",
     "Checkpoint",
     "MixtureEM",

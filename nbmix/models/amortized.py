@@ -13,11 +13,11 @@ from nbmix.components import LOG_INV_DISP_RANGE, lowest_log_mean
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.likelihood import differentiable_log_likelihood
-from nbmix.mixture import MixtureSettings, run_em
-from nbmix.models.base import MixtureModule, Prediction
+from nbmix.mixture import MixtureSettings
+from nbmix.models.base import MixtureModule, Prediction, start_components
 from nbmix.models.encoder import SparseEncoder
 from nbmix.products import CellBatch
-from nbmix.start.base import StartState, new_mixture, prepare
+from nbmix.start.base import StartState
 
 LEAST_LOG_PRIOR = math.log(torch.finfo(torch.float64).tiny)
 
@@ -116,14 +116,7 @@ class AmortizedMixture(MixtureModule):
         self.mixture.log_weights.requires_grad_(train_components and weights == "learned")
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
-        components, log_weights = start.components, start.log_weights
-        if components is None:
-            assert start.responsibilities is not None
-            training = data.training_data
-            basis, batches = prepare(training, 1, np.random.default_rng(0))
-            fitted = new_mixture(training, self.mixture.settings, basis)
-            run_em(fitted, batches, responsibilities=start.responsibilities, max_iterations=1)
-            components, log_weights = fitted.components(), fitted.log_weights.data[-1]
+        components, log_weights = start_components(start, data, self.mixture.settings)
         learned = self.mixture.settings.weights == "learned"
         self.mixture.set_components(components, log_weights if learned else None)
 

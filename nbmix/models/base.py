@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from nbmix.checkpoint import SECTION
+from nbmix.components import Components
 from nbmix.data.module import CountsDataModule
-from nbmix.mixture import Mixture, MixtureSettings
+from nbmix.mixture import Mixture, MixtureSettings, run_em
 from nbmix.products import CellBatch
-from nbmix.start.base import StartState
+from nbmix.start.base import StartState, new_mixture, prepare
 
 
 class Prediction(NamedTuple):
@@ -33,6 +34,20 @@ class Prediction(NamedTuple):
     log_likelihood: Tensor
     unseen_log_likelihood: Tensor
     elbo: Tensor
+
+
+def start_components(
+    start: StartState, data: CountsDataModule, settings: MixtureSettings
+) -> tuple[Components, Tensor | None]:
+    """The components of a start, and ln of their weights (K,) if it has them; given responsibilities of the
+    training cells take one M step."""
+    if start.components is not None:
+        return start.components, start.log_weights
+    training = data.training_data
+    basis, batches = prepare(training, 1, np.random.default_rng(0))
+    fitted = new_mixture(training, settings, basis)
+    run_em(fitted, batches, responsibilities=start.responsibilities, max_iterations=1)
+    return fitted.components(), fitted.log_weights.data[-1]
 
 
 class MixtureModule(pl.LightningModule):

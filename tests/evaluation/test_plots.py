@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from scipy.stats import gamma
 
 from nbmix.evaluation import plots
 from nbmix.evaluation.metrics import overlap_table
@@ -194,3 +195,139 @@ def test_overlap_table_feeds_the_heat_map():
     found = responsibilities(50, 4).argmax(axis=1)
     labels = np.random.default_rng(1).integers(0, 3, 50)
     assert_drawn(plots.component_label_table(*overlap_table(labels, found, 4)))
+
+
+def test_other_groupings_have_panels_between_labels_and_components():
+    coordinates = np.arange(8.0).reshape(4, 2)
+    others = {"Leiden": np.array(["1", "1", "0", "0"])}
+    figure = plots.posterior_on_embedding(
+        "PCA", coordinates, np.eye(2)[[0, 0, 1, 1]], ["b", "b", "a", "a"], others
+    )
+    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["labels", "Leiden"]
+    assert len(figure.axes) == 3
+    assert legend_texts(figure.axes[1]) == ["0 (2)", "1 (2)"]
+    for axes in figure.axes:  # the same cells, the same colours
+        order = np.argsort(np.asarray(axes.collections[0].get_offsets())[:, 0])
+        hexes = [to_hex(color) for color in axes.collections[0].get_facecolor()[order]]
+        assert hexes == [plots.PALETTE[k] for k in (0, 0, 1, 1)]
+
+
+def test_poisson_against_negative_binomial():
+    poisson = np.array([[-30.0, -20.0, 0.0], [-5.0, -1e-3, -8.0]])
+    gain = np.array([[10.0, 0.0, 0.0], [1.0, 0.0, 0.5]])
+    figure = plots.poisson_against_negative_binomial(poisson, poisson + gain, ["B", "T"])
+    left, right = figure.axes
+    assert [axes.get_title(loc="left") for axes in (left, right)] == ["B: gain 10 nats", "T: gain 2 nats"]
+    np.testing.assert_allclose(left.collections[0].get_offsets(), [[30, 20], [20, 20]])
+    np.testing.assert_allclose(right.collections[0].get_offsets(), [[5, 4], [8, 7.5]])
+    assert left.get_xlim()[0] > left.get_xlim()[1] > 0  # from bad to good
+    assert_drawn(figure)
+
+
+@pytest.mark.parametrize("n_components", [1, 7])
+def test_poisson_against_negative_binomial_at_the_edges(n_components):
+    values = -np.random.default_rng(0).exponential(20, (n_components, 50))
+    figure = plots.poisson_against_negative_binomial(values, values)
+    assert sum(axes.get_visible() for axes in figure.axes) == n_components
+    assert_drawn(figure)
+    assert_drawn(plots.poisson_against_negative_binomial(0 * values, 0 * values))
+
+
+def test_log_likelihood_margins():
+    log_likelihood = np.array([[-10.0, -15.0, -30.0], [-9.0, -9.5, -20.0], [-50.0, -5.0, -8.0]])
+    figure = plots.log_likelihood_margins(log_likelihood, [0, 1, 1])
+    (axes,) = figure.axes
+    np.testing.assert_allclose(axes.collections[0].get_offsets()[:, 1], [5.0, -0.5, 3.0])
+    colors = [to_hex(color) for color in axes.collections[0].get_facecolor()]
+    assert colors == [plots.PALETTE[k] for k in (0, 1, 1)]
+    assert [text.get_text() for text in axes.texts] == ["0", "1"]
+    assert_drawn(figure)
+
+
+@pytest.mark.parametrize(("n_cells", "n_components"), [*SIZES, (20_000, 3)])
+def test_log_likelihood_margins_at_the_edges(n_cells, n_components):
+    values = np.random.default_rng(0).normal(-1000, 50, (n_cells, n_components))
+    figure = plots.log_likelihood_margins(values, values.argmax(1))
+    (axes,) = figure.axes
+    if n_components == 1:
+        assert "one component" in axes.texts[0].get_text()
+    else:
+        points = axes.collections[0].get_offsets()
+        assert len(points) == min(n_cells, plots.MOST_DOTS)
+        assert (points[:, 1] >= 0).all()
+    assert_drawn(figure)
+
+
+def test_component_label_correlation():
+    rng = np.random.default_rng(0)
+    labels = rng.choice(["B", "NK", "T"], 60)
+    posterior = responsibilities(60, 4)
+    figure = plots.component_label_correlation(labels, posterior)
+    axes = figure.axes[0]
+    order = [int(tick.get_text()) for tick in axes.get_xticklabels()]
+    assert sorted(order) == [0, 1, 2, 3]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == ["B", "NK", "T"]
+    wanted = np.corrcoef(np.vstack([[labels == name for name in names], posterior[:, order].T]))[:3, 3:]
+    np.testing.assert_allclose(axes.images[0].get_array(), wanted, atol=1e-12)
+    assert_drawn(figure)
+
+
+def test_a_component_that_is_nowhere_probable_has_no_correlation():
+    posterior = np.column_stack([np.eye(2)[[0, 0, 1]], np.zeros(3)])
+    axes = plots.component_label_correlation(["a", "a", "b"], posterior).axes[0]
+    np.testing.assert_allclose(
+        np.ma.filled(axes.images[0].get_array(), np.nan), [[1, -1, np.nan], [-1, 1, np.nan]]
+    )
+    assert len(axes.texts) == 4
+    assert_drawn(plots.component_label_correlation(["a", "a", "a"], posterior))
+
+
+def test_latent_distribution():
+    rng = np.random.default_rng(0)
+    groups = np.repeat([0, 1], 500)
+    mean, shape = np.array([1e-3, 1e-2]), np.array([2.0, 20.0])
+    sizes = np.append(np.full(999, 1e5), 0.0)
+    counts = rng.poisson(sizes * rng.gamma(shape[groups], mean[groups] / shape[groups]))
+    figure = plots.latent_distribution("CD74", counts, sizes, groups, np.log(mean), np.log(shape), ["T", "B"])
+    top, bottom = figure.axes
+    assert top.get_title(loc="left") == "CD74"
+    assert sum(bar.get_height() for bar in top.patches) == 999  # the empty cell is left out
+    assert legend_texts(bottom) == ["T", "B"]
+    for k, (line, dots) in enumerate(zip(bottom.lines[::2], bottom.lines[1::2], strict=True)):
+        x, y = line.get_data()
+        np.testing.assert_allclose(y, gamma.cdf(x, shape[k], scale=mean[k] / shape[k]), atol=1e-12)
+        at, below = dots.get_data()
+        some = groups[:-1] == k
+        wanted = [(counts[:-1][some] / 1e5 <= value).mean() for value in at]
+        np.testing.assert_allclose(below, wanted)
+        # so many molecules that counting hardly widens the distribution
+        assert np.abs(below - gamma.cdf(at, shape[k], scale=mean[k] / shape[k])).max() < 0.08
+    assert_drawn(figure)
+
+
+@pytest.mark.parametrize(("n_cells", "n_components"), SIZES)
+@pytest.mark.parametrize("most", [0, 5000])
+def test_latent_distribution_at_the_edges(n_cells, n_components, most):
+    rng = np.random.default_rng(0)
+    figure = plots.latent_distribution(
+        "a very long gene name, with a version and a comment",
+        rng.integers(0, most + 1, n_cells),
+        np.full(n_cells, 1e3),
+        rng.integers(0, n_components, n_cells),
+        np.full(n_components, -18.0),
+        np.linspace(-8, 12, n_components),
+    )
+    assert sum(bar.get_height() for bar in figure.axes[0].patches) == n_cells
+    assert len(legend_texts(figure.axes[1])) == n_components
+    assert_drawn(figure)
+
+
+def test_held_out_curve():
+    figure = plots.held_out_curve([3, 2, 4, 3], [-9.0, -10.0, -9.5, -8.0], [0.1, 0.1, 0.1, 0.1])
+    (axes,) = figure.axes
+    assert axes.lines[0].get_xdata().tolist() == [2, 3, 4]
+    assert axes.lines[0].get_ydata().tolist() == [-10.0, -8.0, -9.5]
+    assert axes.get_title(loc="left") == "best: 3 components"
+    assert_drawn(figure)
+    assert_drawn(plots.held_out_curve([5], [-1.0]))

@@ -1,4 +1,4 @@
-"""Scores, result.h5ad and figures from a fit."""
+"""Scores, result.h5ad, markers, figures and the report from a fit."""
 
 from __future__ import annotations
 
@@ -7,19 +7,28 @@ from dataclasses import replace
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.image import imread
 
+from nbmix.components import GenePrior
+from nbmix.data.read import read_h5ad
+from nbmix.evaluation.markers import find_markers
 from nbmix.evaluation.results import (
+    CAPTIONS,
     Results,
     gather_predictions,
     score,
     write_figures,
     write_json,
+    write_outcome,
     write_result,
 )
-from nbmix.models import MixtureEM, Prediction
+from nbmix.models import AmortizedMixture, MixtureEM, Prediction
+from nbmix.products import CellBatch
+from nbmix.start.random import RandomStart
+from nbmix.statistics import SufficientStatistics
 from tests.running import fit, small_data
 
 
@@ -122,18 +131,105 @@ def test_result_file_without_labels(unlabelled, tmp_path):
     assert "cell_type" not in ad.read_h5ad(tmp_path / "result.h5ad").obs
 
 
+FIGURES = {
+    "objective_trace",
+    "posterior_histogram",
+    "component_sizes",
+    "log_mean_differences",
+    "log_likelihood_margins",
+    "marker_gene",
+    "poisson_comparison",
+    "posterior_embedding",
+}
+
+
 def test_figures(results, unlabelled, tmp_path):
-    shared = {"objective_trace", "posterior_histogram", "log_mean_differences", "posterior_embedding"}
-    for name, of, own in (
-        ("with", results, "component_label_table"),
-        ("without", unlabelled, "component_sizes"),
-    ):
-        write_figures(of, tmp_path / name, [], max_umap_cells=0)
-        assert {file.stem for file in (tmp_path / name).iterdir()} == shared | {own}
-        for file in (tmp_path / name).iterdir():
+    of_labels = {"component_label_table", "component_label_correlation"}
+    for name, of, own in (("with", results, of_labels), ("without", unlabelled, set())):
+        files = write_figures(of, tmp_path / name, [], max_umap_cells=0)
+        assert set(files) == {file.stem for file in (tmp_path / name).iterdir()} == FIGURES | own
+        assert set(files) <= set(CAPTIONS)
+        for figure, file in files.items():
             picture = imread(file)
+            assert file.stem == figure
             assert min(picture.shape[:2]) > 200
             assert picture[..., :3].std() > 0.01, file.stem  # something is drawn
+
+
+def test_the_whole_outcome(results, tmp_path):
+    metrics = score(results) | {"seconds": 1.5}
+    write_outcome(results, metrics, tmp_path, [], max_umap_cells=0, k_curve={2: -10.0, 3: -9.0})
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("metrics.json", "result.h5ad", "markers.csv", "figures", "report.html")
+    }
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    table = pd.read_csv(tmp_path / "markers.csv", dtype={"gene": str})
+    data, markers = small_data(), results.markers
+    assert len(table) == 2 * data.n_genes
+    for k in (0, 1):
+        rows = table[table["component"] == k].set_index("gene").loc[data.gene_names]
+        np.testing.assert_allclose(rows["ln_fc_rest"], markers.from_rest.log_fold_change[k], rtol=1e-4)
+        np.testing.assert_allclose(rows["share"], markers.share[k], rtol=1e-4)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == len(FIGURES) + 3
+    for words in (CAPTIONS["k_curve"][1], "config.seed", table["gene"][0], str(data.labels[0])):
+        assert words in page
+
+
+def test_outcome_without_labels_and_with_one_component(unlabelled, tmp_path):
+    write_outcome(unlabelled, score(unlabelled), tmp_path / "a", [], max_umap_cells=0)
+    alone = results_of(small_data(), n_components=1, folds=1)
+    write_outcome(alone, score(alone), tmp_path / "b", [], max_umap_cells=0)
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert "nbmix report" in (folder / "report.html").read_text(encoding="utf-8")
+    assert pd.read_csv(tmp_path / "b" / "markers.csv")["ln_fc_rest"].isna().all()
+
+
+def statistics_of(data, basis, q):
+    batch = CellBatch.build(data.counts, data.size_factors, basis)
+    return SufficientStatistics.collect(batch, basis, q, torch.float64)
+
+
+def assert_same(statistics, wanted):
+    for mine, theirs in zip(statistics.tensors(), wanted.tensors(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_statistics_are_of_all_cells_by_their_responsibilities(results):
+    assert_same(
+        results.statistics,
+        statistics_of(small_data(), results.data.basis, results.cells.responsibilities),
+    )
+
+
+def test_statistics_of_minibatches_and_of_counts_on_disk(tmp_path):
+    data = small_data()
+    model = AmortizedMixture(data.gene_names, n_components=2, encoder_epochs=1)
+    module, cells = fit(model, data, epochs=2, batch_size=16)
+    amortized = Results(module, model, cells, {})
+    assert_same(amortized.statistics, statistics_of(data, module.basis, cells.responsibilities))
+
+    ad.AnnData(
+        data.counts, pd.DataFrame(index=data.cell_names), pd.DataFrame(index=data.gene_names)
+    ).write_h5ad(tmp_path / "counts.h5ad")
+    backed = read_h5ad(tmp_path / "counts.h5ad", backed=True)
+    on_disk = MixtureEM(backed.gene_names, n_components=2, folds=3)
+    module, cells = fit(on_disk, backed, epochs=2, start=RandomStart(n_starts=1))
+    of_disk = Results(module, on_disk, cells, {})
+    assert_same(of_disk.statistics, statistics_of(backed.load(), module.basis, cells.responsibilities))
+    write_figures(of_disk, tmp_path / "figures", [], max_umap_cells=0)
+    assert {file.stem for file in (tmp_path / "figures").iterdir()} == FIGURES
+
+
+def test_markers_take_over_the_prior_of_the_fit(results):
+    mixture = results.model.mixture
+    level, variance = mixture.prior_log_inv_disp[-1]
+    prior = GenePrior(mixture.prior_log_mean[-1], mixture.prior_log_mean_variance[-1], level, variance)
+    wanted = find_markers(results.statistics, results.data.basis, results.total_size, prior=prior)
+    torch.testing.assert_close(results.markers.log_mean, wanted.log_mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(results.markers.standard_error, wanted.standard_error, rtol=1e-3, atol=1e-3)
+    largest = prior.log_mean_variance * 3  # 1 + 2 / (K - 1) times tau^2
+    assert (wanted.standard_error**2 <= largest).all()
 
 
 def test_json_is_whole_or_not_there(tmp_path):

@@ -1,0 +1,315 @@
+"""Marker genes of the components, with their uncertainty, from sufficient statistics alone.
+
+The counts and the prior leave a normal posterior of every component's ln mu, gene by gene: its centre is
+where Q (``nbmix.components``) with the log prior is highest, its precision the curvature there,
+
+    ln mu_kj ~ N(a_kj, V_kj),    1 / V_kj = I_kj + 1 / tau_j^2,    I = aa - ab^2 / (bb + 1 / sigma^2)
+
+with (aa, ab, bb) the entries of -Q'' in (ln mu, ln r), so that ln r is integrated out, and the prior
+N(m_j, tau_j^2) around the pooled gene that ``nbmix.prior`` learns from all components. K components and the
+typical gene are all that is known of tau^2, which widens V by 1 + (V / tau^2) 2 / (K - 1): to the variance of
+Student's t with K + 1 degrees of freedom where the prior alone speaks, and not at all where the counts do.
+
+Differences that few counts speak for are shrunk, and need no correction for the number of genes looked at:
+the local false sign rate of a difference d ~ N(e, v) is the probability that d has not the sign of e
+(Stephens 2017, Biostatistics 18:275),
+
+    lfsr = Phi(-|e| / sqrt(v)).
+
+A normal prior takes no difference to be exactly 0; among those with a small lfsr some can be, more than the
+rate says where most genes differ nowhere. And all is given the responsibilities, with cells as independent
+draws. So the standard errors know nothing of doubt about a cell's assignment, of differences between donors
+or batches, nor that components which were found in these very counts differ in them for that reason alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import ndtr
+from torch import Tensor
+
+from nbmix.components import (
+    START_LOG_INV_DISP,
+    Components,
+    GenePrior,
+    NewtonMStep,
+    curvature,
+    expected_log_likelihood,
+    moment_components,
+)
+from nbmix.prior import first_prior, update_prior
+from nbmix.products import Basis, CountLevels
+from nbmix.statistics import SufficientStatistics
+
+PRIOR_ROUNDS = 10  # M steps and updates of a prior that the fit did not learn; it moves by 1 % in the last
+LOWER_BOUND = 1.96  # standard errors: what the rank counts of a fold change is below it in 1 case of 40
+
+
+class Contrast(NamedTuple):
+    """Difference in ln mu between each component and something else, (K, genes) float64.
+
+    Attributes:
+        log_fold_change: posterior mean, natural logarithm.
+        standard_error: posterior standard deviation, of the natural logarithm.
+    """
+
+    log_fold_change: Tensor
+    standard_error: Tensor
+
+    @property
+    def log2_fold_change(self) -> Tensor:
+        """(K, genes) posterior mean of the binary logarithm."""
+        return self.log_fold_change / math.log(2)
+
+    @property
+    def false_sign_rate(self) -> Tensor:
+        """(K, genes) local false sign rate: 0 to 0.5."""
+        return torch.from_numpy(ndtr(-(self.log_fold_change.abs() / self.standard_error).numpy()))
+
+    @property
+    def lower_bound(self) -> Tensor:
+        """(K, genes) ln fold change that the true one exceeds with probability 0.975."""
+        return self.log_fold_change - LOWER_BOUND * self.standard_error
+
+
+class Markers(NamedTuple):
+    """What tells the components' genes apart.
+
+    Attributes:
+        log_mean, standard_error: (K, genes) posterior mean and standard deviation of ln mu, per unit of
+            size factor.
+        share, share_rest: (K, genes) share of the component's cells, and of all others, with a count.
+        nearest: (K,) int64 the component that would explain its cells next best; -1 where K = 1.
+        from_rest: against the mean expression over the cells of all other components, ln sum_l w_l mu_l.
+        from_nearest: against the nearest component.
+        All of the rest and the nearest is NaN where K = 1.
+    """
+
+    log_mean: Tensor
+    standard_error: Tensor
+    share: Tensor
+    share_rest: Tensor
+    nearest: Tensor
+    from_rest: Contrast
+    from_nearest: Contrast
+
+    @property
+    def score(self) -> Tensor:
+        """(K, genes) what genes are ranked by: sure fold change times the share of cells that show it.
+
+        The lower bound of the ln fold change from the rest, times ``share`` where it is positive.
+        """
+        bound = self.from_rest.lower_bound
+        return torch.where(bound > 0, bound * self.share, bound)
+
+
+def find_markers(
+    statistics: SufficientStatistics,
+    basis: Basis,
+    total_size: float,
+    components: Components | None = None,
+    prior: GenePrior | None = None,
+) -> Markers:
+    """Compare the components' genes; the cost does not depend on the number of cells.
+
+    Args:
+        statistics: of the cells, weighted by their responsibilities.
+        basis: that they were collected on.
+        total_size: sum of the cells' size factors.
+        components: where the search for the posterior's centre begins.
+        prior: as a fit has learned it from like statistics; by default it is learned here.
+
+    The means are refitted with the prior, so that centre and curvature belong together whatever the
+    components were fitted by. A component without cells has those of the prior.
+    """
+    components, prior = _fit(statistics, basis, total_size, components, prior)
+    variance = _variance(statistics, basis, components, prior)
+    log_mean, sizes = components.log_mean, statistics.weight
+    share, share_rest = _shares(statistics, basis.levels)
+    if sizes.numel() == 1:
+        unknown = Contrast(torch.full_like(log_mean, torch.nan), torch.full_like(log_mean, torch.nan))
+        nearest = torch.tensor([-1])
+        return Markers(log_mean, variance.sqrt(), share, share_rest, nearest, unknown, unknown)
+    nearest = _nearest(statistics, basis, components)
+    rest = _log_of_mixture(log_mean, variance, _weights_of_others(sizes))
+    return Markers(
+        log_mean,
+        variance.sqrt(),
+        share,
+        share_rest,
+        nearest,
+        Contrast(log_mean - rest.mean, (variance + rest.variance).sqrt()),
+        Contrast(log_mean - log_mean[nearest], (variance + variance[nearest]).sqrt()),
+    )
+
+
+def _fit(
+    statistics: SufficientStatistics,
+    basis: Basis,
+    total_size: float,
+    components: Components | None,
+    prior: GenePrior | None,
+) -> tuple[Components, GenePrior]:
+    m_step = NewtonMStep()
+    learned = prior is not None
+    if prior is None:
+        prior = first_prior(statistics, basis, total_size)
+    if components is None:
+        centre = prior.log_mean.repeat(statistics.weight.numel(), 1)
+        components = Components(centre, torch.full_like(centre, START_LOG_INV_DISP))
+    if not learned:
+        for _ in range(PRIOR_ROUNDS):
+            fitted = m_step(statistics, basis, components, total_size, prior)
+            components, prior = fitted.components, update_prior(fitted, prior)
+    return m_step(statistics, basis, components, total_size, prior).components, prior
+
+
+def _variance(
+    statistics: SufficientStatistics, basis: Basis, components: Components, prior: GenePrior
+) -> Tensor:
+    """(K, genes) posterior variance of ln mu, with ln r integrated out and tau^2 known from K + 1 numbers."""
+    curve = curvature(statistics, basis, components)  # without the prior: what the counts alone say
+    about_disp = (-curve.hess_bb).clamp(min=0) + 1 / prior.log_inv_disp_variance
+    information = (-curve.hess_aa - curve.hess_ab**2 / about_disp).clamp(min=0)
+    variance = 1 / (information + 1 / prior.log_mean_variance)
+    n_components = statistics.weight.numel()
+    if n_components == 1:
+        return variance
+    return variance * (1 + variance / prior.log_mean_variance * (2 / (n_components - 1)))
+
+
+def _shares(statistics: SufficientStatistics, levels: CountLevels) -> tuple[Tensor, Tensor]:
+    """(K, genes) share of cells with a count: in each component, and in all others together."""
+    n_genes, n_components = statistics.rate.shape[:2]
+    cells = statistics.pair.new_zeros(n_genes, n_components).index_add_(0, levels.gene, statistics.pair).T
+    sizes = statistics.weight[:, None]
+    others = _all_others(n_components)
+    tiny = torch.finfo(sizes.dtype).tiny
+    share, rest = cells / sizes.clamp(min=tiny), (others @ cells) / (others @ sizes).clamp(min=tiny)
+    # products in float32 round
+    return share.clamp(0, 1), rest.clamp(0, 1) if n_components > 1 else torch.full_like(share, torch.nan)
+
+
+def _all_others(n_components: int) -> Tensor:
+    """(K, K) 1 off the diagonal."""
+    return 1 - torch.eye(n_components, dtype=torch.float64)
+
+
+def _weights_of_others(sizes: Tensor) -> Tensor:
+    """(K, K) row k: the shares of the other components in all cells that are not k's."""
+    weights = _all_others(sizes.numel()) * sizes
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total > 0, weights, _all_others(sizes.numel())) / torch.where(
+        total > 0, total, sizes.numel() - 1.0
+    )
+
+
+class _Normal(NamedTuple):
+    mean: Tensor
+    variance: Tensor
+
+
+def _log_of_mixture(log_mean: Tensor, variance: Tensor, weights: Tensor) -> _Normal:
+    """Normal approximation of ln sum_l w_kl mu_l, (K, genes), for log-normal mu_l: exact for one of them.
+
+    The first two moments of the sum are matched by a log-normal (Fenton 1960, IRE Trans. 8:57).
+    """
+    largest = log_mean.max(0).values
+    first = torch.exp(log_mean - largest + variance / 2)  # (K, genes), relative to the largest
+    total = weights @ first
+    spread = torch.log1p(weights**2 @ (first**2 * torch.expm1(variance)) / total**2)
+    return _Normal(largest + torch.log(total) - spread / 2, spread)
+
+
+def _nearest(statistics: SufficientStatistics, basis: Basis, components: Components) -> Tensor:
+    """(K,) argmax over l != k of the expected log likelihood of k's cells under component l."""
+    n_components = statistics.weight.numel()
+    found = torch.full((n_components, n_components), -torch.inf, dtype=torch.float64)
+    here = torch.arange(n_components)
+    for step in range(1, n_components):
+        there = (here + step) % n_components
+        shifted = Components(components.log_mean[there], components.log_inv_disp[there])
+        found[here, there] = expected_log_likelihood(statistics, basis, shifted)
+    filled = statistics.weight >= 1  # one without cells is the pooled gene, and near to all
+    if int(filled.sum()) > 1:
+        found[:, ~filled] = -torch.inf
+    return found.argmax(1)
+
+
+def marker_table(markers: Markers, gene_names: np.ndarray) -> pd.DataFrame:
+    """All components and genes, one a row, the best marker of each component first.
+
+    ``ln_`` and ``log2_`` name the logarithm, ``_se`` is a standard error, ``share`` is of cells with a count,
+    ``rest`` all other components and ``nearest`` the one that the column of this name holds; ``log_mean`` is
+    the natural logarithm of the mean per unit of size factor.
+    """
+    order = torch.argsort(-markers.score, dim=1, stable=True)  # (K, genes)
+    n_components, n_genes = order.shape
+
+    def sorted_rows(values: Tensor) -> np.ndarray:
+        return values.gather(1, order).flatten().numpy()
+
+    def of_component(values: Tensor) -> np.ndarray:
+        return values.repeat_interleave(n_genes).numpy()
+
+    columns: dict[str, np.ndarray] = {
+        "component": of_component(torch.arange(n_components)),
+        "rank": np.tile(np.arange(1, n_genes + 1), n_components),
+        "gene": np.asarray(gene_names)[order.flatten().numpy()],
+        "log_mean": sorted_rows(markers.log_mean),
+        "log_mean_se": sorted_rows(markers.standard_error),
+        "share": sorted_rows(markers.share),
+        "share_rest": sorted_rows(markers.share_rest),
+    }
+    for name, contrast in (("rest", markers.from_rest), ("nearest", markers.from_nearest)):
+        if name == "nearest":
+            columns["nearest"] = of_component(markers.nearest)
+            columns["share_nearest"] = sorted_rows(
+                markers.share[markers.nearest] if n_components > 1 else markers.share_rest
+            )
+        columns |= {
+            f"ln_fc_{name}": sorted_rows(contrast.log_fold_change),
+            f"ln_fc_{name}_se": sorted_rows(contrast.standard_error),
+            f"log2_fc_{name}": sorted_rows(contrast.log2_fold_change),
+            f"lfsr_{name}": sorted_rows(contrast.false_sign_rate),
+        }
+    return pd.DataFrame(columns)
+
+
+class PoissonComparison(NamedTuple):
+    """Log likelihood (K, genes) of each gene in the cells of each component, nats, with -ln x!.
+
+    Attributes:
+        poisson: under its Poisson fit, a point mass of expression.
+        negative_binomial: under its negative binomial fit, a Gamma; both without a prior.
+    """
+
+    poisson: Tensor
+    negative_binomial: Tensor
+
+
+def compare_with_poisson(
+    statistics: SufficientStatistics, basis: Basis, total_size: float
+) -> PoissonComparison:
+    """Fit both by maximum likelihood, from the statistics alone; arguments as in ``find_markers``."""
+    begin = moment_components(statistics, basis, total_size)
+    fitted = NewtonMStep()(statistics, basis, begin, total_size)
+    nodes = basis.nodes.log_nodes
+    counts = statistics.rate.sum(2).T  # (K, genes)
+    # ln s and s at the nodes, summed over the cells of a component
+    constant = (statistics.rate @ nodes).T - _log_factorials(statistics, basis.levels)
+    size = (statistics.node @ torch.exp(nodes))[:, None]
+    poisson = counts * begin.log_mean - size * torch.exp(begin.log_mean)
+    return PoissonComparison(poisson + constant, fitted.curvature.value + constant)
+
+
+def _log_factorials(statistics: SufficientStatistics, levels: CountLevels) -> Tensor:
+    """(K, genes) sum_i q_ik ln x_ij!."""
+    weighted = statistics.pair * torch.special.gammaln(levels.count + 1)[:, None]
+    total = weighted.new_zeros(levels.n_genes, weighted.shape[1])
+    return total.index_add_(0, levels.gene, weighted).T

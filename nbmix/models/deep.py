@@ -1,0 +1,516 @@
+"""What the two deep generative models share: networks on sparse counts, a decoder, and how they are fitted.
+
+A cell's expression is what a decoder network makes of its place z in a space of few dimensions,
+
+    lambda_ij | z_i ~ Gamma(shape r_j, mean mu_j(z_i)),    x_ij | lambda_ij ~ Poisson(s_i lambda_ij),
+
+so that x_ij | z_i is negative binomial, and the component y_i is one of K that z_i may come from. The models
+differ in p(z | y) and in q(y, z | x): ``nbmix.models.vaec`` and ``nbmix.models.gmvae``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from nbmix.components import LOG_INV_DISP_RANGE, START_LOG_INV_DISP, Components
+from nbmix.data.module import CountsDataModule
+from nbmix.errors import InputError
+from nbmix.mixture import MixtureSettings
+from nbmix.models.base import MixtureModule, Prediction, start_components
+from nbmix.products import CellBatch, CountLevels, pair_product
+from nbmix.special import log_rising_ratio
+from nbmix.start.base import StartState
+
+LEAST_LOG_PRIOR = math.log(torch.finfo(torch.float64).tiny)
+LOG_SD_RANGE = (-6.0, 3.0)  # of every latent normal: one that collapses or explodes ends the fit
+CELLS_AT_ONCE = 256  # that are dense in genes
+START_WEIGHT = 30.0  # of the cross entropy: a nat of it is little beside hundreds of counts
+SINGLE_RATE = 10.0  # of Adam for single numbers, against those of networks that act together
+SUMMARY_DRAWS = 256  # of z for each component's mean and variance
+
+
+class Normal(NamedTuple):
+    """Independent normals (..., dimensions) by mean and ln of the standard deviation."""
+
+    mean: Tensor
+    log_sd: Tensor
+
+    @classmethod
+    def of(cls, both: Tensor) -> Normal:
+        """From the output (..., 2 dimensions) of a network."""
+        mean, log_sd = both.chunk(2, -1)
+        return cls(mean, log_sd.clamp(*LOG_SD_RANGE))
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + sd noise, for standard normal ``noise`` (..., dimensions)."""
+        return self.mean + self.log_sd.exp() * noise
+
+    def log_density(self, value: Tensor) -> Tensor:
+        """(...,) float64 ln N(value; mean, sd^2), nats."""
+        scaled = (value - self.mean) * (-self.log_sd).exp()
+        return -(scaled.square() / 2 + self.log_sd + math.log(2 * math.pi) / 2).double().sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(...,) float64 nats."""
+        return (self.log_sd + math.log(2 * math.pi * math.e) / 2).double().sum(-1)
+
+
+def normal_kl(q: Normal, p: Normal) -> Tensor:
+    """(...,) float64 KL(q || p) in nats, summed over dimensions.
+
+    sum_d ln(sd_p / sd_q) + [sd_q^2 + (m_q - m_p)^2] / (2 sd_p^2) - 1/2
+    """
+    ratio = 2 * (q.log_sd - p.log_sd)
+    off = (q.mean - p.mean) * (-p.log_sd).exp()
+    return ((ratio.exp() - ratio - 1 + off.square()) / 2).double().sum(-1)
+
+
+def standard_normal_like(q: Normal) -> Normal:
+    """N(0, I) in the shape of ``q``."""
+    return Normal(torch.zeros_like(q.mean), torch.zeros_like(q.log_sd))
+
+
+class SparseTrunk(nn.Module):
+    """ReLU . LayerNorm . Linear . log1p(x), reading sparse counts: (cells, h).
+
+    The norm takes away most of what a cell's depth does to the sum over genes.
+
+    Args:
+        n_genes: of the input.
+        n_hidden: h.
+    """
+
+    def __init__(self, n_genes: int, n_hidden: int) -> None:
+        super().__init__()
+        bound = n_genes**-0.5  # as nn.Linear draws it
+        self.first = nn.Parameter(torch.empty(n_genes, n_hidden).uniform_(-bound, bound))
+        self.first_bias = nn.Parameter(torch.empty(n_hidden).uniform_(-bound, bound))
+        self.norm = nn.LayerNorm(n_hidden)
+
+    def forward(self, batch: CellBatch, levels: CountLevels) -> Tensor:
+        """(cells, h); ``levels`` are those that the batch was built with."""
+        size = torch.log1p(levels.count[batch.used]).to(self.first.dtype)
+        # indexing would do, but its gradient sorts
+        table = torch.index_select(self.first, 0, levels.gene[batch.used]) * size[:, None]
+        return torch.relu(self.norm(self.first_bias + pair_product(batch, table)))
+
+
+class Decoder(nn.Module):
+    """ln mu_j(z) = ln unit + ln softmax_j(Linear(h, genes) . ReLU . Linear(dimensions, h) . z), and ln r_j.
+
+    A softmax, because size factors say how many counts a cell has (Lopez et al. 2018, scVI). Genes that the
+    data lacks still belong to it.
+
+    Attributes:
+        log_inv_disp: (genes,) ln r_j.
+        log_unit: () ln of the counts per unit of size factor.
+        kept: (genes of the data,) int64, their positions among all genes.
+    """
+
+    log_unit: Tensor
+    kept: Tensor
+
+    def __init__(self, n_genes: int, n_latent: int, n_hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(n_latent, n_hidden)
+        self.out = nn.Linear(n_hidden, n_genes)
+        nn.init.zeros_(self.out.weight)  # random ones of rare genes would stay what they are
+        self.log_inv_disp = nn.Parameter(torch.full((n_genes,), START_LOG_INV_DISP))
+        self.register_buffer("log_unit", torch.zeros(()))
+        self.register_buffer("kept", torch.arange(n_genes), persistent=False)
+
+    def logits(self, z: Tensor) -> Tensor:
+        """(rows, all genes) that the softmax is of, for z (rows, dimensions)."""
+        return self.out(torch.relu(self.hidden(z)))
+
+    def log_mean(self, z: Tensor) -> Tensor:
+        """(rows, genes of the data) ln mu, per unit of size factor."""
+        return torch.log_softmax(self.logits(z), 1)[:, self.kept] + self.log_unit
+
+    def log_likelihood(self, z: Tensor, log_size: Tensor, cells: SparseCells) -> Tensor:
+        """(cells,) float64 ln p(x_i | z_i, s_i) without its part in
+        ``DeepMixture.shared_log_likelihood``, in nats.
+
+            sum_{x > 0} x [ln mu - ln(1 + s rho)] - sum_j r ln(1 + s rho),    rho = mu / r
+
+        Args:
+            z: (cells, dimensions).
+            log_size: (cells,) ln s; -inf for an empty cell that has none.
+            cells: their counts.
+        """
+        parts = [
+            self._block(z[rows], log_size[rows], cells.block(rows))
+            for first in range(0, max(1, len(z)), CELLS_AT_ONCE)
+            for rows in [slice(first, min(first + CELLS_AT_ONCE, len(z)))]
+        ]
+        return torch.cat(parts)
+
+    def _block(self, z: Tensor, log_size: Tensor, cells: SparseCells) -> Tensor:
+        logits = self.logits(z)
+        shift = self.log_unit - torch.logsumexp(logits, 1)  # (cells,)
+        if self.kept.numel() < logits.shape[1]:
+            logits = logits[:, self.kept]
+        # ln rho + ln s, dense in (cells, genes): what a zero costs needs every gene
+        log_rate = logits + (shift + log_size)[:, None] - self.log_inv_disp
+        zeros = softplus(log_rate) @ self.log_inv_disp.exp()
+        at = cells.row * logits.shape[1] + cells.gene
+        found = torch.index_select(log_rate.reshape(-1), 0, at)
+        log_mean = found - log_size[cells.row] + self.log_inv_disp[cells.gene]
+        counted = cells.count * (log_mean - softplus(found)).double()
+        return (-zeros.double()).index_add(0, cells.row, counted)
+
+
+@dataclass(frozen=True)
+class SparseCells:
+    """The nonzero counts of some cells, one by one.
+
+    Attributes:
+        indptr: (cells + 1,) int64, where each cell's begin.
+        row, gene: (nonzeros,) int64.
+        count: (nonzeros,) float64.
+    """
+
+    indptr: Tensor
+    row: Tensor
+    gene: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, batch: CellBatch, levels: CountLevels) -> SparseCells:
+        pair = batch.used[batch.pairs.indices.long()]
+        indptr = batch.pairs.indptr.long()
+        return cls(indptr, torch.repeat_interleave(indptr.diff()), levels.gene[pair], levels.count[pair])
+
+    def block(self, rows: slice) -> SparseCells:
+        """The cells of ``rows``."""
+        if rows.start == 0 and rows.stop == self.indptr.numel() - 1:
+            return self
+        first, last = int(self.indptr[rows.start]), int(self.indptr[rows.stop])
+        inside = slice(first, last)
+        return SparseCells(
+            self.indptr[rows.start : rows.stop + 1] - first,
+            self.row[inside] - rows.start,
+            self.gene[inside],
+            self.count[inside],
+        )
+
+
+class DeepTerms(NamedTuple):
+    """Of a batch and one draw of the latents, (cells, K) float64 each, in nats.
+
+    Attributes:
+        log_q: ln q(y = k).
+        log_likelihood: ln p(x_i | z) at the draw of z for component k.
+        log_prior: ln pi_ik.
+        kl: of all latents but y, given y = k, its expectations exact where they can be.
+        drawn_kl: the same, ln q - ln p at the draw.
+    """
+
+    log_q: Tensor
+    log_likelihood: Tensor
+    log_prior: Tensor
+    kl: Tensor
+    drawn_kl: Tensor
+
+    def parts(self, q: Tensor | None = None) -> dict[str, Tensor]:
+        """What the ELBO is made of, (cells,) each: the first minus the others; ``q`` in place of q(y)."""
+        # of q(y) itself in a form whose gradient is finite where a probability underflows
+        negative_entropy = self.log_q.exp() * self.log_q if q is None else torch.xlogy(q, q)
+        q = self.log_q.exp() if q is None else q
+        return {
+            "expected_log_likelihood": (q * self.log_likelihood).sum(1),
+            "kl_latent": (q * self.kl).sum(1),
+            "kl_component": (negative_entropy - q * self.log_prior).sum(1),
+        }
+
+    @property
+    def elbo(self) -> Tensor:
+        """(cells,) unbiased for the ELBO."""
+        likelihood, *kls = self.parts().values()
+        return likelihood - sum(kls)
+
+    @property
+    def log_importance(self) -> Tensor:
+        """(cells, K) ln of importance weights whose sum over k is unbiased for p(x_i)."""
+        return self.log_likelihood + self.log_prior - self.drawn_kl
+
+    @property
+    def drawn_elbo(self) -> Tensor:
+        """(cells,) unbiased for the ELBO, and never above ln of the summed importance weights."""
+        return (self.log_q.exp() * (self.log_importance - self.log_q)).sum(1)
+
+
+class DeepMixture(MixtureModule):
+    """A deep generative model with a component y in it, fitted by Adam on the ELBO of minibatches.
+
+        ELBO_i = sum_k q(y_i = k) { E[ln p(x_i | z)] - KL_k + ln pi_k - ln q(y_i = k) }
+
+    The sum over components is exact; z (and what else is latent) is drawn once, by reparametrisation. The KL
+    parts count for a share that grows to 1 over the first epochs. In these the exact responsibilities under
+    the start's components also stand in for q(y), which learns them by cross entropy: a start means here what
+    it means to the other models. The decoder's weights for each gene have a normal prior, without which they
+    learn the cells by heart.
+
+    The module's mixture holds the start's components first. Then it describes the model by one negative
+    binomial for each component and gene, with the mean and the variance of lambda_j given y = k.
+
+    Args:
+        gene_names: (genes,).
+        n_components, weights: see ``MixtureSettings``.
+        n_latent: dimensions of z.
+        n_hidden: units of every hidden layer.
+        lr: Adam's rate for networks; SINGLE_RATE times that for ``single`` parameters.
+        weight_precision: of the prior N(0, 1 / weight_precision) of the decoder's weights; 0 for none.
+        start_epochs: epochs in which the start's responsibilities stand in for q(y).
+        kl_epochs: epochs in which KL parts count for less than 1.
+        n_draws: of the latents of each cell, for predictions.
+        pseudo_cells: of the start, see ``MixtureSettings``.
+    """
+
+    shuffle: ClassVar[bool] = True
+    objective_name: ClassVar[str] = "ELBO"
+    # names of parameters that are no network's: each has to go its way alone, and faster
+    single: ClassVar[frozenset[str]] = frozenset({"decoder.log_inv_disp", "mixture.log_weights"})
+    noise_width: int  # standard normals that a draw for one cell takes
+
+    def __init__(
+        self,
+        gene_names: np.ndarray,
+        *,
+        n_components: int,
+        weights: str = "learned",
+        n_latent: int = 10,
+        n_hidden: int = 64,
+        lr: float = 1e-3,
+        weight_precision: float = 300.0,
+        start_epochs: int = 6,
+        kl_epochs: int = 6,
+        n_draws: int = 8,
+        pseudo_cells: float | str = "auto",
+    ) -> None:
+        for name, value, least in (
+            ("n_latent", n_latent, 1),
+            ("n_hidden", n_hidden, 1),
+            ("start_epochs", start_epochs, 0),
+            ("kl_epochs", kl_epochs, 0),
+            ("n_draws", n_draws, 1),
+        ):
+            if value < least:
+                raise InputError(f"model.{name}={value}: must be {least} or more")
+        if not (math.isfinite(lr) and lr > 0):
+            raise InputError(f"model.lr={lr}: must be above 0")
+        if not (math.isfinite(weight_precision) and weight_precision >= 0):
+            raise InputError(f"model.weight_precision={weight_precision}: must be a number from 0 on")
+        plain = {
+            "n_components": n_components,
+            "weights": weights,
+            "n_latent": n_latent,
+            "n_hidden": n_hidden,
+            "lr": lr,
+            "weight_precision": weight_precision,
+            "start_epochs": start_epochs,
+            "kl_epochs": kl_epochs,
+            "n_draws": n_draws,
+            "pseudo_cells": pseudo_cells,
+        }
+        super().__init__(gene_names, MixtureSettings(n_components, 1, pseudo_cells, weights), plain)
+        self.n_latent, self.n_hidden, self.n_draws = n_latent, n_hidden, n_draws
+        self.lr, self.weight_precision = lr, weight_precision
+        self.start_epochs, self.kl_epochs = start_epochs, kl_epochs
+        self.mixture.requires_grad_(False)
+        self.mixture.log_weights.requires_grad_(weights == "learned")
+        self.trunk = SparseTrunk(len(self.gene_names), n_hidden)
+        self.decoder = Decoder(len(self.gene_names), n_latent, n_hidden)
+
+    @abstractmethod
+    def terms(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
+        """All that the ELBO of a batch is made of; ``noise`` (cells, noise_width) standard normal."""
+
+    @abstractmethod
+    def sample_prior(self, n_draws: int, generator: torch.Generator) -> Tensor:
+        """(K, draws, n_latent) from p(z | y = k)."""
+
+    def begin(self, start: StartState, data: CountsDataModule) -> None:
+        components, log_weights = start_components(start, data, self.mixture.settings)
+        learned = self.mixture.settings.weights == "learned"
+        self.mixture.set_components(components, log_weights if learned else None)
+        training = data.training_data
+        totals = torch.from_numpy(np.asarray(training.counts.sum(0, dtype=np.float64)).ravel())
+        with torch.no_grad():
+            share = (totals + 0.5) / (totals + 0.5).sum()  # half a count: a gene may be silent in these cells
+            self.decoder.out.bias.copy_(torch.log(share))
+            self.decoder.log_unit.fill_(math.log(float(totals.sum()) / float(training.size_factors.sum())))
+            self.decoder.log_inv_disp.copy_(components.log_inv_disp.mean(0))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        fast = [p for name, p in named if name in self.single]
+        slow = [p for name, p in named if name not in self.single]
+        groups = [{"params": slow, "lr": self.lr}, {"params": fast, "lr": SINGLE_RATE * self.lr}]
+        return torch.optim.Adam(groups, fused=True)  # one pass over each parameter
+
+    def log_prior(self, batch: CellBatch) -> Tensor:
+        """(cells, K) ln pi; 0 counts as the smallest positive number, since no network can say 0."""
+        if self.mixture.log_weights.requires_grad:
+            log_prior = torch.log_softmax(self.mixture.log_weights[0], 0)
+        else:
+            log_prior = self.mixture.log_prior(batch).clamp(min=LEAST_LOG_PRIOR)
+        return log_prior.expand(batch.n_cells, -1)
+
+    def shared_log_likelihood(self, batch: CellBatch, log_size: Tensor) -> tuple[Tensor, SparseCells]:
+        """(cells,) float64 the part of ln p(x_i | z, s) that z has no part in, and the cells for the rest.
+
+            sum_j [D(x, r) - ln G(x + 1)] + x_i+ ln s_i
+
+        Args:
+            batch: the cells.
+            log_size: (cells,) ln s, which need not be that of the data.
+        """
+        levels = self.mixture.basis.levels
+        cells = SparseCells.of(batch, levels)
+        gene, count = levels.gene[batch.used], levels.count[batch.used]
+        rising = log_rising_ratio(count, self.log_inv_disp[gene])
+        log_given = torch.log(batch.size_factors)
+        total = self.total_counts(batch)
+        rescaled = torch.where(total > 0, total * (log_size.double() - log_given), 0.0)
+        return pair_product(batch, rising[:, None])[:, 0] + batch.constant + rescaled, cells
+
+    def total_counts(self, batch: CellBatch) -> Tensor:
+        """(cells,) float64 x_i+."""
+        return batch.pairs.matmul(self.mixture.basis.levels.count[batch.used][:, None])[:, 0]
+
+    @property
+    def log_inv_disp(self) -> Tensor:
+        """(genes of the data,) ln r_j."""
+        return self.decoder.log_inv_disp
+
+    def draw(self, batch: CellBatch, generator: torch.Generator, *, common: bool = False) -> DeepTerms:
+        """``terms`` at noise from ``generator``; ``common``: the same for every cell."""
+        noise = torch.randn(1 if common else batch.n_cells, self.noise_width, generator=generator)
+        terms = self.terms(batch, noise.to(self.trunk.first).expand(batch.n_cells, -1))
+        # a cell without counts tells nothing: it gets the prior, whatever the networks make of zeros
+        empty = (batch.pairs.indptr.diff() == 0)[:, None]
+        return terms._replace(log_q=torch.where(empty, terms.log_prior.detach(), terms.log_q))
+
+    def on_train_epoch_start(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._cells = 0
+
+    @property
+    def _taught(self) -> bool:
+        return self.current_epoch < self.start_epochs
+
+    def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
+        # of the step alone, so that a resumed fit draws what the whole one drew
+        state = np.random.SeedSequence([self.data.seed, self.global_step, self.global_rank])
+        generator = torch.Generator().manual_seed(int(state.generate_state(1)[0]))
+        terms = self.draw(batch, generator)
+        share = min(1.0, (self.current_epoch + 1) / (self.kl_epochs + 1))
+        teacher = self.mixture.posterior(batch).responsibilities if self._taught else None
+        likelihood, *kls = terms.parts(teacher).values()
+        loss = (share * sum(kls) - likelihood).sum()
+        if teacher is not None:
+            loss = loss - START_WEIGHT * (teacher * terms.log_q).sum()
+        loss = loss + self.weight_precision / 2 * self.decoder.out.weight.square().sum() * (
+            batch.n_cells / self.data.training_rows.size
+        )
+        self._cells += batch.n_cells
+        for name, value in {**terms.parts(), "elbo": terms.elbo}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum())
+        if batch_idx + 1 == self.trainer.num_training_batches:
+            self._finish_epoch()
+        return {"loss": loss / max(1, batch.n_cells), "responsibilities": terms.log_q.detach().exp()}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        grads = {name: p.grad.norm() for name, p in self.named_parameters() if p.grad is not None}
+        for part in ("trunk", "decoder"):
+            norms = [norm for name, norm in grads.items() if name.startswith(part)]
+            self.log(f"gradient_norm/{part}", torch.stack(norms).norm(), on_step=True, batch_size=1)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, outputs: Any, batch: CellBatch, batch_idx: int) -> None:
+        self.decoder.log_inv_disp.clamp_(*LOG_INV_DISP_RANGE)
+        weights = self.mixture.log_weights
+        weights.sub_(weights.logsumexp(1, keepdim=True))
+
+    def _finish_epoch(self) -> None:
+        names = list(self._sums)
+        *sums, n_cells = self.sum_over_ranks(*self._sums.values(), self._cells)
+        means = {name: value / n_cells for name, value in zip(names, sums, strict=True)}
+        self.objective.append(means["elbo"])
+        self.n_iterations = self.current_epoch + 1
+        self.log_epoch({**means, "objective": means["elbo"], "iteration": float(self.n_iterations)})
+
+    @torch.no_grad()
+    def describe(self) -> Components:
+        """(K, genes) NB components with the mean and variance of lambda_j given y = k.
+
+        mu_kj = E[mu_j(z)],    1 / r_kj = (E[mu_j(z)^2] / r_j + Var[mu_j(z)]) / mu_kj^2
+        """
+        generator = torch.Generator().manual_seed(0)
+        inv_disp = self.log_inv_disp.double().exp()
+        log_means, log_inv_disps = [], []
+        for z in self.sample_prior(SUMMARY_DRAWS, generator):
+            mean = self.decoder.log_mean(z).double().exp()  # (draws, genes)
+            average, square = mean.mean(0), mean.square().mean(0)
+            variance = square / inv_disp + (square - average.square()).clamp(min=0)
+            log_means.append(average.log())
+            log_inv_disps.append((2 * average.log() - variance.log()).clamp(*LOG_INV_DISP_RANGE))
+        return Components(torch.stack(log_means), torch.stack(log_inv_disps))
+
+    def on_train_epoch_end(self) -> None:
+        if self.current_epoch + 1 >= self.start_epochs:
+            self.mixture.set_components(self.describe())
+
+    def on_predict_start(self) -> None:
+        self.mixture.set_components(self.describe())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["deep"] = {"objective": self.objective, "n_iterations": self.n_iterations}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.objective = checkpoint["deep"]["objective"]
+        self.n_iterations = checkpoint["deep"]["n_iterations"]
+
+    @torch.no_grad()
+    def predict(self, batch: CellBatch, n_draws: int) -> Prediction:
+        """What the model says of cells, by ``n_draws`` draws of the latents that are the same for every cell.
+
+        Responsibilities are the mean of q(y) over the draws. The log likelihood is the importance-weighted
+        bound on ln p(x_i) (Burda et al. 2016), which more draws bring closer; it is never below the ELBO.
+        """
+        generator = torch.Generator().manual_seed(0)
+        q = torch.zeros(batch.n_cells, self.mixture.settings.n_components, dtype=torch.float64).to(
+            self.device
+        )
+        elbo, weights = q.new_zeros(batch.n_cells), []
+        for _ in range(n_draws):
+            terms = self.draw(batch, generator, common=True)
+            q += terms.log_q.exp() / n_draws
+            elbo += terms.drawn_elbo / n_draws
+            weights.append(torch.logsumexp(terms.log_importance, 1))
+        log_likelihood = torch.logsumexp(torch.stack(weights), 0) - math.log(n_draws)
+        return Prediction(batch.rows, q, log_likelihood, torch.full_like(elbo, torch.nan), elbo)
+
+    def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
+        return self.predict(batch, self.n_draws)
+
+    def validation_step(self, batch: CellBatch, batch_idx: int) -> None:
+        self._held_out[0] += float(self.predict(batch, 1).log_likelihood.sum())
+        self._held_out[1] += batch.n_cells
+
+    def restrict_genes(self, positions: np.ndarray) -> None:
+        super().restrict_genes(positions)
+        kept = torch.from_numpy(positions)
+        self.trunk.first = nn.Parameter(self.trunk.first.data[kept])
+        self.decoder.log_inv_disp = nn.Parameter(self.decoder.log_inv_disp.data[kept])
+        self.decoder.kept = kept

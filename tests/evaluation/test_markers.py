@@ -1,0 +1,350 @@
+"""Markers against brute force, draws from the posterior, simulated truth, and genes that everybody knows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from scipy.optimize import minimize
+from scipy.stats import nbinom, poisson
+
+from nbmix.components import Components, GenePrior, NewtonMStep
+from nbmix.data.read import read_h5ad
+from nbmix.evaluation.markers import (
+    Contrast,
+    compare_with_poisson,
+    find_markers,
+    marker_table,
+)
+from nbmix.products import Basis, CellBatch
+from nbmix.start.base import one_hot, prepare
+from nbmix.statistics import SufficientStatistics
+from tests.conftest import make_problem, reference_log_likelihood
+from tests.running import ROOT
+
+PBMC = ROOT / "../shared/data/pbmc_facs.h5ad"
+KNOWN = {
+    "b_cells": ("CD79A", "CD74"),
+    "cd14_monocytes": ("LYZ", "S100A9", "CD14"),
+    "cd56_nk": ("NKG7", "GNLY"),
+}
+
+
+def normal_prior(log_mean, variance, level=1.5, spread=0.8):
+    number = lambda x: torch.tensor(x, dtype=torch.float64)  # noqa: E731 - one line each
+    return GenePrior(torch.as_tensor(log_mean), torch.as_tensor(variance), number(level), number(spread))
+
+
+def collect(counts, sizes, q):
+    basis = Basis.of(counts, sizes)
+    batch = CellBatch.build(counts, sizes, basis)
+    return SufficientStatistics.collect(batch, basis, q, torch.float64), basis
+
+
+def second_differences(function, at, step=1e-3):
+    """(2, 2) Hessian."""
+    moves = step * np.eye(2)
+    signs = [(u, v) for u in (1, -1) for v in (1, -1)]
+    return np.array(
+        [
+            [sum(u * v * function(at + u * g + v * h) for u, v in signs) / (4 * step**2) for h in moves]
+            for g in moves
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Soft responsibilities of three components, with a given prior: (problem, q, prior, markers)."""
+    problem = make_problem(n_cells=120, n_genes=12, size_factors=(1e3, 1e4))
+    q = torch.from_numpy(np.random.default_rng(1).dirichlet(np.full(3, 0.3), 120))
+    prior = normal_prior(np.random.default_rng(2).uniform(-11, -6, 12), np.linspace(0.05, 2.0, 12))
+    statistics, basis = collect(problem.counts, problem.size_factors, q)
+    markers = find_markers(statistics, basis, float(problem.size_factors.sum()), prior=prior)
+    return problem, q.numpy(), prior, markers
+
+
+def test_posterior_of_the_log_mean_against_scipy(case):
+    problem, q, prior, markers = case
+    x, s = problem.counts.toarray()[1:], problem.size_factors[1:]  # cell 0 is empty, and counts like any
+
+    def loss(ab, k, j):
+        r, mu = np.exp(ab[1]), np.exp(ab[0])
+        filled = nbinom.logpmf(x[:, j], r, r / (r + s * mu)) @ q[1:, k]
+        empty = q[0, k] * nbinom.logpmf(0, r, r / (r + problem.size_factors[0] * mu))
+        a_prior = (ab[0] - float(prior.log_mean[j])) ** 2 / float(prior.log_mean_variance[j])
+        b_prior = (ab[1] - float(prior.log_inv_disp)) ** 2 / float(prior.log_inv_disp_variance)
+        return -(filled + empty) + (a_prior + b_prior) / 2
+
+    checked = 0
+    for k, j in ((0, 0), (1, 1), (2, 4), (0, 7), (1, 11), (2, 9)):  # gene 0 is silent, gene 1 deep
+        begin = [float(markers.log_mean[k, j]), 1.0]
+        options = {"xatol": 1e-6, "fatol": 1e-9}
+        at = minimize(loss, begin, args=(k, j), method="Nelder-Mead", options=options).x
+        assert float(markers.log_mean[k, j]) == pytest.approx(at[0], abs=2e-3)
+        hessian = second_differences(lambda ab, k=k, j=j: loss(ab, k, j), at)
+        tau_squared, spread = float(prior.log_mean_variance[j]), float(prior.log_inv_disp_variance)
+        if (
+            hessian[1, 1] < 1 / spread
+        ):  # towards Poisson Q is convex: the counts are taken to say nothing of r
+            continue
+        variance = np.linalg.inv(hessian)[0, 0]
+        variance *= 1 + variance / tau_squared  # 2 / (K - 1) = 1
+        assert float(markers.standard_error[k, j]) == pytest.approx(np.sqrt(variance), rel=2e-3)
+        checked += 1
+    assert checked >= 4
+
+
+def test_contrasts_against_draws_from_the_posterior(case):
+    _, q, _, markers = case
+    rng = np.random.default_rng(0)
+    mean, deviation = markers.log_mean.numpy(), markers.standard_error.numpy()
+    drawn = mean + deviation * rng.standard_normal((40_000, *mean.shape))
+    sizes = q.sum(0)
+    for k in range(3):
+        others = [i for i in range(3) if i != k]
+        pooled = np.log(np.einsum("sij,i->sj", np.exp(drawn[:, others]), sizes[others] / sizes[others].sum()))
+        for contrast, other in (
+            (markers.from_rest, pooled),
+            (markers.from_nearest, drawn[:, int(markers.nearest[k])]),
+        ):
+            difference = drawn[:, k] - other
+            scale = difference.std(0)
+            error = (contrast.log_fold_change[k].numpy() - difference.mean(0)) / scale
+            assert np.abs(error).max() < 0.1
+            np.testing.assert_allclose(contrast.standard_error[k], scale, rtol=0.1)
+            wrong = (np.sign(difference) != np.sign(contrast.log_fold_change[k].numpy())).mean(0)
+            np.testing.assert_allclose(contrast.false_sign_rate[k], wrong, atol=0.03)
+
+
+def test_two_components_have_one_difference():
+    problem = make_problem(n_components=2)
+    q = one_hot(np.arange(40) % 2, 2)
+    statistics, basis = collect(problem.counts, problem.size_factors, q)
+    markers = find_markers(statistics, basis, float(problem.size_factors.sum()))
+    assert markers.nearest.tolist() == [1, 0]
+    for rest, nearest in zip(markers.from_rest, markers.from_nearest, strict=True):
+        torch.testing.assert_close(rest, nearest, rtol=1e-9, atol=1e-9)
+    change = markers.from_rest.log_fold_change
+    torch.testing.assert_close(change[0], -change[1], rtol=1e-9, atol=1e-9)
+
+
+def test_false_sign_rate_and_logarithms():
+    contrast = Contrast(torch.tensor([[0.0, 1.0, -1.96]]).double(), torch.tensor([[2.0, 1.0, 1.0]]).double())
+    np.testing.assert_allclose(contrast.false_sign_rate, [[0.5, 0.15865525, 0.0249979]], rtol=1e-6)
+    np.testing.assert_allclose(contrast.log2_fold_change, [[0.0, 1.4426950, -2.8276823]], rtol=1e-6)
+    np.testing.assert_allclose(contrast.lower_bound, [[-3.92, -0.96, -3.92]])
+
+
+def test_shares_of_cells(case):
+    problem, q, _, markers = case
+    seen = (problem.counts.toarray() > 0).astype(float)
+    np.testing.assert_allclose(markers.share, (q.T @ seen) / q.sum(0)[:, None], atol=1e-12)
+    rest = 1 - q
+    np.testing.assert_allclose(markers.share_rest, (rest.T @ seen) / rest.sum(0)[:, None], atol=1e-12)
+
+
+def test_nearest_component_explains_the_cells_next_best():
+    problem = make_problem(n_cells=150, n_genes=20, n_components=4, size_factors=(1e4, 5e4))
+    codes = np.arange(150) % 4
+    statistics, basis = collect(problem.counts, problem.size_factors, one_hot(codes, 4))
+    total = float(problem.size_factors.sum())
+    prior = normal_prior(np.full(20, -8.0), np.full(20, 4.0))
+    begin = Components(problem.log_mean, problem.log_inv_disp)
+    fitted = NewtonMStep()(statistics, basis, begin, total, prior).components
+    nearest = find_markers(statistics, basis, total, begin, prior).nearest
+    log_likelihood = reference_log_likelihood(problem.counts.toarray(), problem.size_factors, *fitted)
+    for k in range(4):
+        of_cells = log_likelihood[codes == k].sum(0)
+        of_cells[k] = -np.inf
+        assert int(nearest[k]) == of_cells.argmax()
+
+
+def test_order_of_components_does_not_matter():
+    problem = make_problem(n_cells=60)
+    q = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(3), 60))
+    order = torch.tensor([2, 0, 1])
+    total = float(problem.size_factors.sum())
+    one, other = (
+        find_markers(*collect(problem.counts, problem.size_factors, weights), total)
+        for weights in (q, q[:, order])
+    )
+    for mine, theirs in zip(one.from_rest, other.from_rest, strict=True):
+        torch.testing.assert_close(mine[order], theirs, rtol=1e-4, atol=1e-5)
+    assert order[other.nearest].tolist() == one.nearest[order].tolist()
+    torch.testing.assert_close(one.score[order], other.score, rtol=1e-4, atol=1e-5)
+
+
+def test_one_component_has_nothing_to_be_compared_with():
+    problem = make_problem()
+    q = torch.ones(40, 1, dtype=torch.float64)
+    markers = find_markers(*collect(problem.counts, problem.size_factors, q), 1e6)
+    assert markers.nearest.tolist() == [-1]
+    assert markers.from_rest.log_fold_change.isnan().all()
+    assert torch.isfinite(markers.log_mean).all()
+    table = marker_table(markers, np.array([f"g{j}" for j in range(25)]))
+    assert len(table) == 25
+    assert table[["share_rest", "ln_fc_rest", "lfsr_nearest", "share_nearest"]].isna().all(axis=None)
+
+
+def test_a_component_without_cells_differs_nowhere_for_sure():
+    problem = make_problem(n_cells=60)
+    q = one_hot(np.arange(60) % 2, 3)
+    markers = find_markers(
+        *collect(problem.counts, problem.size_factors, q), float(problem.size_factors.sum())
+    )
+    assert 2 not in markers.nearest[:2].tolist()
+    for value in (*markers.from_rest, *markers.from_nearest, markers.share, markers.share_rest):
+        assert torch.isfinite(value).all()
+    assert markers.share[2].eq(0).all()
+    assert float(markers.from_rest.false_sign_rate[2].min()) > 0.05
+
+
+class Simulation(NamedTuple):
+    """Counts of components whose ln mu (K, genes) is known, with differences N(0, tau_j^2)."""
+
+    counts: sp.csr_matrix
+    size_factors: np.ndarray
+    codes: np.ndarray
+    log_mean: np.ndarray
+
+
+def simulated(seed, n_cells, n_genes=1500):
+    rng = np.random.default_rng(seed)
+    tau = np.exp(rng.normal(-1.0, 0.6, n_genes))
+    shape = (len(n_cells), n_genes)
+    log_mean = rng.uniform(-11, -4.5, n_genes) + tau * rng.standard_normal(shape)
+    inv_disp = np.exp(rng.normal(2, 0.7, shape))
+    codes = np.repeat(np.arange(len(n_cells)), n_cells)
+    sizes = 2000 * np.exp(rng.normal(0, 0.5, codes.size))
+    rate = np.exp(log_mean)[codes] * rng.gamma(inv_disp[codes], 1 / inv_disp[codes])
+    x = rng.poisson(sizes[:, None] * rate)
+    heard = x.any(0)
+    return Simulation(sp.csr_matrix(x[:, heard].astype(np.float32)), sizes, codes, log_mean[:, heard])
+
+
+class Verdicts(NamedTuple):
+    """Of many estimates: error in standard errors, false sign rate, and whether the sign is wrong."""
+
+    z: np.ndarray
+    rate: np.ndarray
+    wrong: np.ndarray
+
+
+def judge(n_cells, seeds):
+    """Verdicts on the differences from the rest, and from the nearest."""
+    of_rest, of_nearest = [], []
+    n_components = len(n_cells)
+    weights = (1 - np.eye(n_components)) * n_cells
+    weights /= weights.sum(1, keepdims=True)
+    for seed in seeds:
+        counts, sizes, codes, truth = simulated(seed, n_cells)
+        statistics, basis = collect(counts, sizes, one_hot(codes, n_components))
+        markers = find_markers(statistics, basis, float(sizes.sum()))
+        for verdicts, contrast, true in (
+            (of_rest, markers.from_rest, truth - np.log(weights @ np.exp(truth))),
+            (of_nearest, markers.from_nearest, truth - truth[markers.nearest.numpy()]),
+        ):
+            estimate = contrast.log_fold_change.numpy()
+            z = (estimate - true) / contrast.standard_error.numpy()
+            wrong = np.sign(estimate) != np.sign(true)
+            verdicts.append([part.ravel() for part in (z, contrast.false_sign_rate.numpy(), wrong)])
+    return [Verdicts(*map(np.concatenate, zip(*v, strict=True))) for v in (of_rest, of_nearest)]
+
+
+@pytest.fixture(scope="module")
+def of_two():
+    return judge((300, 150), range(4))
+
+
+@pytest.fixture(scope="module")
+def of_five():
+    return judge((300, 200, 100, 80, 60), range(4))
+
+
+def test_intervals_cover_the_truth(of_two, of_five):
+    for verdicts in (*of_two, *of_five):
+        assert (np.abs(verdicts.z) < 1.96).mean() == pytest.approx(0.95, abs=0.015)
+        assert (np.abs(verdicts.z) < 0.6745).mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_false_sign_rates_are_those_of_false_signs(of_five):
+    for verdicts in of_five:
+        for low, high in ((0.0, 0.05), (0.05, 0.2), (0.2, 0.4)):
+            some = (verdicts.rate >= low) & (verdicts.rate < high)
+            assert verdicts.wrong[some].mean() == pytest.approx(verdicts.rate[some].mean(), rel=0.25)
+
+
+def test_false_sign_rates_of_two_components_err_on_the_safe_side(of_two):
+    for verdicts in of_two:
+        for low, high in ((0.0, 0.05), (0.05, 0.2), (0.2, 0.4)):
+            some = (verdicts.rate >= low) & (verdicts.rate < high)
+            assert verdicts.wrong[some].mean() <= verdicts.rate[some].mean()
+
+
+def test_comparison_with_poisson_against_scipy():
+    problem = make_problem(n_cells=80, n_genes=12, size_factors=(1e3, 1e4))
+    codes = np.arange(80) % 2
+    statistics, basis = collect(problem.counts, problem.size_factors, one_hot(codes, 2))
+    compared = compare_with_poisson(statistics, basis, float(problem.size_factors.sum()))
+    x = problem.counts.toarray()
+    for k in range(2):
+        own, s = x[codes == k], problem.size_factors[codes == k]
+        for j in range(1, 12):
+            mean = own[:, j].sum() / s.sum()
+            if mean == 0:
+                continue
+            assert float(compared.poisson[k, j]) == pytest.approx(
+                poisson.logpmf(own[:, j], s * mean).sum(), abs=1e-5
+            )
+
+            def loss(ab, counts=own[:, j], s=s):
+                r = np.exp(np.clip(ab[1], -8, 12))
+                return -nbinom.logpmf(counts, r, r / (r + s * np.exp(ab[0]))).sum()
+
+            found = min(
+                (minimize(loss, [np.log(mean), b], method="Nelder-Mead") for b in (-2.0, 1.0, 4.0)),
+                key=lambda result: result.fun,
+            )
+            assert float(compared.negative_binomial[k, j]) == pytest.approx(-found.fun, abs=2e-3)
+            assert compared.negative_binomial[k, j] >= compared.poisson[k, j] - 1e-3
+
+
+def test_table_of_markers(case):
+    *_, markers = case
+    names = np.array([f"g{j}" for j in range(12)])
+    table = marker_table(markers, names)
+    assert table["component"].tolist() == np.repeat([0, 1, 2], 12).tolist()
+    assert table["rank"].tolist() == 3 * list(range(1, 13))
+    assert set(table.columns) >= {"share", "share_rest", "lfsr_rest", "lfsr_nearest", "ln_fc_nearest_se"}
+    np.testing.assert_allclose(table["log2_fc_rest"], table["ln_fc_rest"] / np.log(2))
+    for k, rows in table.groupby("component"):
+        genes = rows["gene"].str[1:].astype(int).to_numpy()
+        assert (np.diff(markers.score[k][genes].numpy()) <= 0).all()
+        np.testing.assert_array_equal(rows["ln_fc_rest"], markers.from_rest.log_fold_change[k][genes])
+        assert (rows["nearest"] == int(markers.nearest[k])).all()
+        own = markers.share[int(markers.nearest[k])][genes]
+        np.testing.assert_array_equal(rows["share_nearest"], own)
+
+
+@pytest.mark.skipif(not PBMC.exists(), reason="the shared data is not here")
+def test_known_markers_lead_their_populations():
+    data = read_h5ad(PBMC)
+    names, codes = np.unique(data.labels, return_inverse=True)
+    basis, batches = prepare(data, 1, np.random.default_rng(0))
+    q = one_hot(codes, names.size)
+    statistics = SufficientStatistics.zeros(basis, names.size, "cpu")
+    for batch in batches:
+        statistics.add_batch_(batch, basis, q[batch.rows])
+    markers = find_markers(statistics, basis, float(data.size_factors.sum()))
+    symbols = ad.read_h5ad(PBMC, backed="r").var["symbol"].reindex(data.gene_names).to_numpy()
+    table = marker_table(markers, symbols)
+    for population, genes in KNOWN.items():
+        rows = table[table["component"] == np.flatnonzero(names == population)[0]].head(10)
+        assert set(genes) <= set(rows["gene"])
+        assert (rows["lfsr_rest"] < 1e-6).all()
+        assert (rows["ln_fc_rest"] > 1).all()

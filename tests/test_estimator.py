@@ -1,0 +1,631 @@
+"""The Python face: scikit-learn's and scanpy's habits, and the numbers of train.py."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import scipy.stats
+import torch
+from hydra.utils import instantiate
+from scipy.special import logsumexp
+from sklearn.base import clone, is_clusterer
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.metrics import adjusted_rand_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import nbmix
+from nbmix import NBMixture, cluster, estimator
+from nbmix.data.zheng import MIXTURES
+from nbmix.errors import InputError
+from nbmix.models import MixtureEM
+from nbmix.start.clusters import KMeansStart
+from tests.conftest import reference_log_likelihood
+from tests.running import ROOT, TINY, configure, run_here
+
+EM = {"n_components": 2, "start": "kmeans", "folds": 3}
+AMORTIZED = {"n_components": 2, "model": "amortized", "max_iter": 2, "model_settings": {"n_hidden": 4}}
+SIMULATION = nbmix.simulate(n=120, p=60, k=2, s=1e4, seed=1)
+COUNTS = SIMULATION.counts
+
+PBMC = ROOT / ".." / "shared" / "data" / "pbmc_facs.h5ad"
+
+
+@pytest.fixture(scope="module")
+def fitted() -> NBMixture:
+    return NBMixture(**EM).fit(COUNTS)
+
+
+@pytest.fixture(scope="module", params=[EM, AMORTIZED], ids=["em", "amortized"])
+def of_either_mode(request) -> NBMixture:
+    return NBMixture(**request.param).fit(annotated())
+
+
+def annotated(counts=COUNTS) -> ad.AnnData:
+    """Cells c0, c1, ... and genes g0, g1, ...; gene 3 is silent."""
+    counts = counts.tolil(copy=True)
+    counts[:, 3] = 0
+    adata = ad.AnnData(
+        counts.tocsr(),
+        obs=pd.DataFrame(index=[f"c{i}" for i in range(counts.shape[0])]),
+        var=pd.DataFrame(index=[f"g{j}" for j in range(counts.shape[1])]),
+    )
+    adata.obs["molecules"] = 1e4
+    adata.obsm["prior"] = np.eye(2)[SIMULATION.labels] * 0.8 + 0.1
+    return adata
+
+
+def same_bits(one: NBMixture, other: NBMixture) -> bool:
+    names = (
+        "weights_",
+        "log_mean_",
+        "log_inv_disp_",
+        "responsibilities_",
+        "log_likelihoods_",
+        "lower_bounds_",
+    )
+    return all(np.array_equal(getattr(one, n), getattr(other, n), equal_nan=True) for n in names)
+
+
+class NBMixtureOfRounded(NBMixture):
+    """Takes any numbers for counts, so that scikit-learn's checks, which draw from normals, say something."""
+
+    def _matrix(self, X, *, reset):
+        x = super()._matrix(X, reset=reset)
+        if sp.issparse(x):
+            return x.__class__((np.rint(10 * np.abs(x.data)), x.indices, x.indptr), shape=x.shape)
+        return np.rint(10 * np.abs(x))
+
+
+EXPECTED_FAILURES = {
+    "check_positive_only_tag_during_fit": "rounding takes the sign away; negative counts are tested below",
+    "check_estimator_sparse_array": "reads the tags of a classifier of whatever has predict_proba",
+    "check_estimator_sparse_matrix": "the same; sparse input is tested below",
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks(
+    [NBMixtureOfRounded(n_components=2, start="kmeans", max_iter=3)],
+    expected_failed_checks=lambda _: EXPECTED_FAILURES,
+    xfail_strict=True,
+)
+def test_scikit_learns_habits(estimator, check):
+    check(estimator)
+
+
+def test_docstrings_tell_the_truth():
+    results = doctest.testmod(estimator)
+    assert results.attempted > 30
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("name", nbmix.__all__)
+def test_what_the_package_exports(name):
+    assert getattr(nbmix, name) is not None
+    assert name in dir(nbmix)
+
+
+def test_the_package_has_no_other_name():
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        nbmix.fit  # noqa: B018 (the attribute is what is tested)
+
+
+def test_the_bare_import_is_light():
+    code = "import nbmix, sys; print(sorted({'torch', 'numpy', 'pytorch_lightning'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_components_are_found(fitted):
+    assert is_clusterer(fitted)
+    assert adjusted_rand_score(SIMULATION.labels, fitted.labels_) == 1
+    order = [np.bincount(fitted.labels_[SIMULATION.labels == k]).argmax() for k in range(2)]
+    deviation = fitted.log_mean_[order] - SIMULATION.log_mean
+    well_seen = np.exp(SIMULATION.log_mean) * 1e4 * len(SIMULATION.labels) / 2 > 100  # counts
+    # row sums as size factors are another unit: the same shift for all genes of a component
+    deviation -= deviation.mean(axis=1, keepdims=True)
+    assert np.abs(deviation[well_seen]).mean() < 0.3
+    assert fitted.converged_
+    assert fitted.lower_bound_ == fitted.lower_bounds_[-1]
+    assert fitted.weights_.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *(
+            getattr(sp, f"{kind}_{what}")
+            for kind in ("csr", "csc", "coo", "lil")
+            for what in ("matrix", "array")
+        ),
+        lambda x: x.toarray().astype(np.int64),
+        lambda x: x.toarray().tolist(),
+        lambda x: pd.DataFrame(x.toarray().astype(np.int32), columns=[f"g{j}" for j in range(x.shape[1])]),
+        ad.AnnData,
+    ],
+    ids=lambda form: getattr(form, "__name__", None),
+)
+def test_every_form_of_input_gives_the_same_bits(form, fitted):
+    x = form(COUNTS)
+    again = NBMixture(**EM).fit(x)
+    assert same_bits(again, fitted)
+    assert again.n_features_in_ == COUNTS.shape[1]
+    np.testing.assert_array_equal(again.predict_proba(x), fitted.predict_proba(COUNTS))
+
+
+@pytest.mark.parametrize("settings", [EM, AMORTIZED], ids=["em", "amortized"])
+def test_the_same_seed_gives_the_same_bits_and_leaves_other_generators_alone(settings):
+    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002 (not used)
+    one, again, other = (NBMixture(**settings, random_state=seed).fit(COUNTS) for seed in (3, 3, 4))
+    assert same_bits(one, again)
+    assert not same_bits(one, other)
+    one.predict(COUNTS)
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002 (not used)
+
+
+def test_generators_of_scikit_learn_are_taken():
+    one, again = (NBMixture(**EM, random_state=np.random.RandomState(5)).fit(COUNTS) for _ in range(2))
+    assert same_bits(one, again)
+
+
+@pytest.mark.parametrize(
+    "overrides, settings",
+    [
+        ([], {}),
+        (["model.folds=1"], {"folds": 1}),
+        (["model=amortized", "start=kmeans", "trainer.max_epochs=2"], {"model": "amortized", "max_iter": 2}),
+    ],
+    ids=["em", "plain", "amortized"],
+)
+def test_the_numbers_of_train(overrides, settings, tmp_path):
+    run_here(tmp_path, *TINY, *overrides, "data.validation_share=0", "seed=2")
+    result = ad.read_h5ad(tmp_path / "result.h5ad")
+    adata = ad.AnnData(result.X, obs=result.obs[["size_factor"]], var=result.var)
+    mixture = NBMixture(2, start="kmeans", random_state=2, **settings).fit(adata)
+    np.testing.assert_array_equal(mixture.responsibilities_, result.obsm["X_nbmix"])
+    np.testing.assert_array_equal(mixture.log_likelihoods_, result.obs["nbmix_log_likelihood"])
+    np.testing.assert_array_equal(mixture.log_mean_.T, result.varm["nbmix_log_mean"])
+    np.testing.assert_array_equal(mixture.lower_bounds_, result.uns["nbmix"]["objective"])
+    loaded = NBMixture.load(tmp_path / "checkpoints" / "last.ckpt")
+    np.testing.assert_array_equal(loaded.log_inv_disp_.T, result.varm["nbmix_log_inv_disp"])
+    np.testing.assert_array_equal(loaded.predict_proba(adata), mixture.predict_proba(adata))
+    assert loaded.n_iter_ == mixture.n_iter_
+    assert loaded.model == mixture.model
+    assert loaded.folds == mixture.folds
+
+
+@pytest.mark.parametrize("model", estimator.MODES)
+def test_the_defaults_of_train(model):
+    conf = configure(f"model={model}")
+    kind, settings = NBMixture(model=model)._model()
+    assert kind(["g"], **settings).plain == instantiate(conf.model, gene_names=["g"]).plain
+    mode = estimator.MODES[model]
+    assert (mode.max_iter, mode.batch_size) == (conf.trainer.max_epochs, conf.data.batch_size)
+    assert estimator.STARTS[mode.start]() == instantiate(conf.start)
+
+
+@pytest.mark.parametrize("start", estimator.STARTS)
+def test_the_starts_of_train(start):
+    assert estimator.STARTS[start]() == instantiate(configure(f"start={start}").start)
+
+
+def test_log_likelihoods_are_those_of_scipy(of_either_mode):
+    mixture, adata = of_either_mode, annotated()
+    part = mixture._taking_part
+    x = adata.X.toarray()
+    parameters = mixture.log_mean_[:, part], mixture.log_inv_disp_[:, part]
+    terms = reference_log_likelihood(x[:, part], x.sum(1), *parameters) + np.log(mixture.weights_)
+    expected = logsumexp(terms, axis=1)
+    np.testing.assert_allclose(mixture.score_samples(adata), expected, rtol=1e-6)
+    np.testing.assert_allclose(mixture.log_likelihoods_, expected, rtol=1e-6)
+    assert mixture.score(adata) == pytest.approx(expected.mean(), rel=1e-6)
+    n_free = 2 * 2 * part.size + 1
+    assert mixture.bic(adata) == pytest.approx(-2 * expected.sum() + n_free * np.log(120), rel=1e-6)
+
+
+def test_silent_genes_take_no_part_and_have_no_numbers(of_either_mode):
+    assert of_either_mode.n_features_in_ == 60
+    assert np.flatnonzero(np.isnan(of_either_mode.log_mean_).any(0)).tolist() == [3]
+    assert np.flatnonzero(np.isnan(of_either_mode.log_inv_disp_).any(0)).tolist() == [3]
+    assert of_either_mode.sample(50)[0][:, [3]].nnz == 0
+
+
+def test_predictions_do_not_depend_on_the_batches(of_either_mode, monkeypatch):
+    expected = of_either_mode.predict_proba(annotated())
+    monkeypatch.setattr(estimator, "BLOCK_SIZE", 50)
+    np.testing.assert_allclose(of_either_mode.predict_proba(annotated()), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_counts_that_are_still_in_their_file(fitted, tmp_path):
+    ad.AnnData(COUNTS).write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    cluster(backed, 2, start="kmeans", folds=3)
+    np.testing.assert_array_equal(backed.obsm["X_nbmix"], fitted.responsibilities_)
+    backed.file.close()
+
+
+def test_new_cells_are_brought_to_the_genes_by_name(of_either_mode, caplog):
+    mixture, adata = of_either_mode, annotated()
+    expected = mixture.predict_proba(adata)
+    backwards = adata[:, ::-1].copy()
+    np.testing.assert_allclose(mixture.predict_proba(backwards), expected, rtol=1e-6, atol=1e-9)
+    assert "missing" not in caplog.text
+    fewer = adata[:, 10:].copy()
+    mixture.predict(fewer)
+    assert (
+        "9 of its 59 genes are missing in the data and are left out (g0, g1, g2, g4, g5, ...)" in caplog.text
+    )
+    other = ad.AnnData(adata.X, var=pd.DataFrame(index=[f"h{j}" for j in range(60)]))
+    with pytest.raises(InputError, match="was fitted to other genes"):
+        mixture.predict(other)
+
+
+def test_names_and_numbers_of_genes(fitted):
+    assert not hasattr(fitted, "feature_names_in_")
+    np.testing.assert_array_equal(fitted.predict(ad.AnnData(COUNTS)), fitted.predict(COUNTS))
+    with pytest.raises(InputError, match="adata: has 59 genes; the fit had 60, without names"):
+        fitted.predict(ad.AnnData(COUNTS[:, :59]))
+    with pytest.raises(ValueError, match="X has 59 features, but NBMixture is expecting 60"):
+        fitted.predict(COUNTS[:, :59])
+    of_names = NBMixture(**EM).fit(annotated())
+    assert of_names.feature_names_in_[:2].tolist() == ["g0", "g1"]
+
+
+def test_size_factors(fitted):
+    sizes = COUNTS.sum(1)
+    adata = annotated()
+    given = NBMixture(**EM).fit(COUNTS, size_factors=np.asarray(sizes).ravel())
+    assert same_bits(given, fitted)
+    of_one = NBMixture(**EM).fit(adata.X, size_factors=1e4)
+    of_key = NBMixture(**EM, size_factor_key="molecules").fit(adata)
+    assert same_bits(of_one, of_key)
+    assert not same_bits(of_one, fitted)
+    np.testing.assert_array_equal(
+        of_one.predict_proba(adata.X, size_factors=1e4), of_key.predict_proba(adata)
+    )
+
+
+def test_labels_as_a_start():
+    mixture = NBMixture(2, start="labels", folds=3).fit(COUNTS, SIMULATION.labels)
+    np.testing.assert_array_equal(mixture.labels_, SIMULATION.labels)
+    with pytest.raises(InputError, match="give the labels as y"):
+        NBMixture(2, start="labels").fit(COUNTS)
+
+
+def test_weights_given_for_each_cell():
+    adata = annotated()
+    mixture = NBMixture(**EM, weights="given", prior_key="prior").fit(adata)
+    assert mixture.predict_proba(adata).shape == (120, 2)
+    empty = adata[:2].copy()
+    empty.X = sp.csr_matrix(([1.0], ([0], [0])), shape=(2, 60))
+    np.testing.assert_allclose(mixture.predict_proba(empty)[1], adata.obsm["prior"][1])
+    assert mixture.weights_.tolist() == [0.5, 0.5]
+    with pytest.raises(InputError, match=r"^weights=given: .* set prior_key to such a field of obsm"):
+        NBMixture(**EM, weights="given").fit(adata)
+
+
+def test_sampled_cells_have_the_moments_of_the_components(fitted, monkeypatch):
+    monkeypatch.setattr(estimator, "CHUNK_ENTRIES", 60 * 700)
+    n, s = 20_000, 5e3
+    counts, z = fitted.sample(n, size_factors=s)
+    assert counts.shape == (n, 60)
+    share = np.bincount(z) / n
+    assert np.abs(share - fitted.weights_).max() < 4.5 * np.sqrt(0.25 / n)
+    for k in range(2):
+        x = counts[z == k].toarray().astype(float)
+        mean, r = s * np.exp(fitted.log_mean_[k]), np.exp(fitted.log_inv_disp_[k])
+        variance = mean + mean**2 / r
+        assert np.abs((x.mean(0) - mean) / np.sqrt(variance / len(x))).max() < 4.5
+        seen = mean > 0.05  # where zeros and ones are not all there is
+        p_zero = scipy.stats.nbinom.pmf(0, r, r / (r + mean))
+        deviation = ((x == 0).mean(0) - p_zero) / np.sqrt(p_zero * (1 - p_zero) / len(x))
+        assert np.abs(deviation[seen]).max() < 4.5
+
+
+def test_samples_repeat_and_have_the_depth_of_the_fit(fitted):
+    one, again = fitted.sample(200), fitted.sample(200)
+    assert (one[0] != again[0]).nnz == 0
+    np.testing.assert_array_equal(one[1], again[1])
+    depths = [float(np.median(np.asarray(counts.sum(1)))) for counts in (one[0], COUNTS)]
+    assert depths[0] == pytest.approx(depths[1], rel=0.1)
+    sizes = np.repeat([1e2, 1e5], 100)
+    assert (
+        fitted.sample(200, size_factors=sizes)[0][100:].sum()
+        > 500 * fitted.sample(100, size_factors=1e2)[0].sum()
+    )
+    for bad, words in ((0, "n_samples=0: must be 1 or more"), (3, "size_factors holds 2 values for 3 cells")):
+        with pytest.raises(InputError, match=words):
+            fitted.sample(bad, size_factors=[1.0, 2.0])
+
+
+def test_saved_and_loaded(of_either_mode, tmp_path):
+    mixture, path = of_either_mode, tmp_path / "a.ckpt"
+    mixture.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+    again = NBMixture.load(path)
+    assert type(again) is NBMixture
+    adata = annotated()
+    for method in ("predict_proba", "score_samples"):
+        np.testing.assert_array_equal(getattr(again, method)(adata), getattr(mixture, method)(adata))
+    for name in ("log_mean_", "log_inv_disp_", "weights_", "lower_bounds_", "feature_names_in_"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(mixture, name))
+    assert (again.n_features_in_, again.n_iter_, again.converged_) == (
+        60,
+        mixture.n_iter_,
+        mixture.converged_,
+    )
+    for name in ("n_components", "model", "start", "folds", "max_iter", "random_state"):
+        assert getattr(again, name) == getattr(mixture, name)
+    assert same_bits(clone(again).fit(adata), mixture)
+    again.save(path)
+    np.testing.assert_array_equal(NBMixture.load(path).predict(adata), mixture.predict(adata))
+
+
+def test_what_was_saved_without_names_has_none(fitted, tmp_path):
+    counts = COUNTS.toarray()
+    counts[:, 3] = 0
+    fitted = NBMixture(**EM).fit(counts)
+    fitted.save(tmp_path / "a.ckpt")
+    again = NBMixture.load(tmp_path / "a.ckpt")
+    assert not hasattr(again, "feature_names_in_")
+    np.testing.assert_array_equal(again.predict_proba(counts), fitted.predict_proba(counts))
+
+
+@pytest.mark.parametrize("settings", [EM, AMORTIZED], ids=["em", "amortized"])
+def test_train_applies_what_was_saved(settings, tmp_path):
+    adata = annotated()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    mixture = NBMixture(**settings).fit(adata)
+    mixture.save(tmp_path / "a.ckpt")
+    run_here(
+        tmp_path / "run",
+        f"model={settings.get('model', 'em')}",
+        "task=predict",
+        f"ckpt_path={tmp_path}/a.ckpt",
+        "data=h5ad",
+        f"data.path={tmp_path}/a.h5ad",
+        "evaluation.max_umap_cells=0",
+    )
+    result = ad.read_h5ad(tmp_path / "run" / "result.h5ad")
+    np.testing.assert_allclose(result.obsm["X_nbmix"], mixture.predict_proba(adata), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(result.obs["nbmix_log_likelihood"], mixture.score_samples(adata), rtol=1e-7)
+
+
+def test_a_saved_fit_does_not_go_on_as_if_it_were_one_of_train(tmp_path):
+    adata = annotated()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    NBMixture(2, start="kmeans").fit(adata).save(tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="was fitted to other cells"):
+        run_here(
+            tmp_path / "run",
+            "model.n_components=2",
+            f"ckpt_path={tmp_path}/a.ckpt",
+            "data=h5ad",
+            f"data.path={tmp_path}/a.h5ad",
+            "data.validation_share=0",
+        )
+
+
+@pytest.mark.parametrize("content", [b"garbage", {"state_dict": {}}], ids=["bytes", "torch"])
+def test_files_that_are_no_checkpoint(content, tmp_path):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(InputError, match=r"path=.*a\.ckpt: is not a checkpoint of nbmix"):
+        NBMixture.load(path)
+
+
+def test_a_checkpoint_of_another_model(fitted, tmp_path, monkeypatch):
+    fitted.save(tmp_path / "a.ckpt")
+    monkeypatch.setattr(estimator, "MODES", {"amortized": estimator.MODES["amortized"]})
+    with pytest.raises(InputError, match="is of model=em; NBMixture has amortized"):
+        NBMixture.load(tmp_path / "a.ckpt")
+
+
+def test_cluster_writes_what_result_h5ad_holds(tmp_path):
+    adata = annotated()
+    assert cluster(adata, 2, start="kmeans", folds=3) is None
+    mixture = NBMixture(**EM).fit(annotated())
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    again = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert again.obs["nbmix"].cat.categories.tolist() == ["0", "1"]
+    np.testing.assert_array_equal(again.obs["nbmix"].astype(int), mixture.labels_)
+    np.testing.assert_array_equal(again.obs["nbmix_probability"], mixture.responsibilities_.max(1))
+    np.testing.assert_array_equal(again.obs["nbmix_log_likelihood"], mixture.log_likelihoods_)
+    np.testing.assert_array_equal(again.obsm["X_nbmix"], mixture.responsibilities_)
+    np.testing.assert_array_equal(again.varm["nbmix_log_mean"], mixture.log_mean_.T)
+    np.testing.assert_array_equal(again.varm["nbmix_log_inv_disp"], mixture.log_inv_disp_.T)
+    np.testing.assert_array_equal(again.uns["nbmix"]["objective"], mixture.lower_bounds_)
+    np.testing.assert_allclose(np.exp(again.uns["nbmix"]["log_weights"]), mixture.weights_)
+    provenance = json.loads(again.uns["nbmix"]["provenance"])
+    assert provenance["config"]["random_state"] == 0
+    assert provenance["versions"]["nbmix"] == nbmix.__version__
+
+
+def test_cluster_names_and_copies():
+    adata = annotated()
+    before = adata.X.copy()
+    copied = cluster(adata, 2, key_added="mine", copy=True, start=KMeansStart(n_init=2))
+    assert set(adata.obs) == {"molecules"}
+    assert (before != adata.X).nnz == 0
+    assert {"mine", "mine_probability", "mine_log_likelihood"} < set(copied.obs)
+    assert "X_mine" in copied.obsm
+    assert {"mine_log_mean", "mine_log_inv_disp"} == set(copied.varm)
+    assert "KMeansStart(" in json.loads(copied.uns["mine"]["provenance"])["config"]["start"]
+    with pytest.raises(InputError, match="adata is a csr_matrix; for other data use"):
+        cluster(COUNTS)
+
+
+def test_counts_in_a_layer():
+    adata = annotated()
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X.log1p()
+    with pytest.raises(
+        InputError,
+        match=r"^adata: X holds fractional values \(.*; nbmix needs raw counts: set layer='counts'$",
+    ):
+        cluster(adata)
+    cluster(adata, 2, layer="counts", start="kmeans", folds=3)
+    np.testing.assert_array_equal(adata.obs["nbmix"].astype(int), NBMixture(**EM).fit_predict(annotated()))
+
+
+@pytest.mark.parametrize(
+    "counts, words",
+    [
+        (
+            COUNTS * 0.5,
+            r"^counts: X holds fractional values \(first: .* at cell '0', gene '\d+'\); nbmix needs raw",
+        ),
+        (COUNTS * -1, "counts: X holds negative values"),
+        (COUNTS.toarray() * np.nan, "counts: X holds NaN"),
+        (COUNTS * 0, "every cell is empty"),
+        (COUNTS[:1], "a minimum of 2 is required by NBMixture"),
+        (np.ones(3), "Expected 2D array"),
+    ],
+)
+def test_what_is_none_of_a_count_is_refused(counts, words):
+    with pytest.raises(ValueError, match=words) as refused:
+        NBMixture(**EM).fit(counts)
+    if isinstance(refused.value, InputError):
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"model": "vae"}, "^model=vae: choose one of em, amortized$"),
+        (
+            {"start": "best"},
+            "^start=best: choose one of random, kmeans, topics, labels, subsample, first_batch",
+        ),
+        ({"n_components": 0}, "^n_components=0: there must be at least 1 component$"),
+        (
+            {"n_components": 200},
+            "^n_components=200: there are only 120 cells to fit; choose fewer components$",
+        ),
+        ({"n_components": 2.5}, "^n_components=2.5: must be a whole number$"),
+        ({"folds": 121}, "^folds=121: there are only 120 cells to fit; use fewer$"),
+        ({"tol": 0}, "^tol must be above 0 and patience 1 or more$"),
+        ({"max_iter": 0}, "^max_iter=0: must be 1 or more$"),
+        ({"batch_size": 0}, "^batch_size=0: must be 1 or more$"),
+        ({"weights": "equal"}, "^weights=equal: choose one of"),
+        (
+            {"model_settings": {"n_hidden": 3}},
+            "^model_settings: model=em has no 'n_hidden'; its settings are dtype,",
+        ),
+        ({"random_state": -1}, "^random_state=-1: must be a whole number from 0 on, or None$"),
+        ({"random_state": "a"}, "^random_state=a: must be a whole number"),
+        ({"layer": "counts"}, "^layer='counts': a csr_matrix has none; give an AnnData$"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_cannot_be_used(settings, words):
+    with pytest.raises(InputError, match=words):
+        NBMixture(**{"start": "kmeans"} | settings).fit(COUNTS)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"layer": "counts"}, r"^adata: no layer 'counts'; set layer to one of its layers \(none\)$"),
+        (
+            {"size_factor_key": "depth"},
+            "^adata: obs has no column 'depth'; set size_factor_key to one of its",
+        ),
+        ({"prior_key": "depth"}, "^adata: obsm has no entry 'depth'; set prior_key to one of its"),
+    ],
+)
+def test_fields_that_are_not_there(settings, words):
+    with pytest.raises(InputError, match=words):
+        NBMixture(**settings).fit(annotated())
+
+
+def test_size_factors_that_do_not_fit():
+    with pytest.raises(InputError, match="name the column by size_factor_key"):
+        NBMixture(**EM).fit(annotated(), size_factors=1e4)
+    with pytest.raises(InputError, match="size_factors holds 3 values for 120 cells"):
+        NBMixture(**EM).fit(COUNTS, size_factors=[1, 2, 3])
+    with pytest.raises(InputError, match="size factors must be finite and positive"):
+        NBMixture(**EM).fit(COUNTS, size_factors=-1)
+
+
+def test_nothing_is_known_before_a_fit(tmp_path):
+    mixture = NBMixture()
+    for method in (mixture.predict, mixture.score, mixture.bic):
+        with pytest.raises(NotFittedError):
+            method(COUNTS)
+    for method in (mixture.sample, partial(mixture.save, tmp_path / "a.ckpt")):
+        with pytest.raises(NotFittedError):
+            method()
+    with pytest.raises(InputError):
+        mixture.fit(COUNTS * 0.5)
+    with pytest.raises(NotFittedError):
+        mixture.predict(COUNTS)
+
+
+def test_a_fit_that_stops_early_says_so():
+    with pytest.warns(ConvergenceWarning, match="has not converged in max_iter=2 iterations") as warned:
+        mixture = NBMixture(**EM, max_iter=2).fit(COUNTS)
+    assert warned[0].filename == __file__
+    assert (mixture.converged_, mixture.n_iter_, mixture.lower_bounds_.shape) == (False, 2, (1,))
+
+
+def test_a_search_over_components_finds_them():
+    search = GridSearchCV(NBMixture(start="kmeans", folds=2), {"n_components": np.arange(1, 3)}, cv=2)
+    assert search.fit(COUNTS).best_params_ == {"n_components": 2}
+
+
+def test_the_model_has_its_own_settings():
+    exact = NBMixture(**EM, model_settings={"dtype": "float64", "patience": np.int64(1)}).fit(COUNTS)
+    assert exact.n_iter_ <= NBMixture(**EM).fit(COUNTS).n_iter_
+    assert clone(exact).model_settings == {"dtype": "float64", "patience": 1}
+
+
+def test_nothing_is_said_and_no_file_is_written(tmp_path, monkeypatch, capfd, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    for settings in (EM, AMORTIZED):
+        NBMixture(**settings).fit(COUNTS).predict(COUNTS)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if not record.name.startswith("nbmix")]
+
+
+def test_a_job_of_many_processes_does_not_matter(monkeypatch, fitted):
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "a", "SLURM_JOB_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert same_bits(NBMixture(**EM).fit(COUNTS), fitted)
+
+
+def test_an_interrupt_is_one(monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MixtureEM, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        NBMixture(**EM).fit(COUNTS)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PBMC.exists(), reason="the shared data is not here")
+def test_new_cells_of_sorted_populations():
+    adata = ad.read_h5ad(PBMC)
+    adata = adata[adata.obs["cell_type"].isin(MIXTURES["mix4"])]
+    seen, new = adata[::2].copy(), adata[1::2].copy()
+    mixture = NBMixture(4, start="kmeans").fit(seen)
+    assert adjusted_rand_score(new.obs["cell_type"], mixture.predict(new)) > 0.95
+    assert np.median(mixture.predict_proba(new).max(1)) > 0.99
