@@ -21,7 +21,14 @@ from torch.nn.functional import softplus
 
 from nbmix.errors import InputError
 from nbmix.kernels import N_CURVES, curvature_rows, newton_rows, over_rows, slope_rows
-from nbmix.products import GENES_AT_ONCE, WIDEST_SOFTPLUS, Basis, LikelihoodTables, padded_nodes
+from nbmix.products import (
+    GENES_AT_ONCE,
+    WIDEST_SOFTPLUS,
+    Basis,
+    CountLevels,
+    LikelihoodTables,
+    nodes_of_genes,
+)
 from nbmix.special import level_curve, tail_curve
 from nbmix.statistics import SufficientStatistics
 
@@ -183,7 +190,7 @@ def curvature(
         return Curvature(*(t.view(shape) for t in flat))
     out = torch.empty(N_CURVES, *shape, dtype=torch.float64)
     a, b = (t.detach().double().contiguous().numpy() for t in components)
-    arguments = _kernel_arguments(statistics, basis, prior)
+    arguments = _kernel_arguments(statistics, basis.levels, nodes_of_genes(basis), prior)
     over_rows(curvature_rows, shape[1], GENES_AT_ONCE, a, b, *arguments, out.numpy())
     return Curvature(*out)
 
@@ -197,17 +204,19 @@ def slope(
         return found.grad_a, found.grad_b
     out = torch.empty(2, *components.log_mean.shape, dtype=torch.float64)
     a, b = (t.detach().double().contiguous().numpy() for t in components)
-    *arguments, _ = _kernel_arguments(statistics, basis, None)
+    *arguments, _ = _kernel_arguments(statistics, basis.levels, nodes_of_genes(basis), None)
     over_rows(slope_rows, a.shape[1], GENES_AT_ONCE, a, b, *arguments, tables.grown.numpy(), out.numpy())
     return out[0], out[1]
 
 
 def _kernel_arguments(
-    statistics: SufficientStatistics, basis: Basis, prior: GenePrior | None
+    statistics: SufficientStatistics,
+    levels: CountLevels,
+    nodes: np.ndarray,
+    prior: GenePrior | None,
 ) -> tuple[np.ndarray, ...]:
-    """What the compiled loops of ``nbmix.kernels`` take after the components."""
-    nodes, levels = padded_nodes(basis.nodes), basis.levels
-    node = np.zeros((statistics.node.shape[0], nodes.size))
+    """What the compiled loops of ``nbmix.kernels`` take after the components; nodes: (genes, padded) S_m."""
+    node = np.zeros((statistics.node.shape[0], nodes.shape[1]))
     node[:, : statistics.node.shape[1]] = statistics.node.numpy()
     beliefs = np.zeros((4, levels.n_genes)) if prior is None else _flat_prior(prior, 1).contiguous().numpy()
     return (
@@ -302,18 +311,20 @@ class NewtonMStep:
         prior: GenePrior | None = None,
     ) -> Fit:
         if components.log_mean.device.type == "cpu":
-            return self._compiled(statistics, basis, components, total_size, prior)
+            return self.solve(statistics, basis.levels, nodes_of_genes(basis), components, total_size, prior)
         fitted = self._in_torch(statistics, basis, components, total_size, prior)
         return Fit(fitted, curvature(statistics, basis, fitted, prior))
 
-    def _compiled(
+    def solve(
         self,
         statistics: SufficientStatistics,
-        basis: Basis,
+        levels: CountLevels,
+        nodes: np.ndarray,
         components: Components,
         total_size: float,
         prior: GenePrior | None,
     ) -> Fit:
+        """As a call, on the CPU, with nodes S_m of every gene's own: (genes, padded), 0 where padded."""
         a, b = (t.double().contiguous().clone() for t in components)
         limits = (
             self.tolerance,
@@ -322,7 +333,7 @@ class NewtonMStep:
             lowest_log_mean(total_size),
             *LOG_INV_DISP_RANGE,
         )
-        arguments = _kernel_arguments(statistics, basis, prior)
+        arguments = _kernel_arguments(statistics, levels, nodes, prior)
         rows = max(16, 4 * GENES_AT_ONCE // a.shape[0])
         out = torch.empty(N_CURVES, *a.shape, dtype=torch.float64)
         arrays = (a.numpy(), b.numpy(), *arguments)

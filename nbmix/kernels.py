@@ -22,6 +22,7 @@ LANES = 8  # float64 in the widest vector register: nodes are padded to a multip
 N_CURVES = 6  # value, gradient (2) and Hessian (3) of a problem
 GENES_A_BLOCK = 16  # whose nodes are evaluated together
 ROUNDING_SHIFT = 1.5 * 2.0**52  # adding and taking away so many units rounds to a multiple of one
+LONGEST_LOADING_STEP = 0.5
 LOW_LEVELS = 20  # EXACT_COUNT of nbmix.special, which the compiler must see as a constant
 
 _exact = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -194,11 +195,12 @@ def _curves(
     out,
 ):
     """Q, gradient and Hessian at (a, b) = (ln mu, ln r) of the active problems, into out (problems, 6)."""
-    width, n_components = nodes.size, node.shape[0]
+    width, n_components = nodes.shape[1], node.shape[0]
     for place in range(n_active):
         rho = math.exp(a[active[place]] - b[active[place]])
+        j = begin + active[place] // n_components
         for m in range(width):
-            x[place, m] = nodes[m] * rho
+            x[place, m] = nodes[j, m] * rho
     _log1p_and_share(n_active * width, x.reshape(-1), grown.reshape(-1), share.reshape(-1), y, bits)
     for place in range(n_active):
         p = active[place]
@@ -246,11 +248,11 @@ def _most(first):
 def curvature_rows(begin, end, a, b, nodes, rate, node, pair, first, high_first, high_count, prior, out):
     """Value, gradient and Hessian of all components' problems of the genes begin..end into out (6, K, genes).
 
-    a, b: (K, genes). nodes: (padded,) S_m, 0 where padded. rate: (genes, K, nodes). node: (K, padded).
+    a, b: (K, genes). nodes: (genes, padded) S_m, 0 where padded. rate: (genes, K, nodes). node: (K, padded).
     pair: (pairs, K). first, high_first: (genes + 1,) where a gene's low and high pairs begin. prior:
     (4, genes) centre and precision of a, then of b.
     """
-    n_components, width = a.shape[0], nodes.size
+    n_components, width = a.shape[0], nodes.shape[1]
     size = GENES_A_BLOCK * n_components
     rates, totals = np.zeros((size, width)), np.empty(size)
     level_weights = np.empty((size, LOW_LEVELS + 1))
@@ -282,7 +284,7 @@ def _slope_sums(j, k, rho, r, nodes, rate, node, grown):
     total = both_share = zero_grown = 0.0
     for m in range(rate.shape[2]):
         zeros = r * node[k, m]
-        x = nodes[m] * rho
+        x = nodes[j, m] * rho
         total += rate[j, k, m]
         both_share += (rate[j, k, m] + zeros) * (x / (1.0 + x))
         zero_grown += zeros * grown[j, k, m]
@@ -346,7 +348,7 @@ def newton_rows(
     genes), the curvature where Newton ends.
     """
     tolerance, longest, plateau_step, floor, low_b, high_b = limits
-    n_components, width = a.shape[0], nodes.size
+    n_components, width = a.shape[0], nodes.shape[1]
     size = GENES_A_BLOCK * n_components
     rates, totals = np.zeros((size, width)), np.empty(size)
     level_weights = np.empty((size, LOW_LEVELS + 1))
@@ -404,14 +406,83 @@ def newton_rows(
                 out[c, p % n_components, start + p // n_components] = now[p, c]
 
 
+@_loose
+def _loading_sums(j, k, rho, r, reach, rate, node, pulls, bends):
+    """Add A - (A + r R) share, and (A + r R) share (1 - share), node by node, to pulls and bends (nodes,)."""
+    for m in range(reach.size):
+        x = reach[m] * rho
+        share = x / (1.0 + x)
+        both = (rate[j, k, m] + r * node[k, m]) * share
+        pulls[m] += rate[j, k, m] - both
+        bends[m] += both * (1.0 - share)
+
+
+@_exact
+def _solve_symmetric(matrix, right):
+    """Solve in place, by Cholesky; ``matrix`` (small) is positive definite."""
+    n = right.size
+    for i in range(n):
+        for t in range(i + 1):
+            total = matrix[i, t]
+            for u in range(t):
+                total -= matrix[i, u] * matrix[t, u]
+            matrix[i, t] = math.sqrt(total) if i == t else total / matrix[t, t]
+    for i in range(n):
+        for u in range(i):
+            right[i] -= matrix[i, u] * right[u]
+        right[i] /= matrix[i, i]
+    for i in range(n - 1, -1, -1):
+        for u in range(i + 1, n):
+            right[i] -= matrix[u, i] * right[u]
+        right[i] /= matrix[i, i]
+
+
+@_exact
+def loading_rows(begin, end, a, b, v, log_nodes, effects, rate, node, precision, n_steps, out):
+    """Newton on the loadings of the genes begin..end, in place: v (genes, E).
+
+    Q is concave in v: sum_km A_km v e_m - (A_km + r R_km) ln(1 + rho S_m exp(v e_m)) - sum precision v^2 / 2.
+    a, b: (K, genes). log_nodes: (nodes,) ln S_m. effects: (E, nodes). rate: (genes, K, nodes). node: (K,
+    nodes). precision: (E,). out: (genes, E), diagonal of minus the Hessian where Newton ends.
+    """
+    n_components, width = rate.shape[1], rate.shape[2]
+    n_effects = effects.shape[0]
+    reach, pulls, bends = np.empty(width), np.empty(width), np.empty(width)
+    slope, hessian = np.empty(n_effects), np.empty((n_effects, n_effects))
+    for j in range(begin, end):
+        for step in range(n_steps + 1):
+            for m in range(width):
+                shift = log_nodes[m]
+                for e in range(n_effects):
+                    shift += v[j, e] * effects[e, m]
+                reach[m] = math.exp(shift)
+                pulls[m] = bends[m] = 0.0
+            for k in range(n_components):
+                r = math.exp(b[k, j])
+                _loading_sums(j, k, math.exp(a[k, j]) / r, r, reach, rate, node, pulls, bends)
+            for e in range(n_effects):
+                slope[e] = -precision[e] * v[j, e]
+                for m in range(width):
+                    slope[e] += pulls[m] * effects[e, m]
+                for f in range(e + 1):
+                    hessian[e, f] = precision[e] if e == f else 0.0
+                    for m in range(width):
+                        hessian[e, f] += bends[m] * effects[e, m] * effects[f, m]
+                out[j, e] = hessian[e, e]
+            if step < n_steps:
+                _solve_symmetric(hessian, slope)
+                for e in range(n_effects):
+                    v[j, e] += min(max(slope[e], -LONGEST_LOADING_STEP), LONGEST_LOADING_STEP)
+
+
 @_exact
 def grown_rows(begin, end, a, b, nodes, n_nodes, chunk, grown, zero):
     """ln(1 + S_m rho) of the genes begin..end into grown (genes, K, nodes).
 
-    a, b: (K, genes). nodes: (padded,). zero: (chunks, K, nodes), where row ``begin // chunk`` gets
+    a, b: (K, genes). nodes: (genes, padded). zero: (chunks, K, nodes), where row ``begin // chunk`` gets
     sum_j r ln(1 + S_m rho) of these genes.
     """
-    n_components, width = a.shape[0], nodes.size
+    n_components, width = a.shape[0], nodes.shape[1]
     size = GENES_A_BLOCK * n_components
     x, found, share = np.empty((size, width)), np.empty((size, width)), np.empty((size, width))
     y = np.empty(size * width)
@@ -423,7 +494,7 @@ def grown_rows(begin, end, a, b, nodes, n_nodes, chunk, grown, zero):
             j, k = start + p // n_components, p % n_components
             rho = math.exp(a[k, j] - b[k, j])
             for m in range(width):
-                x[p, m] = nodes[m] * rho
+                x[p, m] = nodes[j, m] * rho
         _log1p_and_share(n_problems * width, x.reshape(-1), found.reshape(-1), share.reshape(-1), y, bits)
         for p in range(n_problems):
             j, k = start + p // n_components, p % n_components

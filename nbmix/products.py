@@ -495,12 +495,17 @@ def node_softplus(nodes: SizeFactorNodes, log_mean: Tensor, log_inv_disp: Tensor
     return softplus(nodes.log_nodes + (log_mean - log_inv_disp)[..., None], threshold=WIDEST_SOFTPLUS)
 
 
-def padded_nodes(nodes: SizeFactorNodes) -> np.ndarray:
-    """S_m on the CPU, filled up with 0 to whole vector registers."""
-    n_nodes = nodes.log_nodes.numel()
-    padded = np.zeros(-(-n_nodes // LANES) * LANES)
-    padded[:n_nodes] = np.exp(nodes.log_nodes.numpy())
+def padded_nodes(log_nodes: Tensor) -> np.ndarray:
+    """(..., nodes) ln S_m on the CPU -> (..., padded) S_m, filled up with 0 to whole vector registers."""
+    n_nodes = log_nodes.shape[-1]
+    padded = np.zeros((*log_nodes.shape[:-1], -(-n_nodes // LANES) * LANES))
+    padded[..., :n_nodes] = np.exp(log_nodes.numpy())
     return padded
+
+
+def nodes_of_genes(basis: Basis) -> np.ndarray:
+    """(genes, padded) S_m, the same for all genes, as compiled loops take them."""
+    return np.tile(padded_nodes(basis.nodes.log_nodes), (basis.levels.n_genes, 1))
 
 
 def likelihood_tables(
@@ -509,28 +514,33 @@ def likelihood_tables(
     """Tabulate components (K, genes), for products that run in ``dtype``."""
     a, b = log_mean.detach().double(), log_inv_disp.detach().double()
     if a.device.type == "cpu":
-        grown, zero = _tabulate_nodes(basis.nodes, a, b)
+        grown, zero = tabulate_nodes(nodes_of_genes(basis), basis.nodes.log_nodes.numel(), a, b)
     else:
         grown = node_softplus(basis.nodes, a.T, b.T)
         zero = torch.einsum("jkm,kj->km", grown, torch.exp(b))
     pair = pair_table(basis.levels, b)
-    return LikelihoodTables(a.T.contiguous(), grown, pair, zero, _largest(basis, a, b), dtype)
+    return LikelihoodTables(a.T.contiguous(), grown, pair, zero, largest_value(basis, a, b), dtype)
 
 
-def _largest(basis: Basis, a: Tensor, b: Tensor) -> float:
+def largest_value(basis: Basis, a: Tensor, b: Tensor) -> float:
     """Bound on what one count adds: |ln mu| + ln(1 + S rho) + D(c, r) / c, the last below ln(1 + c / r)."""
     most = basis.levels.count.max() if basis.levels.n_pairs else torch.ones_like(b).max()
     grown, of_pair = basis.nodes.log_nodes.max() + (a - b).max(), most.log() - b.min()
     return 1.01 * float(a.abs().max() + softplus(grown) + softplus(of_pair))
 
 
-def _tabulate_nodes(nodes: SizeFactorNodes, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def tabulate_nodes(nodes: np.ndarray, n_nodes: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(genes, K, nodes) ln(1 + S_m rho) and (K, nodes) sum_j r ln(1 + S_m rho), with every gene's own nodes.
+
+    Args:
+        nodes: (genes, padded) S_m, of which the first ``n_nodes`` are wanted.
+        a, b: (K, genes) ln mu and ln r on the CPU.
+    """
     n_components, n_genes = a.shape
-    n_nodes = nodes.log_nodes.numel()
     # torch aligns memory, on which the last bits of products depend; numpy does not
     grown = torch.empty(n_genes, n_components, n_nodes, dtype=torch.float64)
     zero = np.zeros((max(1, -(-n_genes // GENES_AT_ONCE)), n_components, n_nodes))
-    columns = (a.contiguous().numpy(), b.contiguous().numpy(), padded_nodes(nodes))
+    columns = (a.contiguous().numpy(), b.contiguous().numpy(), nodes)
     over_rows(grown_rows, n_genes, GENES_AT_ONCE, *columns, n_nodes, GENES_AT_ONCE, grown.numpy(), zero)
     return grown, torch.from_numpy(zero.sum(0))
 

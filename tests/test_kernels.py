@@ -229,7 +229,7 @@ def test_compiled_newton_comes_to_where_torch_comes(case, with_prior, start):
     floor = lowest_log_mean(case.total)
     inside = Components(begin.log_mean.clamp(min=floor), begin.log_inv_disp.clamp(*LOG_INV_DISP_RANGE))
     was = q_of(case, inside, prior)
-    found, _ = newton._compiled(case.statistics, case.basis, begin, case.total, prior)
+    found, _ = newton(case.statistics, case.basis, begin, case.total, prior)
     theirs = newton._in_torch(case.statistics, case.basis, begin, case.total, prior)
     mine, other = q_of(case, found, prior), q_of(case, theirs, prior)
     rounding = 1e-11 * (mine.abs() + 1)
@@ -244,7 +244,7 @@ def test_compiled_newton_takes_the_steps_of_torch(case, max_steps):
     newton = NewtonMStep(max_steps=max_steps)
     arguments = (case.statistics, case.basis, begin, case.total, a_prior(case.n_genes))
     for mine, theirs in zip(
-        newton._compiled(*arguments).components, newton._in_torch(*arguments), strict=True
+        newton(*arguments).components, newton._in_torch(*arguments), strict=True
     ):
         # a step that is worse by a rounding in one of them is taken in the other
         same = (mine - theirs).abs() < 1e-6 * (1 + theirs.abs())
