@@ -151,7 +151,7 @@ def test_going_on_gives_what_one_run_gives(model, same_folder, tmp_path):
         ("model.n_components=1",),
         ("model.n_components=9",),
         ("data.validation_share=0", "start=topics", "start.use=means"),
-        ("start=random", "start.n_starts=2", "start.iterations=5"),
+        ("start=random", "start.n_starts=2", "start.n_axes=0"),
         ("model=amortized", "model.train_components=false"),
         ("model=amortized", "data.validation_share=0", "start=subsample", "start.n_cells=30"),
         ("model=amortized", "start=first_batch", "start.n_cells=20"),

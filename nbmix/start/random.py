@@ -1,79 +1,98 @@
-"""Random responsibilities: the best of several short cross-fitted runs by held-out likelihood."""
+"""Random starts: a search on a part of the cells, ranked by held-out likelihood and blind to labels.
+
+The search differs from the fit in three ways. Its model lets cells vary along an axis that components share
+(``nbmix.factor``), for without it the programmes within a kind of cell compete with the kinds. It begins with
+more components than wanted and takes them away one by one, always the one whose cells the others explain
+best, so that none of the wanted ones is lost to a poor optimum. And it sees the most variable genes alone.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from nbmix.components import START_LOG_INV_DISP, Components, NewtonMStep, lowest_log_mean
+from nbmix.components import NewtonMStep
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
-from nbmix.mixture import Mixture, MixtureSettings, StoppingRule, annealing, responsibilities_of, run_em
-from nbmix.products import CellBatch
-from nbmix.start.base import StartState, choose_cells, new_mixture, prepare, random_responsibilities
+from nbmix.factor import FactorMixture
+from nbmix.mixture import MixtureSettings, StoppingRule, run_em
+from nbmix.pca import log_pca
+from nbmix.products import Basis, CellBatch, CountLevels, SizeFactorNodes
+from nbmix.start.base import (
+    StartState,
+    choose_cells,
+    new_mixture,
+    one_hot,
+    prepare,
+    random_responsibilities,
+)
 
 log = logging.getLogger(__name__)
 
-TRIAL_TOLERANCE = 1e-3  # nats of a gene, in the M steps of short runs
-REFINE_ITERATIONS = 4  # the rest is for all cells
+N_PCS = 20  # that k-means sees
+CELLS_A_COMPONENT = 10  # at least, of those a search begins with
+FIRST_ITERATIONS = 8  # before runs are ranked
+ITERATIONS_A_REMOVAL = 3
+LAST_ITERATIONS = 10
+SEARCH_TOLERANCE = 1e-2  # nats of a gene, in the M steps
+SEARCH_NODE_TOLERANCE = 1e-4  # relative, of the interpolation in ln s: below 0.1 nats of a cell
+REFINE_ITERATIONS = 4  # of the mixture itself; the rest is for all cells
 
 
 @dataclass(frozen=True)
 class RandomStart:
-    """Each run begins at responsibilities drawn uniformly from the simplex.
+    """Several short runs from random beginnings; the best one by held-out likelihood is finished.
 
-    A run's cells are scored by the copy of the components that has not seen them, so runs are ranked
-    honestly and without labels. All runs go a few iterations; the best of them go on.
+    Half of the runs begin at responsibilities drawn uniformly from the simplex, half at one run of k-means on
+    principal components from random centres; the best of either kind go on. A cell is scored by the copy
+    of the components that has not seen it.
 
     Attributes:
-        n_starts: short runs; 1 returns random responsibilities as they are.
-        iterations: of each short run at most.
-        trial: iterations after which runs are first ranked.
-        finalists: runs that go on after the trial.
-        max_cells: runs see a random subset of this many cells; all runs the same one.
-        refine_cells: where the data hold twice as many, the best run goes on with so many of them.
-        gene_share: runs see the genes with counts in number at least this share of their cells; rarer ones
-            have little to say, and make for most of the work.
-        folds: of the short runs, 2 or more, also where the fit itself is not cross-fitted.
-        anneal_from: temperature beta of a run's first E step, growing to 1; 1 is no annealing.
-        anneal_growth: its growth factor per iteration.
+        n_starts: runs; 1 returns random responsibilities as they are.
+        surplus: so many components more to begin with, as a share of K, and at least 2; 0 for none.
+        n_axes: of variation shared by all components; 0 for none.
+        max_cells: the search sees a random subset of this many cells.
+        max_genes: and so many genes, those that vary most beyond a Poisson distribution.
+        refine_cells: where the data hold twice as many, the found components go on with so many cells.
+        folds: of the search, 2 or more, also where the fit itself is not cross-fitted.
     """
 
-    n_starts: int = 5
-    iterations: int = 30
-    trial: int = 12
-    finalists: int = 3
+    n_starts: int = 4
+    surplus: float = 0.5
+    n_axes: int = 1
     max_cells: int = 2000
+    max_genes: int = 2000
     refine_cells: int = 10_000
-    gene_share: float = 0.01
     folds: int = 5
-    anneal_from: float = 1.0
-    anneal_growth: float = 1.25
 
     def __post_init__(self) -> None:
         for name, least in (
             ("n_starts", 1),
-            ("iterations", 1),
-            ("trial", 1),
-            ("finalists", 1),
+            ("n_axes", 0),
             ("max_cells", 1),
+            ("max_genes", 1),
             ("refine_cells", 1),
             ("folds", 2),
         ):
             if getattr(self, name) < least:
                 raise InputError(f"start.{name}={getattr(self, name)}: must be {least} or more")
-        if not self.gene_share >= 0:
-            raise InputError(f"start.gene_share={self.gene_share}: must be 0 or more")
-        if not 0 < self.anneal_from <= 1:
-            raise InputError(f"start.anneal_from={self.anneal_from}: must be above 0 and at most 1")
-        if not self.anneal_growth > 1:
-            raise InputError(f"start.anneal_growth={self.anneal_growth}: must be above 1")
+        if self.n_axes > 3:
+            raise InputError(
+                f"start.n_axes={self.n_axes}: must be 3 or less, as each makes the search 3 times slower"
+            )
+        if not 0 <= self.surplus <= 10:
+            raise InputError(f"start.surplus={self.surplus}: must be between 0 and 10")
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -82,84 +101,184 @@ class RandomStart:
         if self.n_starts == 1 or n_components == 1:
             return StartState(random_responsibilities(data.n_cells, n_components, generator))
         seen = choose_cells(data, self.max_cells, generator)
-        totals = np.asarray(seen.counts.sum(axis=0, dtype=np.float64)).ravel()
-        genes = np.flatnonzero(totals >= max(1.0, self.gene_share * seen.n_cells))
-        if not genes.size:  # too sparse to choose
-            genes = np.arange(data.n_genes)
-        few = seen.select_genes(genes)
-        # as the defaults fit, also where the fit itself is plain: a vote for oneself has no honest rank
-        settings = MixtureSettings(
-            n_components,
-            folds=min(self.folds, max(2, seen.n_cells)),
-            weights=settings.weights,
-            dtype=settings.dtype,
-            m_step=NewtonMStep(tolerance=TRIAL_TOLERANCE),
+        q = self._search(seen, settings, generator)
+        if seen.n_cells == data.n_cells:
+            return StartState(q)
+        settings = replace(
+            settings, folds=min(self.folds, max(2, seen.n_cells)), pseudo_cells="auto", m_step=NewtonMStep()
         )
-        basis, batches = prepare(few, settings.folds, generator)
-        temperatures = [] if self.anneal_from == 1 else annealing(self.anneal_from, self.anneal_growth)
-        trial = min(self.iterations, self.trial + len(temperatures))
-        runs = []
-        for _ in range(self.n_starts):
-            mixture = new_mixture(few, settings, basis)
-            q = random_responsibilities(seen.n_cells, n_components, generator)
-            run_em(mixture, batches, responsibilities=q, max_iterations=trial, temperatures=temperatures)
-            runs.append(_Run(mixture, *responsibilities_of(mixture, batches, seen.n_cells)))
-        ranked = sorted(runs, key=lambda run: -run.score)
-        scores = [round(run.score, 3) for run in runs]
-        best = ranked[0]
-        if trial < self.iterations:
-            best = max(
-                (self._finish(run, batches, seen.n_cells) for run in ranked[: self.finalists]),
-                key=lambda run: run.score,
-            )
-        log.info(
-            "random starts, held-out log likelihood per cell after %d iterations: %s; the best ends at %.3f",
-            trial,
-            scores,
-            best.score,
-        )
-        found = StartState(
-            best.responsibilities if seen.n_cells == data.n_cells else None,
-            _among_all_genes(best.mixture.components(), genes, totals, float(seen.size_factors.sum())),
-            best.mixture.log_weights.data[-1],
-        )
+        found = _iterate(seen, settings, StartState(q), generator)
         if self.max_cells < self.refine_cells <= data.n_cells / 2:
-            return self._refine(found, data, replace(settings, m_step=NewtonMStep()), generator)
+            found = _iterate(choose_cells(data, self.refine_cells, generator), settings, found, generator)
         return found
 
-    def _refine(
-        self, found: StartState, data: CountData, settings: MixtureSettings, generator: np.random.Generator
-    ) -> StartState:
-        """Go on with more cells and every gene, so that the whole data are passed over a few times alone."""
-        seen = choose_cells(data, self.refine_cells, generator)
-        basis, batches = prepare(seen, settings.folds, generator)
-        mixture = new_mixture(seen, settings, basis)
-        assert found.components is not None
-        mixture.set_components(found.components, found.log_weights)
-        stopping = StoppingRule(tolerance=1e-5, patience=2)
-        run_em(mixture, batches, max_iterations=REFINE_ITERATIONS, stopping=stopping)
-        return StartState(components=mixture.components(), log_weights=mixture.log_weights.data[-1])
-
-    def _finish(self, run: _Run, batches: Sequence[CellBatch], n_cells: int) -> _Run:
-        left = self.iterations - self.trial
-        run_em(run.mixture, batches, max_iterations=left, stopping=StoppingRule(tolerance=1e-5, patience=2))
-        return _Run(run.mixture, *responsibilities_of(run.mixture, batches, n_cells))
+    def _search(self, seen: CountData, settings: MixtureSettings, generator: np.random.Generator) -> Tensor:
+        """(cells, K) responsibilities."""
+        n_components, n_cells = settings.n_components, seen.n_cells
+        given = settings.weights == "given"
+        genes = most_variable_genes(seen.counts, seen.size_factors, self.max_genes)
+        search = _Search.of(seen.select_genes(genes), given, self.n_axes, self.folds, generator)
+        n_first = n_components
+        if self.surplus > 0 and not given:  # a given prior has its number of components
+            n_first += max(2, math.ceil(self.surplus * n_components))
+            n_first = max(n_components, min(n_first, n_cells // CELLS_A_COMPONENT))
+        by_kind: list[list[_Run]] = [[], []]
+        for number in range(self.n_starts):
+            kind = 1 if given else number % 2
+            begin = search.by_k_means if kind == 0 else search.at_random
+            by_kind[kind].append(search.run(begin(n_first, generator), FIRST_ITERATIONS))
+        finalists = [max(runs, key=lambda run: run.score) for runs in by_kind if runs]
+        best = max((search.reduce(run, n_components) for run in finalists), key=lambda run: run.score)
+        log.info(
+            "random starts, held-out nats per cell: %s with %d components; the best ends at %.3f with %d",
+            [round(run.score / n_cells, 3) for runs in by_kind for run in runs],
+            n_first,
+            best.score / n_cells,
+            n_components,
+        )
+        return torch.softmax(best.joint, 1)
 
 
 class _Run(NamedTuple):
-    mixture: Mixture
-    responsibilities: Tensor
+    """A search's state: its model, (cells, K) ln pi_k + ln p(x_i | k), and their summed log likelihood."""
+
+    model: FactorMixture
+    joint: Tensor
     score: float
 
 
-def _among_all_genes(
-    components: Components, genes: np.ndarray, totals: np.ndarray, total_size: float
-) -> Components:
-    """Components (K, all genes): the genes that were left out begin at their pooled mean."""
-    floor = lowest_log_mean(total_size)
-    with np.errstate(divide="ignore"):
-        pooled = np.log(totals / total_size)
-    log_mean = torch.from_numpy(pooled).clamp(min=floor).repeat(components.log_mean.shape[0], 1)
-    log_inv_disp = torch.full_like(log_mean, START_LOG_INV_DISP)
-    log_mean[:, genes], log_inv_disp[:, genes] = components
-    return Components(log_mean, log_inv_disp)
+@dataclass(frozen=True)
+class _Search:
+    """The cells and genes that all runs see.
+
+    Attributes:
+        data: of the chosen genes.
+        pcs: (cells, N_PCS) principal components.
+        given: component weights are given per cell.
+    """
+
+    data: CountData
+    basis: Basis
+    batches: Sequence[CellBatch]
+    pcs: np.ndarray
+    given: bool
+    n_axes: int
+    folds: int
+
+    @classmethod
+    def of(
+        cls, data: CountData, given: bool, n_axes: int, folds: int, generator: np.random.Generator
+    ) -> _Search:
+        folds = min(folds, max(2, data.n_cells))
+        nodes = SizeFactorNodes.spanning(data.size_factors, SEARCH_NODE_TOLERANCE)
+        basis = Basis(nodes, CountLevels.of(data.counts))
+        _, batches = prepare(data, folds, generator, basis)
+        pcs = log_pca(data.counts, data.size_factors, N_PCS, int(generator.integers(2**31)))
+        return cls(data, basis, batches, pcs, given, n_axes, folds)
+
+    def by_k_means(self, n_components: int, generator: np.random.Generator) -> Tensor:
+        means = KMeans(n_components, n_init=1, random_state=int(generator.integers(2**31)))
+        with warnings.catch_warnings():
+            # fewer distinct cells than components: the spare components begin empty
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return one_hot(means.fit_predict(self.pcs), n_components)
+
+    def at_random(self, n_components: int, generator: np.random.Generator) -> Tensor:
+        q = random_responsibilities(self.data.n_cells, n_components, generator)
+        if self.given and self.data.prior is not None and self.data.prior.shape == tuple(q.shape):
+            q = q * torch.from_numpy(self.data.prior)
+            q = q / q.sum(1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
+        return q
+
+    def run(self, q: Tensor, iterations: int) -> _Run:
+        """EM from responsibilities (cells, K)."""
+        model = FactorMixture(
+            self.basis,
+            q.shape[1],
+            self.data.size_factors,
+            folds=self.folds,
+            n_axes=self.n_axes,
+            given_weights=self.given,
+            m_step=NewtonMStep(tolerance=SEARCH_TOLERANCE),
+        )
+        scores = self._scores(q.argmax(1).numpy())
+        model.run(
+            self.batches, responsibilities=q, scores=scores, max_iterations=iterations, stopping=_stopping()
+        )
+        return self._state(model)
+
+    def reduce(self, run: _Run, n_components: int) -> _Run:
+        """Take components away until ``n_components`` are left."""
+        while run.joint.shape[1] > n_components:
+            kept = np.delete(np.arange(run.joint.shape[1]), _least_missed(run.joint))
+            run = self.run(torch.softmax(run.joint[:, kept], 1), ITERATIONS_A_REMOVAL)
+        run.model.run(self.batches, max_iterations=LAST_ITERATIONS, stopping=_stopping())
+        return self._state(run.model)
+
+    def _state(self, model: FactorMixture) -> _Run:
+        joint = model.component_joint(self.batches, self.data.n_cells)
+        return _Run(model, joint, float(torch.logsumexp(joint, 1).sum()))
+
+    def _scores(self, assigned: np.ndarray) -> Tensor:
+        """(cells, axes) first principal components within the groups, of variance 1: where axes begin."""
+        within = self.pcs.astype(np.float64)
+        for group in np.unique(assigned):
+            within[assigned == group] -= within[assigned == group].mean(0)
+        directions = np.linalg.svd(within, full_matrices=False)[0][:, : self.n_axes]
+        scores = np.zeros((len(within), self.n_axes))
+        scores[:, : directions.shape[1]] = directions / np.maximum(directions.std(0), 1e-12)
+        return torch.from_numpy(scores)
+
+
+def most_variable_genes(counts: sp.csr_matrix, size_factors: np.ndarray, n_genes: int) -> np.ndarray:
+    """Sorted positions of the genes that vary most beyond a Poisson distribution of their mean rate.
+
+    Genes are ranked by sum_i [(x_i - s_i m)^2 - x_i] in standard deviations of it under the Poisson,
+    sqrt(sum_i (s_i m)^2 2 + s_i m), with m = sum x / sum s.
+
+    Args:
+        counts: (cells, genes).
+        size_factors: (cells,).
+        n_genes: wanted at most.
+    """
+    total = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
+    rate = total / max(float(size_factors.sum()), np.finfo(float).tiny)
+    squares = np.asarray(counts.multiply(counts).sum(axis=0, dtype=np.float64)).ravel()
+    of_sizes = float((size_factors**2).sum())
+    excess = squares - 2 * rate * (counts.T @ size_factors) + rate**2 * of_sizes - total
+    deviation = np.sqrt(2 * rate**2 * of_sizes + total)
+    score = np.divide(excess, deviation, out=np.full_like(excess, -np.inf), where=total > 0)
+    return np.sort(np.argsort(-score, kind="stable")[:n_genes])
+
+
+def _least_missed(joint: Tensor) -> int:
+    """The component without which the log likelihood falls least."""
+    whole = torch.logsumexp(joint, 1)
+    n_components = joint.shape[1]
+    losses = []
+    for k in range(n_components):
+        others = [other for other in range(n_components) if other != k]
+        losses.append(float((whole - torch.logsumexp(joint[:, others], 1)).sum()))
+    return int(np.argmin(losses))
+
+
+def _stopping() -> StoppingRule:
+    return StoppingRule(tolerance=1e-5, patience=2)
+
+
+def _iterate(
+    seen: CountData, settings: MixtureSettings, begin: StartState, generator: np.random.Generator
+) -> StartState:
+    """A few iterations of the mixture itself on some cells, with all genes."""
+    basis, batches = prepare(seen, settings.folds, generator)
+    mixture = new_mixture(seen, settings, basis)
+    if begin.components is not None:
+        mixture.set_components(begin.components, begin.log_weights)
+    run_em(
+        mixture,
+        batches,
+        responsibilities=begin.responsibilities,
+        max_iterations=REFINE_ITERATIONS,
+        stopping=_stopping(),
+    )
+    return StartState(components=mixture.components(), log_weights=mixture.log_weights.data[-1])

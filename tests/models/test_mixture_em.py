@@ -104,7 +104,7 @@ def test_spare_components_stay_finite():
 @pytest.mark.parametrize("folds", [1, 5])
 def test_components_that_may_have_seen_the_cells_give_no_held_out_objective(folds):
     data = small_data(n_cells=90)
-    start = RandomStart(n_starts=2, iterations=6, max_cells=40)
+    start = RandomStart(n_starts=2, max_cells=40)
     model = model_for(data, folds=folds)
     fit(model, data, epochs=3, start=start)
     # of 3 iterations; without folds the first E step has the objective of the given components

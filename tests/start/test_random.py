@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from sklearn.metrics import adjusted_rand_score
 
 from nbmix.errors import InputError
 from nbmix.mixture import MixtureSettings
-from nbmix.start.random import RandomStart
+from nbmix.start.random import RandomStart, most_variable_genes
 from tests.running import small_data
 
 
@@ -21,35 +22,41 @@ def generator():
 
 def test_finds_the_groups_of_a_simulation():
     data = small_data()
-    start = RandomStart(n_starts=3, iterations=15)(data, MixtureSettings(2), generator())
-    assert start.responsibilities is not None and start.components is not None
+    start = RandomStart()(data, MixtureSettings(2), generator())
     assert adjusted_rand_score(data.labels, start.responsibilities.argmax(1).numpy()) == 1
-    assert start.components.log_mean.shape == (2, data.n_genes)
+    torch.testing.assert_close(start.responsibilities.sum(1), torch.ones(60, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n_starts", [2, 3])
+@pytest.mark.parametrize("n_axes", [0, 1, 2])
+@pytest.mark.parametrize("surplus", [0.0, 1.0])
+def test_any_search_ends_with_as_many_components_as_wanted(n_starts, n_axes, surplus):
+    make = RandomStart(n_starts=n_starts, n_axes=n_axes, surplus=surplus)
+    start = make(small_data(), MixtureSettings(3), generator())
+    assert start.responsibilities.shape == (60, 3)
+    assert torch.isfinite(start.responsibilities).all()
 
 
 def test_labels_are_not_seen():
-    data, make = small_data(), RandomStart(n_starts=2, iterations=3)
+    data, make = small_data(), RandomStart(n_starts=2)
     with_labels = make(data, MixtureSettings(2), generator())
     for other in (replace(data, labels=None), replace(data, labels=data.labels[::-1])):
         without = make(other, MixtureSettings(2), generator())
-        assert torch.equal(with_labels.components.log_mean, without.components.log_mean)
+        assert torch.equal(with_labels.responsibilities, without.responsibilities)
 
 
 def test_cells_beyond_max_cells_get_components_alone():
-    start = RandomStart(n_starts=2, iterations=2, max_cells=30)(small_data(), MixtureSettings(2), generator())
+    start = RandomStart(n_starts=2, max_cells=30)(small_data(), MixtureSettings(2), generator())
     assert start.responsibilities is None
-    assert start.components is not None
+    assert start.components.log_mean.shape == (2, small_data().n_genes)
+    assert torch.isfinite(start.components.log_mean).all()
 
 
-def test_the_best_run_by_held_out_likelihood_is_taken(caplog):
-    with caplog.at_level("INFO", "nbmix.start.random"):
-        three = RandomStart(n_starts=3, iterations=4)(small_data(), MixtureSettings(2), generator())
-    scores = caplog.records[-1].args[1]
-    best = int(np.argmax(scores)) + 1
-    # the runs draw one after the other, so as many runs as the best one's place end with the same start
-    same = RandomStart(n_starts=max(best, 2), iterations=4)(small_data(), MixtureSettings(2), generator())
-    assert len(scores) == 3
-    assert torch.equal(three.components.log_mean, same.components.log_mean)
+def test_the_found_components_go_on_with_more_cells_where_there_are_many():
+    few = RandomStart(n_starts=2, max_cells=20, refine_cells=60)
+    more = replace(few, refine_cells=30)
+    starts = [make(small_data(), MixtureSettings(2), generator()) for make in (few, more)]
+    assert not torch.equal(starts[0].components.log_mean, starts[1].components.log_mean)
 
 
 @pytest.mark.parametrize("make, n_components", [(RandomStart(n_starts=1), 2), (RandomStart(), 1)])
@@ -59,22 +66,38 @@ def test_plain_random_responsibilities(make, n_components):
     assert start.responsibilities.shape == (60, n_components)
 
 
-def test_annealed_runs():
-    make = RandomStart(n_starts=2, iterations=12, anneal_from=0.1, anneal_growth=1.5)
-    start = make(small_data(), MixtureSettings(2), generator())
-    assert torch.isfinite(start.components.log_mean).all()
+def test_given_weights_decide_which_component_is_which():
+    data = small_data()
+    codes = np.unique(data.labels, return_inverse=True)[1]
+    for order in ([0, 1], [1, 0]):
+        prior = np.eye(2)[codes][:, order] * 0.98 + 0.01
+        start = RandomStart()(replace(data, prior=prior), MixtureSettings(2, weights="given"), generator())
+        assert (start.responsibilities.argmax(1).numpy() == prior.argmax(1)).all()
+
+
+def test_given_weights_that_the_data_lack_are_an_input_error():
+    with pytest.raises(InputError, match=r"data\.prior_key"):
+        RandomStart()(small_data(), MixtureSettings(2, weights="given"), generator())
+
+
+@pytest.mark.parametrize("n_cells", [2, 3, 7])
+def test_a_handful_of_cells(n_cells):
+    data = small_data().select_cells(np.arange(n_cells))
+    start = RandomStart()(data, MixtureSettings(2), generator())
+    assert start.responsibilities.shape == (n_cells, 2)
+    assert torch.isfinite(start.responsibilities).all()
 
 
 @pytest.mark.parametrize(
     "setting",
     [
         {"n_starts": 0},
-        {"iterations": 0},
+        {"surplus": -0.5},
+        {"n_axes": 4},
+        {"n_axes": -1},
         {"max_cells": 0},
+        {"max_genes": 0},
         {"folds": 1},
-        {"anneal_from": 0.0},
-        {"anneal_from": 1.5},
-        {"anneal_growth": 1.0},
     ],
     ids=str,
 )
@@ -83,22 +106,21 @@ def test_bad_settings(setting):
         RandomStart(**setting)
 
 
-def test_rare_genes_wait_at_their_pooled_mean():
-    data = small_data()
-    totals = np.asarray(data.counts.sum(0)).ravel()
-    rare = totals < 1.5 * data.n_cells
-    assert rare.any() and not rare.all()
-    start = RandomStart(n_starts=2, iterations=3, gene_share=1.5)(data, MixtureSettings(2), generator())
-    pooled = torch.from_numpy(np.log(totals / data.size_factors.sum()))
-    means = start.components.log_mean
-    torch.testing.assert_close(means[:, rare], pooled[rare].expand(2, -1), rtol=1e-12, atol=0)
-    assert not torch.allclose(means[0, ~rare], means[1, ~rare])
+def test_the_most_variable_genes_are_those_beyond_poisson():
+    rng = np.random.default_rng(0)
+    s = rng.uniform(0.5, 2, 500)
+    poisson = rng.poisson(s[:, None] * rng.uniform(0.1, 20, 60))
+    mixed = rng.poisson(s[:, None] * np.where(rng.random((500, 8)) < 0.5, 0.5, 3.0))
+    counts = sp.csr_matrix(np.hstack([poisson, mixed, np.zeros((500, 2))]).astype(np.float32))
+    assert most_variable_genes(counts, s, 8).tolist() == list(range(60, 68))
+    assert most_variable_genes(counts, s, 1000).tolist() == list(range(70))
 
 
-def test_the_best_run_goes_on_with_more_cells_where_there_are_many():
-    data = small_data()
-    few = RandomStart(n_starts=2, iterations=3, max_cells=20, refine_cells=60)
-    more = replace(few, refine_cells=30)
-    starts = [make(data, MixtureSettings(2), generator()) for make in (few, more)]
-    assert not torch.equal(starts[0].components.log_mean, starts[1].components.log_mean)
-    assert starts[1].responsibilities is None
+def test_the_score_of_a_gene_by_hand():
+    x, s = np.array([[3.0, 0.0], [1.0, 9.0], [0.0, 1.0]]), np.array([1.0, 2.0, 1.0])
+    scores = []
+    for gene in x.T:
+        mean = gene.sum() / s.sum() * s
+        scores.append(((gene - mean) ** 2 - gene).sum() / np.sqrt((2 * mean**2 + mean).sum()))
+    wanted = [int(np.argmax(scores))]
+    assert most_variable_genes(sp.csr_matrix(x.astype(np.float32)), s, 1).tolist() == wanted

@@ -28,7 +28,7 @@ def assigned(data, components):
 
 
 @pytest.mark.parametrize("folds", [1, 5])
-@pytest.mark.parametrize("inner", [None, RandomStart(n_starts=2, iterations=10)], ids=["kmeans", "random"])
+@pytest.mark.parametrize("inner", [None, RandomStart(n_starts=2)], ids=["kmeans", "random"])
 def test_components_of_a_part_divide_the_whole(folds, inner):
     data = small_data(n_cells=90)
     given = {} if inner is None else {"inner": inner}
