@@ -4,13 +4,13 @@ import hydra
 from omegaconf import DictConfig
 
 from nbmix.cli import one_line_errors
-from nbmix.run import run
+from nbmix.sweep import objective
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
-        return run(cfg).get(cfg.optimized_metric)
+        return objective(cfg)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,11 @@ from nbmix.checkpoint import align_to_genes
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.evaluation.results import Results, gather_predictions, score, write_outcome
+from nbmix.mixture import MixtureSettings
 from nbmix.models import MixtureModule, check_resumable, load_checkpoint, restore
-from nbmix.start.base import check_components
+from nbmix.start.base import Start, check_components
+from nbmix.start.choice import Choice, Range, choose_n_components
+from nbmix.start.random import RandomStart
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     )
     if not trainer.is_global_zero:
         logging.getLogger().setLevel(logging.ERROR)  # rank 0 says it
-    data, model = (fit if cfg.task == "fit" else prepare_prediction)(cfg, trainer)
+    choice: Choice | None = None
+    if cfg.task == "fit":
+        data, model, choice = fit(cfg, trainer)
+    else:
+        data, model = prepare_prediction(cfg, trainer)
     predictions = trainer.predict(model, datamodule=data)
     everything = gather_predictions(predictions, data.data.n_cells)
     seconds = time.perf_counter() - began
@@ -59,7 +66,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         folder = Path(cfg.output_dir)
         write_outcome(
-            results, metrics, folder, trainer.loggers, max_umap_cells=cfg.evaluation.max_umap_cells
+            results,
+            metrics,
+            folder,
+            trainer.loggers,
+            max_umap_cells=cfg.evaluation.max_umap_cells,
+            choice=choice,
         )
         report(metrics, folder)
     if cfg.task == "fit" and cfg.optimized_metric not in metrics:
@@ -67,27 +79,40 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return metrics
 
 
-def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, MixtureModule]:
-    """Fit the model that the config names to its data."""
+def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, MixtureModule, Choice | None]:
+    """Fit the model that the config names to its data; the choice of K, where it was left to us."""
     if cfg.data.min_counts < 1:
         raise InputError(
             f"data.min_counts={cfg.data.min_counts}: must be 1 or more, for a silent gene has no fit"
         )
+    allowed = Range.parse(cfg.model.n_components)
     data: CountsDataModule = instantiate(
         cfg.data, folds=cfg.model.get("folds", 1), shuffle=model_class(cfg).shuffle
     )
     data.setup()
-    model: MixtureModule = instantiate(cfg.model, gene_names=data.data.gene_names)
+    generator = np.random.default_rng(cfg.seed)
+    start: Start = instantiate(cfg.start)
+    choice, n_components = None, cfg.model.n_components
+    if allowed is not None and cfg.ckpt_path is not None:
+        n_components = load_checkpoint(cfg.ckpt_path).settings["n_components"]
+    elif allowed is not None:
+        search = start if isinstance(start, RandomStart) else None
+        settings = MixtureSettings(1, weights=cfg.model.get("weights", "learned"))
+        choice = choose_n_components(data.training_data, settings, allowed, generator, search)
+        n_components = choice.recommended
+    model: MixtureModule = instantiate(cfg.model, gene_names=data.data.gene_names, n_components=n_components)
     check_components(data.training_data, model.mixture.settings)
     if cfg.ckpt_path is None:
-        start = instantiate(cfg.start)
-        state = start(data.training_data, model.mixture.settings, np.random.default_rng(cfg.seed))
+        if choice is not None and isinstance(start, RandomStart):
+            state = choice.start
+        else:
+            state = start(data.training_data, model.mixture.settings, generator)
         model.begin(state, data)
     else:
         check_resumable(load_checkpoint(cfg.ckpt_path), model, data, f"ckpt_path={cfg.ckpt_path}")
     trainer.loggers = [instantiate(cfg.logger)]  # now that all input is known to be good
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    return data, model
+    return data, model, choice
 
 
 def prepare_prediction(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, MixtureModule]:

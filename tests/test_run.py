@@ -52,11 +52,21 @@ def test_run_folder(finished):
         "csv",
     }
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert len(list((folder / "figures").glob("*.png"))) == 10
+    assert len(list((folder / "figures").glob("*.png"))) == 11
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     logged = pd.read_csv(folder / "csv" / "metrics.csv")
     assert {"objective", "heldout_log_likelihood", "label/cross_entropy", "iteration"} <= set(logged)
     assert logged["iteration"].dropna().tolist() == [1, 2, 3, 4]
+
+
+@MODELS
+@pytest.mark.parametrize("start", ["random", "kmeans"])
+def test_a_number_of_components_that_is_left_open(model, start, tmp_path):
+    metrics = run_here(tmp_path, *SHORT, f"model={model}", f"start={start}", "model.n_components=2-4")
+    tried = pd.read_csv(tmp_path / "n_components.csv").set_index("n_components")
+    assert tried["recommended"].idxmax() == metrics["n_components"]
+    assert 2 <= metrics["n_components"] <= 4
+    assert (tmp_path / "figures" / "n_components.png").exists()
 
 
 def test_metrics(finished):
@@ -328,7 +338,7 @@ def test_what_is_said_of_a_cell_does_not_depend_on_the_others(finished, tmp_path
 def test_size_factors_in_another_unit_are_noticed(tmp_path, caplog):
     run_here(tmp_path / "fit", *TINY, "trainer.max_epochs=1")
     source = ad.read_h5ad(tmp_path / "fit" / "result.h5ad")
-    source.obs["relative"] = source.obs["size_factor"] / source.obs["size_factor"].mean()
+    source.obs["relative"] = source.obs["nbmix_size_factor"] / source.obs["nbmix_size_factor"].mean()
     source.write_h5ad(tmp_path / "new.h5ad")
     run_here(
         tmp_path / "new",

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from nbmix.checks import check_counts
 from nbmix.data.batches import label_codes
 from nbmix.data.counts import CountData
+from nbmix.data.files import check_structure, reading
 from nbmix.errors import InputError
 from nbmix.mixture import alike, shard
 from nbmix.products import Basis, CellBatch, CountCensus, CountLevels
@@ -76,13 +77,15 @@ class BackedCounts:
         rows = positions if self.rows is None else self.rows[positions]
         first, last = int(rows[0]), int(rows[-1]) + 1
         begin, end = int(self.indptr[first]), int(self.indptr[last])
-        with h5py.File(self.path, "r") as file:
+        with reading(f"data.path={self.path}"), h5py.File(self.path, "r") as file:
             group = file[self.element]
             data, indices = group["data"][begin:end], group["indices"].astype(np.int32)[begin:end]
+            indptr = (self.indptr[first : last + 1] - begin).astype(np.int32)
+            counts = sp.csr_matrix((data, indices, indptr), shape=(last - first, self.n_file_genes))
+            if self.census is None:
+                check_structure(counts)  # HDF5 turns what does not fit into int32 into its largest
         if self.census is not None:  # has been checked
-            data = data.astype(np.float32, copy=False)
-        indptr = (self.indptr[first : last + 1] - begin).astype(np.int32)
-        counts = sp.csr_matrix((data, indices, indptr), shape=(last - first, self.n_file_genes))
+            counts.data = counts.data.astype(np.float32, copy=False)
         counts.sort_indices()
         if rows.size < last - first:
             counts = counts[rows - first]
@@ -136,11 +139,15 @@ class BackedCounts:
         return sp.vstack([slab.counts for slab in self.slabs()], format="csr")
 
 
-def open_backed(file: h5py.File, element: str, where: str) -> BackedCounts:
+def open_backed(file: h5py.File, element: str, where: str, shape: tuple[int, int]) -> BackedCounts:
     """Look at a matrix of raw counts in an open file, without reading it.
+
+    Args:
+        shape: cells and genes that the file names.
 
     Raises:
         InputError: it is not there, or not a CSR matrix.
+        ValueError: its parts do not fit together.
     """
     group = file.get(element)
     if not isinstance(group, h5py.Group) or group.attrs.get("encoding-type") != "csr_matrix":
@@ -149,11 +156,17 @@ def open_backed(file: h5py.File, element: str, where: str) -> BackedCounts:
             "(adata.X = scipy.sparse.csr_matrix(adata.X)), or set data.backed=false"
         )
     if absent := {"data", "indices", "indptr"} - set(group):
-        raise InputError(
-            f"{where}: cannot be read ({element} has no {min(absent)}); the file is damaged, get it again"
-        )
-    indptr = group["indptr"][:].astype(np.int64)
-    return BackedCounts(file.filename, element, indptr, int(group.attrs["shape"][1]))
+        raise ValueError(f"{element} has no {min(absent)}")
+    indptr = group["indptr"][:].astype(np.int64, casting="safe")
+    n_entries = group["data"].shape[0]
+    stored, cells_and_genes = group["indices"].shape, tuple(group.attrs["shape"])
+    if cells_and_genes != shape or indptr.shape != (shape[0] + 1,):
+        raise ValueError(f"{element} is a matrix of {cells_and_genes} for {shape[0]} cells, {shape[1]} genes")
+    if stored != (n_entries,) or indptr[0] != 0 or indptr[-1] > n_entries or (np.diff(indptr) < 0).any():
+        raise ValueError(f"the rows of {element} do not follow each other")
+    if group["indices"].dtype.kind not in "iu":
+        raise ValueError(f"the indices of {element} are not whole numbers")
+    return BackedCounts(file.filename, element, indptr, shape[1])
 
 
 class Survey(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,9 +19,11 @@ from anndata.utils import make_index_unique
 from nbmix.checks import check_counts
 from nbmix.data.backed import BackedCounts, survey
 from nbmix.data.counts import CountData
+from nbmix.data.files import check_structure, reading
 from nbmix.errors import InputError
 
 DEFAULT_LABEL_KEY = "cell_type"
+DEFAULT_SYMBOL_KEY = "symbol"
 PRIOR_TOLERANCE = 1e-3
 
 log = logging.getLogger(__name__)
@@ -34,8 +37,11 @@ def make_count_data(
     layer: str | None = None,
     size_factor_key: str | None = None,
     prior_key: str | None = None,
+    gene_symbol_key: str | None = DEFAULT_SYMBOL_KEY,
     min_counts: int = 1,
     backed: BackedCounts | None = None,
+    others: Mapping[str, Callable[[], Any]] | None = None,
+    annotate: bool = False,
 ) -> CountData:
     """Check one annotated matrix and keep what the model reads of it.
 
@@ -49,16 +55,20 @@ def make_count_data(
         layer: of ``adata.layers``; None for ``X``.
         size_factor_key: column of ``obs``: molecules, finite, positive for every cell with counts.
         prior_key: entry of ``obsm``: (cells, components) weights, rows summing to 1.
+        gene_symbol_key: column of ``var``; "symbol" is used if it is there, any other must be. A gene
+            without a symbol keeps its name.
         min_counts: genes need at least this many counts over all cells; 0 keeps silent genes, whose zeros
             tell something about new cells, for a prediction.
         backed: the matrix of these cells in its file, in place of the one in ``adata``.
+        others: setting -> loader of a matrix outside ``adata`` that the setting would read instead.
+        annotate: keep obs, var, obsm, varm and uns, to pass them on with the results.
 
     Raises:
         InputError: one line that names the file and the field, and says what to do.
     """
     if min_counts < 0:
         raise InputError(f"data.min_counts={min_counts}: must be 0 or more")
-    counts, totals, gene_totals = _checked(adata, where, layer, backed)
+    counts, totals, gene_totals = _checked(adata, where, layer, backed, others or {})
     if not totals.any():
         raise InputError(f"{where}: every cell is empty; nbmix needs raw counts")
     data = CountData(
@@ -70,6 +80,8 @@ def make_count_data(
         gene_names=_unique_gene_names(adata, where),
         labels=None if label_key is None else _read_labels(adata, where, label_key),
         prior=None if prior_key is None else _read_prior(adata, where, prior_key),
+        gene_symbols=None if gene_symbol_key is None else _read_symbols(adata, where, gene_symbol_key),
+        annotations=_annotations(adata) if annotate else None,
     )
     keep = np.flatnonzero(gene_totals >= min_counts)
     if not keep.size:
@@ -86,25 +98,37 @@ def make_count_data(
 
 
 def _checked(
-    adata: ad.AnnData, where: str, layer: str | None, backed: BackedCounts | None
+    adata: ad.AnnData,
+    where: str,
+    layer: str | None,
+    backed: BackedCounts | None,
+    others: Mapping[str, Callable[[], Any]],
 ) -> tuple[Any, np.ndarray, np.ndarray]:
     """The counts, and their (cells,) and (genes,) totals."""
     field = f"{where}: {'X' if layer is None else f'layer {layer!r}'}"
     if backed is not None:
         found = survey(backed, field, adata.obs_names, adata.var_names)
         return replace(backed, census=found.census), found.cell_totals, found.gene_totals
+    layers: dict[str, Callable[[], Any]] = {
+        f"data.layer={name}": partial(_choose_matrix, adata, where, name)
+        for name in adata.layers
+        if name != layer
+    }
+    if adata.raw is not None:  # in memory, where it takes the place of adata
+        layers["adata = adata.raw.to_adata()"] = lambda: _in_memory(adata.raw.X)
     counts = check_counts(
         _choose_matrix(adata, where, layer),
         field,
         cells=adata.obs_names,
         genes=adata.var_names,
-        alternatives={
-            f"data.layer={name}": partial(_choose_matrix, adata, where, name)
-            for name in adata.layers
-            if name != layer
-        },
+        alternatives={name: partial(_loaded, where, load) for name, load in (layers | dict(others)).items()},
     )
     return counts, *(np.asarray(counts.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0))
+
+
+def _loaded(where: str, load: Callable[[], Any]) -> Any:
+    with reading(where):
+        return load()
 
 
 def _in_memory(x: Any) -> Any:
@@ -116,13 +140,15 @@ def _in_memory(x: Any) -> Any:
 
 def _choose_matrix(adata: ad.AnnData, where: str, layer: str | None) -> Any:
     names = ", ".join(map(str, adata.layers)) or "none"
-    if layer is None:
-        if adata.X is None:
-            raise InputError(f"{where}: X is missing; set data.layer to one of its layers ({names})")
-        return _in_memory(adata.X)
-    if layer not in adata.layers:
+    if layer is None and adata.X is None:
+        raise InputError(f"{where}: X is missing; set data.layer to one of its layers ({names})")
+    if layer is not None and layer not in adata.layers:
         raise InputError(f"{where}: no layer {layer!r}; set data.layer to one of its layers ({names})")
-    return _in_memory(adata.layers[layer])
+    with reading(where):
+        x = _in_memory(adata.X if layer is None else adata.layers[layer])
+        if sp.issparse(x) and x.format in ("csr", "csc"):
+            check_structure(x)
+    return x
 
 
 def _obs_column(adata: ad.AnnData, where: str, key: str, setting: str) -> pd.Series:
@@ -142,6 +168,27 @@ def _read_labels(adata: ad.AnnData, where: str, key: str) -> np.ndarray | None:
             "label them, drop them, or set data.label_key=null"
         )
     return labels.to_numpy().astype(str)
+
+
+def _read_symbols(adata: ad.AnnData, where: str, key: str) -> np.ndarray | None:
+    if key not in adata.var:
+        if key == DEFAULT_SYMBOL_KEY:
+            return None
+        names = ", ".join(map(str, adata.var.columns)) or "none"
+        raise InputError(
+            f"{where}: var has no column {key!r}; set data.gene_symbol_key to one of its columns ({names})"
+        )
+    column = adata.var[key]
+    symbols = column.astype(str).to_numpy().astype(str)
+    unknown = column.isna().to_numpy() | (np.char.strip(symbols) == "")
+    return np.where(unknown, adata.var_names.to_numpy().astype(str), symbols)
+
+
+def _annotations(adata: ad.AnnData) -> ad.AnnData:
+    """All but the counts, and what is computed from them without a word of it (layers, obsp, varp, raw)."""
+    return ad.AnnData(
+        obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), varm=dict(adata.varm), uns=dict(adata.uns)
+    )
 
 
 def _read_size_factors(adata: ad.AnnData, where: str, key: str, totals: np.ndarray) -> np.ndarray:

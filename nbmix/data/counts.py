@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
@@ -25,6 +26,9 @@ class CountData:
         prior: (cells, components) given prior weights, rows summing to 1, or None.
         positions: (cells,) int64, where these cells stood in the whole data; None for the whole.
         n_whole: cells of the whole data, where ``positions`` is given.
+        gene_symbols: (genes,) what people call the genes, shown beside ``gene_names``; or None.
+        annotations: what else the input says of these cells and genes, in obs, var, obsm, varm and uns, to
+            be passed on with the results; it has no counts. Or None.
     """
 
     counts: sp.csr_matrix
@@ -35,6 +39,8 @@ class CountData:
     prior: np.ndarray | None = None
     positions: np.ndarray | None = None
     n_whole: int | None = None
+    gene_symbols: np.ndarray | None = None
+    annotations: ad.AnnData | None = field(default=None, repr=False)
 
     @property
     def n_cells(self) -> int:
@@ -43,6 +49,11 @@ class CountData:
     @property
     def n_genes(self) -> int:
         return self.counts.shape[1]
+
+    @property
+    def gene_labels(self) -> np.ndarray:
+        """(genes,) for people: symbols where there are any, else names."""
+        return self.gene_names if self.gene_symbols is None else self.gene_symbols
 
     @property
     def empty_cells(self) -> np.ndarray:
@@ -69,6 +80,7 @@ class CountData:
             prior=None if self.prior is None else self.prior[rows],
             positions=np.asarray(rows) if self.positions is None else self.positions[rows],
             n_whole=self.n_cells if self.n_whole is None else self.n_whole,
+            annotations=None if self.annotations is None else self.annotations[rows],
         )
 
     def select_genes(self, columns: np.ndarray) -> CountData:
@@ -78,4 +90,10 @@ class CountData:
         else:
             counts = self.counts[:, columns].tocsr()
             counts.sort_indices()
-        return replace(self, counts=counts, gene_names=self.gene_names[columns])
+        return replace(
+            self,
+            counts=counts,
+            gene_names=self.gene_names[columns],
+            gene_symbols=None if self.gene_symbols is None else self.gene_symbols[columns],
+            annotations=None if self.annotations is None else self.annotations[:, columns],
+        )

@@ -18,6 +18,7 @@ from nbmix.data.counts import CountData
 from nbmix.data.read import read_h5ad
 from nbmix.data.sampler import ShuffledBatches
 from nbmix.data.simulate import simulated_count_data
+from nbmix.data.tenx import read_tenx
 from nbmix.data.zheng import MIXTURES, read_zheng
 from nbmix.errors import InputError
 from nbmix.mixture import fold_blocks, fold_members, shard
@@ -195,6 +196,12 @@ def from_h5ad(path: str | os.PathLike[str] | None, *, seed: int = 0, **settings:
     """Cells of an .h5ad file; ``settings`` are those of ``read_h5ad`` and ``CountsDataModule``."""
     batches, reading = _split(settings)
     return CountsDataModule(lambda: read_h5ad(path, seed=seed, **reading), seed=seed, **batches)
+
+
+def from_tenx(path: str | os.PathLike[str] | None, *, seed: int = 0, **settings: Any) -> CountsDataModule:
+    """Cells as Cell Ranger leaves them; ``settings`` are those of ``read_tenx`` and ``CountsDataModule``."""
+    batches, reading = _split(settings)
+    return CountsDataModule(lambda: read_tenx(path, seed=seed, **reading), seed=seed, **batches)
 
 
 def from_zheng(mixture: str, *, seed: int = 0, **settings: Any) -> CountsDataModule:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset
 
 from nbmix.data.backed import open_backed
-from nbmix.data.check import DEFAULT_LABEL_KEY, make_count_data
+from nbmix.data.check import DEFAULT_LABEL_KEY, DEFAULT_SYMBOL_KEY, make_count_data
 from nbmix.data.counts import CountData
+from nbmix.data.files import check_structure, existing, open_h5, reading
 from nbmix.errors import InputError
+
+RAW, RAW_ELEMENT = "raw.X", "raw/X"  # counts put aside before X was normalised: as data.layer, in the file
+
+log = logging.getLogger(__name__)
 
 
 def read_h5ad(
@@ -26,22 +33,27 @@ def read_h5ad(
     layer: str | None = None,
     size_factor_key: str | None = None,
     prior_key: str | None = None,
+    gene_symbol_key: str | None = DEFAULT_SYMBOL_KEY,
     min_counts: int = 1,
     populations: Sequence[str] | str | None = None,
     subsample: int | None = None,
     backed: bool = False,
     seed: int = 0,
 ) -> CountData:
-    """Read the raw counts of an AnnData file; nothing else in it is loaded, or executed.
+    """Read the raw counts of an AnnData file, and what it says of its cells and genes.
+
+    Other layers stay in the file, and nothing in it is executed. What cannot be read and is not asked for is
+    left out with a warning.
 
     Cells are picked first (``populations``, then ``subsample``), the gene filter sees those alone.
 
     Args:
         path: the .h5ad file.
         label_key: column of ``obs``; "cell_type" is used if it is there, any other must be.
-        layer: layer with the raw counts; None for ``X``.
+        layer: layer with the raw counts; None for ``X``, "raw.X" for that.
         size_factor_key: column of ``obs``; None for row sums before the gene filter.
         prior_key: entry of ``obsm`` with (cells, components) prior weights.
+        gene_symbol_key: column of ``var``; "symbol" is used if it is there, any other must be.
         min_counts: genes need at least this many counts over the picked cells.
         populations: labels to keep; None for all cells.
         subsample: number of cells drawn without replacement, in file order; None for all.
@@ -58,13 +70,17 @@ def read_h5ad(
         # names are dealt with in make_count_data, and older encodings read well
         warnings.filterwarnings("ignore", message=r"(Observation|Variable) names are not unique")
         warnings.filterwarnings("ignore", category=ad.OldFormatWarning)
-        with _open_h5(path, where) as file:
-            try:
-                adata = _lazy_anndata(file, where, layer=layer, prior_key=prior_key, backed=backed)
-            except (InputError, MemoryError):
-                raise
-            except Exception as error:  # h5py and anndata raise all kinds on damaged files
-                raise _unreadable(where, error) from error
+        file_path = existing(path, where)
+        if file_path.is_dir():
+            raise InputError(
+                f"{where}: is a folder; give the .h5ad file in it, or set data=tenx for a folder of Cell "
+                "Ranger"
+            )
+        with open_h5(file_path, where, "an .h5ad file as AnnData.write_h5ad writes it") as file:
+            element = _element(file, layer)
+            with reading(where):
+                adata = _lazy_anndata(file, where, element, layer, prior_key, backed=backed)
+                counts = open_backed(file, element, where, adata.shape) if backed else None
             rows = picked_rows(
                 adata,
                 where=where,
@@ -73,7 +89,6 @@ def read_h5ad(
                 subsample=subsample,
                 seed=seed,
             )
-            counts = open_backed(file, "X" if layer is None else f"layers/{layer}", where) if backed else None
             if rows.size < adata.n_obs:
                 adata = adata[rows]
                 counts = None if counts is None else counts[rows]
@@ -84,8 +99,11 @@ def read_h5ad(
                 layer=layer,
                 size_factor_key=size_factor_key,
                 prior_key=prior_key,
+                gene_symbol_key=gene_symbol_key,
                 min_counts=min_counts,
                 backed=counts,
+                others=_others(file, layer),
+                annotate=True,
             )
 
 
@@ -149,51 +167,91 @@ def picked_rows(
     return rows
 
 
-def _open_h5(path: str | os.PathLike[str], where: str) -> h5py.File:
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise InputError(f"{where}: is a folder; give the .h5ad file in it")
-        path.open("rb").close()
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file; check the path (relative to {Path.cwd()})") from None
-    except OSError as error:
-        raise InputError(f"{where}: cannot be opened ({error.strerror}); check its permissions") from None
-    if not h5py.is_hdf5(path):
-        raise InputError(f"{where}: is not an HDF5 file; give an .h5ad file as AnnData.write_h5ad writes it")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise _unreadable(where, error) from error
+def _element(file: h5py.File, layer: str | None) -> str:
+    """Where in a file the counts are."""
+    if layer is None:
+        return "X"
+    return RAW_ELEMENT if layer == RAW and f"layers/{RAW}" not in file else f"layers/{layer}"
 
 
-def _unreadable(where: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())
-    return InputError(f"{where}: cannot be read ({reason}); the file is damaged or cut short, get it again")
+def _others(file: h5py.File, layer: str | None) -> dict[str, Callable[[], Any]]:
+    """Setting -> loader of the counts that were put aside, if there are any and they are not what is read."""
+    if layer == RAW or RAW_ELEMENT not in file:
+        return {}
+    return {f"data.layer={RAW}": lambda: _sound(file[RAW_ELEMENT])}
 
 
 def _lazy_anndata(
-    file: h5py.File, where: str, *, layer: str | None, prior_key: str | None, backed: bool
+    file: h5py.File, where: str, element: str, layer: str | None, prior_key: str | None, *, backed: bool
 ) -> ad.AnnData:
-    """What the model may need: other layers stay in the file unless they are asked for."""
+    """What the model or the results may need: other layers stay in the file unless they are asked for."""
     if "obs" not in file or "var" not in file:
         raise InputError(
-            f"{where}: is HDF5 but no AnnData (no obs and var); write it with AnnData.write_h5ad"
+            f"{where}: is HDF5 but no AnnData (no obs and var); write it with AnnData.write_h5ad, or for a "
+            "file of Cell Ranger set data=tenx"
         )
     if isinstance(file["obs"], h5py.Dataset):
         raise InputError(
             f"{where}: dates from before anndata 0.7; rewrite it: read_h5ad(old).write_h5ad(new)"
         )
-    layers, obsm = file.get("layers", {}), file.get("obsm", {})
-    return ad.AnnData(
-        X=read_elem(file["X"]) if layer is None and "X" in file and not backed else None,
-        obs=read_elem(file["obs"]),
-        var=read_elem(file["var"]),
-        layers={
-            name: (read_elem if name == layer and not backed else _lazy)(layers[name]) for name in layers
-        },
-        obsm={name: (read_elem if name == prior_key else _lazy)(obsm[name]) for name in obsm},
-    )
+    raw = element == RAW_ELEMENT
+    var = "raw/var" if raw and "raw" in file else "var"
+    adata = ad.AnnData(obs=_table(file, "obs"), var=_table(file, var))
+    if not backed and element in file:
+        if layer is None:
+            adata.X = _sound(file[element])
+        else:
+            adata.layers[layer] = _sound(file[element])
+    if not raw:  # else they are of other genes
+        _fill(adata.layers, file, "layers", where, _lazy)
+        _fill(adata.varm, file, "varm", where, read_elem)
+    _fill(adata.obsm, file, "obsm", where, read_elem, needed=prior_key)
+    _fill(adata.uns, file, "uns", where, read_elem, kind=h5py.Dataset)  # groups tell how X was transformed
+    return adata
+
+
+def _table(file: h5py.File, name: str) -> pd.DataFrame:
+    table = read_elem(file[name])
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"{name} is no table")
+    table.index = table.index.astype(str)
+    return table
+
+
+def _sound(element: h5py.Group | h5py.Dataset) -> Any:
+    """A matrix, dense or sparse, whose parts fit together."""
+    x = read_elem(element)
+    if sp.issparse(x):
+        check_structure(x)
+    elif not isinstance(x, np.ndarray):
+        raise ValueError(f"{element.name} is no matrix")
+    return x
+
+
+def _fill(
+    target: Any,
+    file: h5py.File,
+    name: str,
+    where: str,
+    load: Callable[[Any], Any],
+    *,
+    kind: type = object,
+    needed: str | None = None,
+) -> None:
+    """Load all entries of a group in a file that are of one kind, but those that only a warning speaks of."""
+    group = file.get(name)
+    for key in group if isinstance(group, h5py.Group) else ():
+        if key in target or not issubclass(group.get(key, getclass=True, default=type(None)), kind):
+            continue
+        try:
+            target[key] = load(group[key])
+        except MemoryError:
+            raise
+        except Exception as error:  # h5py and anndata raise all kinds
+            if key == needed:
+                raise
+            reason = " ".join(str(error).split())
+            log.warning("%s: %s[%r] cannot be read, and is left out (%s)", where, name, key, reason)
 
 
 def _lazy(element: h5py.Group | h5py.Dataset) -> Any:

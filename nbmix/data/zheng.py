@@ -12,20 +12,19 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pooch
 import requests
-import scipy.io
 import scipy.sparse as sp
 from filelock import FileLock
 
-from nbmix.data.check import DEFAULT_LABEL_KEY, make_count_data
+from nbmix.data.check import DEFAULT_LABEL_KEY, DEFAULT_SYMBOL_KEY, make_count_data
 from nbmix.data.counts import CountData
 from nbmix.data.read import pick_cells, read_h5ad
+from nbmix.data.tenx import Library, parse_library
 from nbmix.errors import InputError
 
 ZHENG_URL = (
@@ -69,6 +68,7 @@ def read_zheng(
     layer: str | None = None,
     size_factor_key: str | None = None,
     prior_key: str | None = None,
+    gene_symbol_key: str | None = DEFAULT_SYMBOL_KEY,
     min_counts: int = 1,
     subsample: int | None = None,
     seed: int = 0,
@@ -83,7 +83,8 @@ def read_zheng(
         path: an .h5ad file with these labels, read in place of the archives by ``read_h5ad``.
         cache_dir: folder for the archives; by default that of the user's operating system.
         url: address of an archive, with ``{population}`` where its name goes.
-        label_key, layer, size_factor_key, prior_key, min_counts, subsample, seed: as ``read_h5ad``.
+        label_key, layer, size_factor_key, prior_key, gene_symbol_key, min_counts, subsample, seed: as
+            ``read_h5ad``.
 
     Returns:
         Cells ``population:barcode``, genes by Ensembl id, labels = populations.
@@ -98,6 +99,7 @@ def read_zheng(
             layer=layer,
             size_factor_key=size_factor_key,
             prior_key=prior_key,
+            gene_symbol_key=gene_symbol_key,
             min_counts=min_counts,
             populations=populations,
             subsample=subsample,
@@ -120,7 +122,7 @@ def read_zheng(
             f"{where}: cannot be used ({error}); set data.cache_dir to a folder of yours"
         ) from error
     for name, library in zip(names, libraries, strict=True):
-        if not library.genes.equals(libraries[0].genes):
+        if not library.features.equals(libraries[0].features):
             raise InputError(
                 f"{where}: {name} and {names[0]} list different genes; delete both and fetch again"
             )
@@ -134,7 +136,7 @@ def read_zheng(
                 for b in library.barcodes
             ],
         ),
-        var=libraries[0].genes,
+        var=libraries[0].features,
     )
     adata = pick_cells(
         adata, where=where, label_key=label_key, populations=None, subsample=subsample, seed=seed
@@ -146,17 +148,13 @@ def read_zheng(
         layer=layer,
         size_factor_key=size_factor_key,
         prior_key=prior_key,
+        gene_symbol_key=gene_symbol_key,
         min_counts=min_counts,
+        annotate=True,
     )
 
 
-class _Library(NamedTuple):
-    counts: sp.csr_matrix  # (cells, genes)
-    genes: pd.DataFrame  # index: Ensembl ids, column: symbol
-    barcodes: list[str]  # (cells,)
-
-
-def _load(cache: Path, url: str) -> _Library:
+def _load(cache: Path, url: str) -> Library:
     """One archive, fetched unless it is there. What cannot be read is never recorded as good."""
     archive = cache / url.rsplit("/", 1)[-1]
     record = cache / CHECKSUMS
@@ -242,7 +240,7 @@ def _write_json(path: Path, content: dict[str, str]) -> None:
     os.replace(temporary, path)
 
 
-def _read_archive(archive: Path) -> _Library:
+def _read_archive(archive: Path) -> Library:
     """Read the three members in memory; nothing is extracted to disk."""
     wanted = {f"{FOLDER}/{name}": name for name in ("matrix.mtx", "genes.tsv", "barcodes.tsv")}
     found: dict[str, bytes] = {}
@@ -254,15 +252,10 @@ def _read_archive(archive: Path) -> _Library:
             stream.read()  # to the end, where gzip compares its checksum
         if missing := sorted(set(wanted.values()) - set(found)):
             raise InputError(f"{archive}: misses {FOLDER}/{missing[0]}; delete it to fetch it again")
-        genes = [line.split("\t") for line in found["genes.tsv"].decode().splitlines()]
-        barcodes = found["barcodes.tsv"].decode().splitlines()
-        counts = sp.csr_matrix(scipy.io.mmread(io.BytesIO(found["matrix.mtx"])).T, dtype=np.float32)
-        if counts.shape != (len(barcodes), len(genes)):
-            raise ValueError(f"a matrix of {counts.shape} for {len(barcodes)} barcodes, {len(genes)} genes")
-        table = pd.DataFrame({"symbol": [row[1] for row in genes]}, index=[row[0] for row in genes])
+        matrix = found["matrix.mtx"]
+        return parse_library(io.BytesIO(matrix), found["genes.tsv"], found["barcodes.tsv"], len(matrix))
     except InputError:
         raise
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{archive}: is damaged ({reason}); delete it to fetch it again") from error
-    return _Library(counts, table, barcodes)

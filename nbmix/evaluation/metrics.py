@@ -4,6 +4,8 @@ Components have no names of their own, so they are matched with the labels first
 one-to-one by the Hungarian algorithm (Kuhn 1955), or each to its most frequent label.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
@@ -66,12 +68,70 @@ def match_components(table: ArrayLike) -> NDArray[np.int64]:
     return label_of_component
 
 
+class MatchedCells(NamedTuple):
+    """Cells, their labels and the components matched with these.
+
+    Attributes:
+        label_codes: (cells,) number of each cell's label, in sorted order.
+        assignments: (cells,) most probable component.
+        own_component: (cells,) the component matched one-to-one with the cell's label; -1 for none.
+        correct: (cells,) bool, whether the two are the same.
+        table: (labels, components) numbers of cells.
+    """
+
+    label_codes: NDArray[np.int64]
+    assignments: NDArray[np.int64]
+    own_component: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    table: NDArray[np.int64]
+
+
+def match_cells(labels: ArrayLike, responsibilities: ArrayLike) -> MatchedCells:
+    """Assign each cell to its most probable component, and match these with the labels.
+
+    Ties between matchings go to the larger summed responsibility, so that the order of the components does
+    not matter. Arguments and errors are those of `clustering_metrics`.
+    """
+    posterior = np.asarray(responsibilities, dtype=np.float64)  # (cells, components)
+    if posterior.ndim != 2 or 0 in posterior.shape:
+        raise ValueError(f"responsibilities must be (cells, components) and not empty, got {posterior.shape}")
+    n_cells, n_components = posterior.shape
+    assignments = posterior.argmax(axis=1)  # (cells,)
+    label_values, table = overlap_table(labels, assignments, n_components)
+    label_codes = np.searchsorted(label_values, np.asarray(labels))  # (cells,)
+
+    shape = (len(label_values), n_cells)
+    membership = csr_array((np.ones(n_cells), (label_codes, np.arange(n_cells))), shape=shape)
+    soft_table = membership @ posterior  # (labels, components)
+    # All soft overlaps together stay below one cell, so they settle ties and nothing else.
+    label_of_component = match_components(table + soft_table / (n_cells + 1))
+
+    component_of_label = np.full(len(label_values), -1)
+    matched = np.flatnonzero(label_of_component >= 0)
+    component_of_label[label_of_component[matched]] = matched
+    own_component = component_of_label[label_codes]  # (cells,)
+    return MatchedCells(label_codes, assignments, own_component, own_component == assignments, table)
+
+
+def log_loss(responsibilities: ArrayLike, own_component: ArrayLike) -> float:
+    """Mean over cells of -ln r[cell, own component], nats per cell.
+
+    A cell without a component (-1) counts as probability zero, and probabilities are clipped at
+    `SMALLEST_PROBABILITY`, so that such a cell costs 708.4 nats and the mean stays finite.
+
+    >>> round(log_loss([[0.5, 0.5], [1.0, 0.0]], [1, 0]), 4)
+    0.3466
+    """
+    posterior, own = np.asarray(responsibilities, dtype=np.float64), np.asarray(own_component)
+    probability = np.where(own >= 0, posterior[np.arange(len(own)), own], 0.0)
+    return float(-np.log(np.maximum(probability, SMALLEST_PROBABILITY)).mean())
+
+
 def clustering_metrics(labels: ArrayLike, responsibilities: ArrayLike) -> dict[str, float]:
     """Compare posterior component probabilities r with known labels.
 
     Each cell is assigned to its most probable component. Write m(y) for the component matched one-to-one
-    with label y (`match_components`); ties between matchings go to the larger summed responsibility, so
-    that the order of the components does not matter.
+    with label y (`match_cells`).
 
     Args:
         labels: (cells,) strings or integers, none missing; at least one cell.
@@ -84,46 +144,28 @@ def clustering_metrics(labels: ArrayLike, responsibilities: ArrayLike) -> dict[s
         accuracy: share of cells assigned to m(label).
         accuracy_majority: share of cells with the most frequent label of their component; several
             components may share a label, so it grows with the number of components.
-        log_loss: mean over cells of -ln r[cell, m(label)], nats per cell. A label without a component
-            (fewer components than labels) counts as probability zero, and probabilities are clipped at
-            `SMALLEST_PROBABILITY`, so that such a cell costs 708.4 nats and the mean stays finite.
+        log_loss: mean over cells of -ln r[cell, m(label)], nats per cell (`log_loss`); a label without a
+            component (fewer components than labels) counts as probability zero.
         entropy_correct, entropy_wrong: mean entropy -sum_k r_k ln r_k, nats, of the cells that `accuracy`
             counts as right and as wrong; the key is left out where there is no such cell.
 
     Raises:
         ValueError: when the shapes do not fit.
     """
+    matched = match_cells(labels, responsibilities)
     posterior = np.asarray(responsibilities, dtype=np.float64)  # (cells, components)
-    if posterior.ndim != 2 or 0 in posterior.shape:
-        raise ValueError(f"responsibilities must be (cells, components) and not empty, got {posterior.shape}")
-    n_cells, n_components = posterior.shape
-    cells = np.arange(n_cells)
-    assignments = posterior.argmax(axis=1)  # (cells,)
-    label_values, table = overlap_table(labels, assignments, n_components)
-    label_codes = np.searchsorted(label_values, np.asarray(labels))  # (cells,)
-
-    membership = csr_array((np.ones(n_cells), (label_codes, cells)), shape=(len(label_values), n_cells))
-    soft_table = membership @ posterior  # (labels, components)
-    # All soft overlaps together stay below one cell, so they settle ties and nothing else.
-    label_of_component = match_components(table + soft_table / (n_cells + 1))
-
-    correct = label_of_component[assignments] == label_codes  # (cells,)
-    component_of_label = np.full(len(label_values), -1)
-    matched = np.flatnonzero(label_of_component >= 0)
-    component_of_label[label_of_component[matched]] = matched
-    own_component = component_of_label[label_codes]  # (cells,)
-    own_probability = np.where(own_component >= 0, posterior[cells, own_component], 0.0)
+    n_cells = len(posterior)
     entropy = entr(posterior).sum(axis=1)  # (cells,)
 
     metrics = {
-        "ari": adjusted_rand_score(label_codes, assignments),
-        "nmi": normalized_mutual_info_score(label_codes, assignments),
-        "ami": adjusted_mutual_info_score(label_codes, assignments),
-        "accuracy": correct.mean(),
-        "accuracy_majority": table.max(axis=0).sum() / n_cells,
-        "log_loss": -np.log(np.maximum(own_probability, SMALLEST_PROBABILITY)).mean(),
+        "ari": adjusted_rand_score(matched.label_codes, matched.assignments),
+        "nmi": normalized_mutual_info_score(matched.label_codes, matched.assignments),
+        "ami": adjusted_mutual_info_score(matched.label_codes, matched.assignments),
+        "accuracy": matched.correct.mean(),
+        "accuracy_majority": matched.table.max(axis=0).sum() / n_cells,
+        "log_loss": log_loss(posterior, matched.own_component),
     }
-    for key, chosen in (("entropy_correct", correct), ("entropy_wrong", ~correct)):
+    for key, chosen in (("entropy_correct", matched.correct), ("entropy_wrong", ~matched.correct)):
         if chosen.any():
             metrics[key] = entropy[chosen].mean()
     return {key: float(value) for key, value in metrics.items()}

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import gamma
 
+from nbmix.evaluation.calibration import Reliability
 from nbmix.evaluation.metrics import match_components, overlap_table
 
 # Okabe and Ito (2008), then 22 colours added one at a time, each the farthest in OKLab from all before as
@@ -502,9 +503,13 @@ def latent_distribution(
 
 
 def held_out_curve(
-    n_components: Sequence[int], log_likelihood: ArrayLike, standard_error: ArrayLike | None = None
+    n_components: ArrayLike,
+    log_likelihood: ArrayLike,
+    standard_error: ArrayLike | None = None,
+    *,
+    recommended: int | None = None,
 ) -> Figure:
-    """Held-out log likelihood against the number of components; the largest is ringed.
+    """Held-out log likelihood against the number of components; the recommended one, or the best, is ringed.
 
     Args:
         n_components: (fits,) K of each fit; of several fits with the same K the line takes the best.
@@ -514,7 +519,7 @@ def held_out_curve(
     ks, values = np.asarray(n_components), np.asarray(log_likelihood, dtype=np.float64)
     distinct = np.unique(ks)
     best = np.array([values[ks == k].max() for k in distinct])
-    winner = int(best.argmax())
+    winner = int(best.argmax() if recommended is None else np.flatnonzero(distinct == recommended)[0])
     figure = _figure(6.0, 4.0)
     axes = figure.add_subplot()
     axes.plot(distinct, best, color=PALETTE[0], linewidth=1.4)
@@ -522,13 +527,51 @@ def held_out_curve(
         ks, values, standard_error, color=PALETTE[0], linestyle="", marker="o", markersize=4, capsize=2
     )
     axes.scatter(distinct[winner], best[winner], s=110, facecolor="none", edgecolor=PALETTE[3], zorder=3)
-    axes.set_title(f"best: {distinct[winner]} components", loc="left", fontsize="medium")
+    word = "best" if recommended is None else "recommended"
+    axes.set_title(f"{word}: {distinct[winner]} components", loc="left", fontsize="medium")
     axes.set_xlabel("components")
     axes.set_ylabel("held-out log likelihood (nats per cell)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.grid(alpha=0.25)
     _bare(axes)
+    return figure
+
+
+def reliability_diagram(curves: Mapping[str, Reliability]) -> Figure:
+    """Accuracy against confidence, as in Niculescu-Mizil & Caruana (2005), and how many cells are how sure.
+
+    On the diagonal, probabilities are right; below it they are too sure. Dots have an area in proportion to
+    the root of their number of cells; empty bins have none.
+
+    Args:
+        curves: name to bins, as from `reliability`; the same number of them in each.
+    """
+    figure = _figure(5.0, 5.6)
+    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    top.plot([0.0, 1.0], [0.0, 1.0], color="0.6", linewidth=0.8, linestyle=":")
+    for place, (color, (name, bins)) in enumerate(zip(_colors(len(curves)), curves.items(), strict=True)):
+        filled = bins.n_cells > 0
+        x, y, count = bins.confidence[filled], bins.accuracy[filled], bins.n_cells[filled]
+        error = np.abs(y - x) @ count / max(1, count.sum())
+        label = f"{_short(name)}: expected calibration error {error:.3f}"
+        top.plot(x, y, color=color, linewidth=1.2, label=label)
+        top.scatter(x, y, s=8.0 + 60.0 * np.sqrt(count / max(1, count.sum())), color=color)
+        width = 1.0 / (len(bins.n_cells) * len(curves))
+        left = np.arange(len(bins.n_cells)) / len(bins.n_cells) + place * width
+        bottom.bar(left, bins.n_cells, width, align="edge", color=color)
+    top.set_xlim(-0.02, 1.02)
+    top.set_ylim(-0.02, 1.02)
+    top.set_ylabel("share of cells that match their label")
+    if curves:
+        top.legend(frameon=False, loc="upper left", fontsize="small")
+    most = max((int(bins.n_cells.max()) for bins in curves.values()), default=1)
+    bottom.set_ylim(0.7, 2.0 * max(1, most))
+    bottom.set_yscale("log")
+    bottom.set_ylabel("cells")
+    bottom.set_xlabel("probability of the assignment")
+    for axes in (top, bottom):
+        _bare(axes)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from scipy.special import entr
 
 from nbmix.components import GenePrior
 from nbmix.data.backed import StreamedBatches
@@ -23,22 +26,34 @@ from nbmix.data.batches import CellBatches
 from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
 from nbmix.evaluation import plots
+from nbmix.evaluation.calibration import (
+    expected_calibration_error,
+    fitted_temperature,
+    log_prior_of,
+    reliability,
+    tempered,
+)
 from nbmix.evaluation.embedding import embed
 from nbmix.evaluation.markers import Markers, compare_with_poisson, find_markers, marker_table
-from nbmix.evaluation.metrics import clustering_metrics, overlap_table
+from nbmix.evaluation.metrics import clustering_metrics, log_loss, match_cells, overlap_table
 from nbmix.evaluation.report import NAMED_MARKERS, TOP_MARKERS, ComponentLine, Picture, Report
 from nbmix.likelihood import component_log_likelihood
-from nbmix.mixture import fold_blocks
+from nbmix.mixture import fold_blocks, fold_members
+from nbmix.models import MixtureEM
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.products import CellBatch
+from nbmix.start.choice import Choice
 from nbmix.statistics import SufficientStatistics
+
+log = logging.getLogger(__name__)
 
 MOST_CELLS_SHOWN = 30_000  # in a picture of cells: more cover each other
 BLOCK_SIZE = 16384
 CAPTIONS = {  # of the report, in its order: file name -> title and caption
-    "k_curve": (
+    "n_components": (
         "Number of components",
-        "Held-out log likelihood of fits with different numbers of components; the best is ringed.",
+        "Held-out log likelihood of the search with different numbers of components. Ringed: the recommended "
+        "one, after which a component brings much less. Bars: standard error of the gain over one less.",
     ),
     "objective_trace": ("Objective", "Nats per cell at every iteration, or epoch."),
     "component_sizes": ("Component sizes", "Cells assigned to each component, and how surely."),
@@ -58,6 +73,12 @@ CAPTIONS = {  # of the report, in its order: file name -> title and caption
         "Largest posterior",
         "How sure each cell's assignment is. Thousands of genes that count as independent make "
         "probabilities near 0 and 1; do not read them as calibrated.",
+    ),
+    "reliability": (
+        "Reliability",
+        "Share of cells assigned to the component that matches their label, against the probability of their "
+        "assignment; on the diagonal probabilities are what they say. A temperature takes off what genes add "
+        "that rise and fall together; it cannot mend components that are none of the labels.",
     ),
     "log_likelihood_margins": (
         "Margins",
@@ -101,6 +122,38 @@ class Results:
         return self.responsibilities.argmax(1)
 
     @cached_property
+    def temperature(self) -> float | None:
+        """Beta of the posteriors, from cells that a copy of the components has not seen.
+
+        None where there are none (plain EM without held-out cells), or an encoder gives the posteriors.
+        """
+        model, module = self.model, self.data
+        if not isinstance(model, MixtureEM):
+            return None
+        n_cells = module.data.n_cells
+        if model.n_genes_missing is not None:  # new cells
+            rows, folds = np.arange(n_cells), np.full(n_cells, -1)
+        else:
+            folds = cell_folds(module)
+            seen = (folds < 0) & ~np.isin(np.arange(n_cells), module.validation_rows)
+            rows = np.flatnonzero(~seen)
+        return fitted_temperature(model.mixture, module.data, rows, folds[rows])
+
+    @cached_property
+    def calibrated(self) -> NDArray[np.float64] | None:
+        """(cells, K) tempered responsibilities; None where there is no temperature."""
+        if self.temperature is None:
+            return None
+        log_prior = log_prior_of(self.model.mixture, self.data.data)
+        return tempered(self.responsibilities, log_prior, self.temperature)
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """(cells,) of each cell's assignment, tempered where there is a temperature."""
+        q = self.responsibilities if self.calibrated is None else self.calibrated
+        return q[np.arange(len(q)), self.assignments]
+
+    @cached_property
     def statistics(self) -> SufficientStatistics:
         """Of all cells, weighted by their responsibilities; one pass over the counts."""
         q, basis = self.cells.responsibilities, self.data.basis
@@ -125,6 +178,14 @@ class Results:
     def total_size(self) -> float:
         """Sum of all size factors."""
         return float(self.data.data.size_factors.sum())
+
+
+def cell_folds(module: CountsDataModule) -> NDArray[np.int64]:
+    """(cells,) fold of each training cell, as its batches have it; -1 for held-out cells and plain EM."""
+    folds = np.full(module.data.n_cells, -1)
+    generator = np.random.default_rng([module.seed, 1])
+    folds[module.training_rows] = fold_members(module.training_rows.size, module.folds, generator)
+    return folds
 
 
 def _all_batches(module: CountsDataModule) -> Iterable[CellBatch]:
@@ -167,7 +228,10 @@ def gather_predictions(predictions: Any, n_cells: int) -> Prediction:
 
 
 def score(results: Results) -> dict[str, Any]:
-    """The flat content of metrics.json; log likelihoods and the ELBO are nats per cell."""
+    """The flat content of metrics.json; log likelihoods, the ELBO, entropy and log losses are nats per cell.
+
+    Those named tempered are of posteriors at ``temperature``, with assignments and matching as they were.
+    """
     data, model, cells = results.data, results.model, results.cells
     metrics: dict[str, Any] = {
         "model": model.kind,
@@ -194,8 +258,17 @@ def score(results: Results) -> dict[str, Any]:
         metrics["n_iterations"] = model.n_iterations
         if model.converged is not None:
             metrics["converged"] = model.converged
+    metrics["entropy"] = float(entr(results.responsibilities).sum(1).mean())
+    if results.temperature is not None:
+        metrics["temperature"] = results.temperature
     if data.data.labels is not None:
         metrics |= clustering_metrics(data.data.labels, results.responsibilities)
+        matched = match_cells(data.data.labels, results.responsibilities)
+        exact = results.responsibilities.max(1)
+        metrics["ece"] = expected_calibration_error(exact, matched.correct)
+        if results.calibrated is not None:
+            metrics["ece_tempered"] = expected_calibration_error(results.probabilities, matched.correct)
+            metrics["log_loss_tempered"] = log_loss(results.calibrated, matched.own_component)
     return metrics
 
 
@@ -210,6 +283,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def write_result(results: Results, path: Path) -> None:
     """result.h5ad: counts, obs["nbmix"], obsm["X_nbmix"], the components in varm, provenance in uns.
 
+    What else the input says of its cells and genes is passed on: obs, var, obsm, varm, and what uns holds
+    outside groups. Names that begin with "nbmix", and "X_nbmix", are nbmix's own; labels become
+    obs["cell_type"] where the input has no such column.
+
     Counts that stayed in their file are not written again.
     """
     data, model = results.data.data, results.model
@@ -222,12 +299,12 @@ def write_result(results: Results, path: Path) -> None:
         "nbmix_probability": q.max(1),
         "nbmix_log_likelihood": results.cells.log_likelihood.numpy(),
         "nbmix_held_out": held_out,
-        "size_factor": data.size_factors,
+        "nbmix_size_factor": data.size_factors,
     }
     if data.labels is not None:
         obs["cell_type"] = pd.Categorical(data.labels)
     components = model.mixture.components()
-    adata = ad.AnnData(
+    own = ad.AnnData(
         None if data.is_backed else data.counts,
         obs=pd.DataFrame(obs, index=data.cell_names),
         var=pd.DataFrame(index=data.gene_names),
@@ -246,9 +323,35 @@ def write_result(results: Results, path: Path) -> None:
         },
     )
     part = path.with_suffix(".part")
-    # level 1: the counts of 100,000 cells take seconds, not a minute
-    adata.write_h5ad(part, compression="gzip", compression_opts=1)
+    try:
+        _write_h5ad(own if data.annotations is None else _merged(own, data.annotations), part)
+    except Exception as error:  # a fit must not be lost to fields that it has not used
+        if data.annotations is None:
+            raise
+        reason = " ".join(str(error).split())
+        log.warning("%s: goes without what else the input holds, which cannot be written (%s)", path, reason)
+        _write_h5ad(own, part)
     os.replace(part, path)
+
+
+def _merged(own: ad.AnnData, given: ad.AnnData) -> ad.AnnData:
+    """What nbmix says of cells and genes, and what the input says where it does not collide."""
+    theirs = ["cell_type"] if "cell_type" in given.obs and "cell_type" in own.obs else []
+    obs = given.obs.set_axis(own.obs_names).filter(regex="^(?!nbmix)")  # of an earlier result
+    return ad.AnnData(
+        own.X,
+        obs=obs.assign(**own.obs.drop(columns=theirs)),
+        var=given.var.set_axis(own.var_names),
+        obsm={**given.obsm, **own.obsm},
+        varm={**given.varm, **own.varm},
+        uns={**given.uns, **own.uns},
+    )
+
+
+def _write_h5ad(adata: ad.AnnData, path: Path) -> None:
+    with ad.settings.override(allow_write_nullable_strings=True):
+        # level 1: the counts of 100,000 cells take seconds, not a minute
+        adata.write_h5ad(path, compression="gzip", compression_opts=1)
 
 
 def write_outcome(
@@ -258,7 +361,7 @@ def write_outcome(
     loggers: Sequence[Logger],
     *,
     max_umap_cells: int,
-    k_curve: Mapping[int, float] | None = None,
+    choice: Choice | None = None,
 ) -> None:
     """All files of the run folder that this module makes.
 
@@ -267,16 +370,32 @@ def write_outcome(
         folder: the run folder.
         loggers: figures are handed to them, too.
         max_umap_cells: see ``embed``.
-        k_curve: number of components -> held-out log likelihood, nats per cell, where several were tried.
+        choice: of the number of components, where it was left open; also written as n_components.csv.
     """
     write_json(folder / "metrics.json", metrics)
+    if choice is not None:
+        write_choice(choice, folder / "n_components.csv")
     write_result(results, folder / "result.h5ad")
     table = marker_table(results.markers, results.data.data.gene_names)
     write_markers(table, folder / "markers.csv")
     figures = write_figures(
-        results, folder / "figures", loggers, max_umap_cells=max_umap_cells, k_curve=k_curve
+        results, folder / "figures", loggers, max_umap_cells=max_umap_cells, choice=choice
     )
     write_report(results, metrics, table, figures, folder / "report.html")
+
+
+def write_choice(choice: Choice, path: Path) -> None:
+    """n_components.csv: K, held-out log likelihood, its gain over K - 1 components, and the error of that."""
+    table = pd.DataFrame(
+        {
+            "n_components": choice.n_components,
+            "log_likelihood": choice.log_likelihood,
+            "gain": np.diff(choice.log_likelihood, prepend=np.nan),
+            "gain_se": choice.gain_error,
+            "recommended": choice.n_components == choice.recommended,
+        }
+    )
+    table.to_csv(path, index=False, float_format="%.8g")
 
 
 def write_markers(table: pd.DataFrame, path: Path) -> None:
@@ -339,13 +458,15 @@ def write_figures(
     loggers: Sequence[Logger],
     *,
     max_umap_cells: int,
-    k_curve: Mapping[int, float] | None = None,
+    choice: Choice | None = None,
 ) -> dict[str, Path]:
     """Draw the figures of a run as PNG files and hand them to the loggers; name -> file."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = draw(results, max_umap_cells)
-    if k_curve:
-        figures["k_curve"] = plots.held_out_curve(list(k_curve), list(k_curve.values()))
+    if choice is not None:
+        figures["n_components"] = plots.held_out_curve(
+            choice.n_components, choice.log_likelihood, choice.gain_error, recommended=choice.recommended
+        )
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=plots.DPI)
         for logger in loggers:
@@ -377,6 +498,11 @@ def draw(results: Results, max_umap_cells: int) -> dict[str, Figure]:
     if data.labels is not None:
         table = overlap_table(data.labels, results.assignments, q.shape[1])
         figures["component_label_table"] = plots.component_label_table(*table)
+        correct = match_cells(data.labels, q).correct
+        curves = {"posterior": reliability(q.max(1), correct)}
+        if results.temperature is not None:
+            curves["tempered"] = reliability(results.probabilities, correct)
+        figures["reliability"] = plots.reliability_diagram(curves)
         figures["component_label_correlation"] = plots.component_label_correlation(data.labels, q)
     shown = _some_rows(np.arange(data.n_cells), MOST_CELLS_SHOWN)
     some = _loaded(data, shown)

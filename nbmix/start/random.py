@@ -101,7 +101,48 @@ class RandomStart:
         if self.n_starts == 1 or n_components == 1:
             return StartState(random_responsibilities(data.n_cells, n_components, generator))
         seen = choose_cells(data, self.max_cells, generator)
-        q = self._search(seen, settings, generator)
+        return self._take_to_all(seen, self._search(seen, settings, generator), data, settings, generator)
+
+    def path(
+        self, data: CountData, settings: MixtureSettings, most: int, generator: np.random.Generator
+    ) -> tuple[CountData, dict[int, Tensor]]:
+        """The search for every number of components from ``most`` down to 1, taken away one by one.
+
+        Returns:
+            The cells that it saw, and (cells, K) ln pi_k + ln p(x_i | k) for each K, cross-fitted and by the
+            better of two runs.
+        """
+        seen = choose_cells(data, self.max_cells, generator)
+        search = self._over_genes(seen, False, generator)
+        found: dict[int, Tensor] = {}
+        for begin in (search.by_k_means, search.at_random):
+            run = search.run(begin(most, generator), FIRST_ITERATIONS)
+            for n_components in range(most, 0, -1):
+                run = search.without_least_missed(run, n_components)
+                if n_components not in found or run.score > _score(found[n_components]):
+                    found[n_components] = run.joint
+        return seen, found
+
+    def start_from(
+        self,
+        seen: CountData,
+        joint: Tensor,
+        data: CountData,
+        settings: MixtureSettings,
+        generator: np.random.Generator,
+    ) -> StartState:
+        """The start that a ``path`` found: ``joint`` of the cells that it saw."""
+        return self._take_to_all(seen, torch.softmax(joint, 1), data, settings, generator)
+
+    def _take_to_all(
+        self,
+        seen: CountData,
+        q: Tensor,
+        data: CountData,
+        settings: MixtureSettings,
+        generator: np.random.Generator,
+    ) -> StartState:
+        """Responsibilities of the cells that the search saw, or where these are not all, components."""
         if seen.n_cells == data.n_cells:
             return StartState(q)
         settings = replace(
@@ -116,8 +157,7 @@ class RandomStart:
         """(cells, K) responsibilities."""
         n_components, n_cells = settings.n_components, seen.n_cells
         given = settings.weights == "given"
-        genes = most_variable_genes(seen.counts, seen.size_factors, self.max_genes)
-        search = _Search.of(seen.select_genes(genes), given, self.n_axes, self.folds, generator)
+        search = self._over_genes(seen, given, generator)
         n_first = n_components
         if self.surplus > 0 and not given:  # a given prior has its number of components
             n_first += max(2, math.ceil(self.surplus * n_components))
@@ -137,6 +177,10 @@ class RandomStart:
             n_components,
         )
         return torch.softmax(best.joint, 1)
+
+    def _over_genes(self, seen: CountData, given: bool, generator: np.random.Generator) -> _Search:
+        genes = most_variable_genes(seen.counts, seen.size_factors, self.max_genes)
+        return _Search.of(seen.select_genes(genes), given, self.n_axes, self.folds, generator)
 
 
 class _Run(NamedTuple):
@@ -208,16 +252,24 @@ class _Search:
         return self._state(model)
 
     def reduce(self, run: _Run, n_components: int) -> _Run:
-        """Take components away until ``n_components`` are left."""
+        """Come down to ``n_components`` and finish."""
+        return self.improve(self.without_least_missed(run, n_components), LAST_ITERATIONS)
+
+    def without_least_missed(self, run: _Run, n_components: int) -> _Run:
+        """Take the component away whose cells the others explain best, until so many are left."""
         while run.joint.shape[1] > n_components:
             kept = np.delete(np.arange(run.joint.shape[1]), _least_missed(run.joint))
             run = self.run(torch.softmax(run.joint[:, kept], 1), ITERATIONS_A_REMOVAL)
-        run.model.run(self.batches, max_iterations=LAST_ITERATIONS, stopping=_stopping())
+        return run
+
+    def improve(self, run: _Run, iterations: int) -> _Run:
+        """Go on with EM."""
+        run.model.run(self.batches, max_iterations=iterations, stopping=_stopping())
         return self._state(run.model)
 
     def _state(self, model: FactorMixture) -> _Run:
         joint = model.component_joint(self.batches, self.data.n_cells)
-        return _Run(model, joint, float(torch.logsumexp(joint, 1).sum()))
+        return _Run(model, joint, _score(joint))
 
     def _scores(self, assigned: np.ndarray) -> Tensor:
         """(cells, axes) first principal components within the groups, of variance 1: where axes begin."""
@@ -249,6 +301,11 @@ def most_variable_genes(counts: sp.csr_matrix, size_factors: np.ndarray, n_genes
     deviation = np.sqrt(2 * rate**2 * of_sizes + total)
     score = np.divide(excess, deviation, out=np.full_like(excess, -np.inf), where=total > 0)
     return np.sort(np.argsort(-score, kind="stable")[:n_genes])
+
+
+def _score(joint: Tensor) -> float:
+    """Summed log likelihood, nats."""
+    return float(torch.logsumexp(joint, 1).sum())
 
 
 def _least_missed(joint: Tensor) -> int:

@@ -17,7 +17,7 @@ from nbmix.start.base import (
     prepare,
     random_responsibilities,
 )
-from nbmix.start.clusters import KMeansStart
+from nbmix.start.random import RandomStart
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class SubsampleStart:
         folds: of EM on the subset; 1 is plain EM.
     """
 
-    n_cells: int = 1000
-    inner: Start = field(default_factory=KMeansStart)
+    n_cells: int = 2000
+    inner: Start = field(default_factory=RandomStart)
     iterations: int = 50
     folds: int = 5
 

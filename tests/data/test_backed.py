@@ -390,7 +390,7 @@ def test_a_run_is_that_in_memory(finished):
     np.testing.assert_allclose(result.obsm["X_nbmix"], wanted.obsm["X_nbmix"], rtol=1e-6, atol=1e-9)
     assert result.obs_names.equals(wanted.obs_names)
     assert result.var_names.equals(wanted.var_names)
-    for column in ("nbmix", "nbmix_held_out", "size_factor", "cell_type"):
+    for column in ("nbmix", "nbmix_held_out", "nbmix_size_factor", "cell_type"):
         assert result.obs[column].tolist() == wanted.obs[column].tolist(), column
     pictures = [{p.name for p in (f / "figures").iterdir()} for f in (folder, memory)]
     assert pictures[0] == pictures[1]

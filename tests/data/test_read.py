@@ -211,3 +211,86 @@ def test_path_must_be_set():
     with pytest.raises(InputError, match=r"data\.path is not set") as error:
         read_h5ad(None)
     one_line(error)
+
+
+def test_counts_that_were_put_aside(adata, tmp_path):
+    """X is normalised, raw holds the counts of more genes: the message names it, and the setting reads it."""
+    more = adata.copy()
+    counts = more.X.toarray()
+    adata = adata[:, 2:].copy()
+    adata.raw = more
+    adata.X = adata.layers["log"]
+    for name in list(adata.layers):
+        del adata.layers[name]
+    path = tmp_path / "normalised.h5ad"
+    adata.write_h5ad(path)
+    for settings in ({}, {"populations": ["b"]}):
+        with pytest.raises(InputError) as error:
+            read_h5ad(path, **settings)
+        assert one_line(error).endswith("nbmix needs raw counts: set data.layer=raw.X")
+    for backed in (False, True):
+        data = read_h5ad(path, layer="raw.X", backed=backed).load()
+        np.testing.assert_array_equal(data.counts.toarray(), counts)
+        assert data.gene_names.tolist() == more.var_names.tolist()
+        np.testing.assert_array_equal(data.labels, adata.obs["cell_type"])
+    picked = read_h5ad(path, layer="raw.X", populations=["b"], min_counts=0)
+    np.testing.assert_array_equal(picked.counts.toarray(), counts[10:20])
+
+
+def test_no_counts_put_aside(path):
+    with pytest.raises(InputError, match=r"no layer 'raw\.X'"):
+        read_h5ad(path, layer="raw.X")
+
+
+def test_annotations_follow_the_cells_and_genes(adata, tmp_path):
+    adata.var["chromosome"] = pd.Categorical(list("XYXYXYXY"))
+    adata.varm["PCs"] = adata.X.T[:, :2].toarray()
+    adata.uns["colors"] = np.array(["#000000", "#ffffff"])
+    adata.uns["log1p"] = {"base": 2.0}
+    adata.write_h5ad(tmp_path / "all.h5ad")
+    for backed in (False, True):
+        data = read_h5ad(tmp_path / "all.h5ad", populations=["a", "b"], subsample=15, backed=backed)
+        data = data.select_cells(np.array([1, 4, 9])).select_genes(np.array([2, 0]))
+        given = data.annotations
+        assert given is not None
+        source = adata[data.cell_names, data.gene_names]
+        for found, wanted in ((given.obs, source.obs), (given.var, source.var)):
+            assert found.astype(str).equals(wanted.astype(str))
+        assert list(given.obsm) == ["X_pca", "weights"]
+        assert list(given.varm) == ["PCs"]
+        for found, wanted in ((given.obsm, source.obsm), (given.varm, source.varm)):
+            for name in found:
+                np.testing.assert_array_equal(found[name], wanted[name])
+        assert sorted(given.uns) == ["colors", "note"]
+        assert given.X is None
+        assert not given.layers
+
+
+def test_what_cannot_be_read_and_is_not_asked_for_is_left_out(path, caplog):
+    with h5py.File(path, "r+") as file:
+        file["obsm/X_pca"].attrs["encoding-type"] = "unheard-of"
+        del file["layers/double/indptr"]
+        file["obsm/short"] = np.ones((3, 2))
+    data = read_h5ad(path)
+    assert list(data.annotations.obsm) == ["weights"]
+    for words in ("obsm['X_pca'] cannot be read, and is left out (", "obsm['short'] cannot be read"):
+        assert words in caplog.text
+    for settings in ({"prior_key": "X_pca"}, {"prior_key": "short"}, {"layer": "double"}):
+        with pytest.raises(InputError, match="cannot be read") as error:
+            read_h5ad(path, **settings)
+        one_line(error)
+
+
+def test_gene_symbols(adata, tmp_path):
+    adata.var["name"] = pd.Categorical([f"S{j}" for j in range(6)] + ["", None])
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    assert read_h5ad(tmp_path / "a.h5ad").gene_symbols is None
+    data = read_h5ad(tmp_path / "a.h5ad", gene_symbol_key="name").select_genes(np.array([0, 6, 7]))
+    assert data.gene_labels.tolist() == ["S0", "gene6", "gene7"]
+    assert data.gene_names.tolist() == ["gene0", "gene6", "gene7"]
+    with pytest.raises(InputError, match=r"var has no column 'x'; set data\.gene_symbol_key to .* \(name\)"):
+        read_h5ad(tmp_path / "a.h5ad", gene_symbol_key="x")
+    adata.var = adata.var.rename(columns={"name": "symbol"})
+    adata.write_h5ad(tmp_path / "b.h5ad")
+    assert read_h5ad(tmp_path / "b.h5ad").gene_symbols is not None
+    assert read_h5ad(tmp_path / "b.h5ad", gene_symbol_key=None).gene_labels[0] == "gene0"

@@ -7,6 +7,7 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, nor
 from nbmix.evaluation.metrics import (
     SMALLEST_PROBABILITY,
     clustering_metrics,
+    match_cells,
     match_components,
     overlap_table,
 )
@@ -32,6 +33,14 @@ def test_hand_worked_example():
     assert metrics["log_loss"] == pytest.approx(-np.log([0.9, 0.8, 0.25, 1.0]).mean())
     assert metrics["entropy_correct"] == pytest.approx(np.mean(entropies))
     assert metrics["entropy_wrong"] == pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
+
+
+def test_cells_are_matched_with_their_labels():
+    matched = match_cells(["a", "a", "b", "c"], [[0.1, 0.9], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]])
+    assert matched.assignments.tolist() == [1, 1, 0, 1]
+    assert matched.own_component.tolist() == [1, 1, 0, -1]
+    assert matched.correct.tolist() == [True, True, True, False]
+    assert matched.label_codes.tolist() == [0, 0, 1, 2]
 
 
 def test_perfect_clustering():

@@ -9,6 +9,7 @@ from matplotlib.image import imread
 from scipy.stats import gamma
 
 from nbmix.evaluation import plots
+from nbmix.evaluation.calibration import expected_calibration_error, reliability
 from nbmix.evaluation.metrics import overlap_table
 
 
@@ -331,3 +332,25 @@ def test_held_out_curve():
     assert axes.get_title(loc="left") == "best: 3 components"
     assert_drawn(figure)
     assert_drawn(plots.held_out_curve([5], [-1.0]))
+    (axes,) = plots.held_out_curve([1, 2, 3], [-9.0, -3.0, -2.9], recommended=2).axes
+    assert axes.get_title(loc="left") == "recommended: 2 components"
+    assert axes.collections[-1].get_offsets().tolist() == [[2.0, -3.0]]
+
+
+def test_reliability_diagram():
+    sure, right = np.array([0.6, 0.62, 0.99, 0.99]), np.array([True, False, True, True])
+    bins = reliability(sure, right, n_bins=5)
+    figure = plots.reliability_diagram(
+        {"posterior": bins, "tempered": reliability(sure / 2, right, n_bins=5)}
+    )
+    top, bottom = figure.axes
+    assert top.lines[1].get_xdata().tolist() == pytest.approx([0.6, 0.62, 0.99])
+    assert top.lines[1].get_ydata().tolist() == [1.0, 0.0, 1.0]
+    error = expected_calibration_error(sure, right, n_bins=5)
+    assert legend_texts(top)[0] == f"posterior: expected calibration error {error:.3f}"
+    assert [patch.get_height() for patch in bottom.patches[:5]] == [0, 0, 1, 1, 2]
+    assert_drawn(figure)
+
+
+def test_reliability_diagram_of_no_cells():
+    assert_drawn(plots.reliability_diagram({"posterior": reliability([], [])}))

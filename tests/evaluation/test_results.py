@@ -11,13 +11,16 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.image import imread
+from scipy.stats import entropy
 
 from nbmix.components import GenePrior
 from nbmix.data.read import read_h5ad
+from nbmix.evaluation.calibration import tempered
 from nbmix.evaluation.markers import find_markers
 from nbmix.evaluation.results import (
     CAPTIONS,
     Results,
+    cell_folds,
     gather_predictions,
     score,
     write_figures,
@@ -27,6 +30,8 @@ from nbmix.evaluation.results import (
 )
 from nbmix.models import AmortizedMixture, MixtureEM, Prediction
 from nbmix.products import CellBatch
+from nbmix.start.base import StartState
+from nbmix.start.choice import Choice
 from nbmix.start.random import RandomStart
 from nbmix.statistics import SufficientStatistics
 from tests.running import fit, small_data
@@ -98,6 +103,46 @@ def test_scores_without_labels_and_with_an_empty_cell(unlabelled):
     np.testing.assert_allclose(unlabelled.responsibilities[4], own.numpy(), rtol=1e-12)
 
 
+def test_scores_of_calibration(results, unlabelled):
+    metrics, q = score(results), results.responsibilities
+    assert 0 < metrics["temperature"] <= 1
+    assert metrics["entropy"] == pytest.approx(entropy(q, axis=1).mean(), abs=1e-12)
+    log_prior = results.model.mixture.log_weights.data[-1].numpy()
+    mild = tempered(q, log_prior, metrics["temperature"])
+    np.testing.assert_array_equal(results.probabilities, mild[np.arange(60), q.argmax(1)])
+    # all assignments are right
+    assert metrics["ece"] == pytest.approx(1 - q.max(1).mean(), abs=1e-9)
+    assert metrics["ece_tempered"] == pytest.approx(1 - results.probabilities.mean(), abs=1e-9)
+    assert metrics["log_loss_tempered"] == pytest.approx(-np.log(results.probabilities).mean(), abs=1e-9)
+    assert not {"ece", "ece_tempered", "log_loss_tempered"} & set(score(unlabelled))
+    assert score(unlabelled)["temperature"] == unlabelled.temperature
+
+
+def test_folds_of_cells_are_those_of_the_batches(results):
+    folds = cell_folds(results.data)
+    for batch in results.data.predict_dataloader():
+        assert set(folds[batch.rows]) == {batch.fold}
+
+
+def test_no_temperature_from_cells_that_were_seen():
+    data = small_data()
+    model = MixtureEM(data.gene_names, n_components=2, folds=1)
+    seen = Results(*placed(fit(model, data, epochs=1, validation_share=0.0), model), {})
+    assert seen.temperature is None
+    assert "temperature" not in score(seen)
+    assert np.array_equal(seen.probabilities, seen.responsibilities.max(1))
+    model = MixtureEM(data.gene_names, n_components=2, folds=1)
+    held_out = Results(*placed(fit(model, data, epochs=1, validation_share=0.5), model), {})
+    assert 0 < held_out.temperature <= 1
+    encoder = AmortizedMixture(data.gene_names, n_components=2, encoder_epochs=1)
+    assert Results(*placed(fit(encoder, data, epochs=1), encoder), {}).temperature is None
+
+
+def placed(fitted, model):
+    module, cells = fitted
+    return module, model, cells
+
+
 def test_cross_fitted_likelihood_stands_in_where_nothing_is_held_out():
     data = small_data()
     model = MixtureEM(data.gene_names, n_components=2, folds=3)
@@ -131,6 +176,66 @@ def test_result_file_without_labels(unlabelled, tmp_path):
     assert "cell_type" not in ad.read_h5ad(tmp_path / "result.h5ad").obs
 
 
+def annotated_file(path):
+    """Counts as an analyst keeps them, with names that nbmix would give among them."""
+    data = small_data()
+    n_cells, n_genes = data.counts.shape
+    adata = ad.AnnData(
+        data.counts,
+        obs=pd.DataFrame(
+            {
+                "cell_type": pd.Categorical(data.labels, ["component1", "component0"]),
+                "donor": pd.array(["x", None] * (n_cells // 2), dtype="string"),
+                "nbmix": "stale",
+                "nbmix_old": 1.0,
+            },
+            index=data.cell_names,
+        ),
+        var=pd.DataFrame({"symbol": [f"S{j}" for j in range(n_genes)]}, index=data.gene_names),
+        obsm={"X_pca": np.arange(2.0 * n_cells).reshape(-1, 2), "X_nbmix": np.ones((n_cells, 1))},
+        varm={"PCs": np.arange(n_genes)[:, None]},
+        layers={"log": data.counts.log1p()},
+        uns={"cell_type_colors": np.array(["#000000", "#ffffff"]), "log1p": {"base": 2.0}},
+    )
+    with ad.settings.override(allow_write_nullable_strings=True):
+        adata.write_h5ad(path)
+    return adata
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_result_file_passes_on_what_the_input_holds(tmp_path, backed):
+    given = annotated_file(tmp_path / "input.h5ad")
+    data = read_h5ad(tmp_path / "input.h5ad", backed=backed)
+    made = results_of(data, start=RandomStart(n_starts=1))
+    write_result(made, tmp_path / "result.h5ad")
+    result = ad.read_h5ad(tmp_path / "result.h5ad")
+    assert result.obs["donor"].fillna("none").tolist() == given.obs["donor"].fillna("none").tolist()
+    assert result.obs["cell_type"].cat.categories.tolist() == ["component1", "component0"]
+    assert result.obs["cell_type"].tolist() == given.obs["cell_type"].tolist()
+    assert "nbmix_old" not in result.obs
+    assert np.array_equal(result.obs["nbmix"].astype(int), made.assignments)
+    assert np.array_equal(result.obsm["X_nbmix"], made.responsibilities)
+    assert np.array_equal(result.obsm["X_pca"], given.obsm["X_pca"])
+    assert result.var["symbol"].tolist() == given.var.loc[result.var_names, "symbol"].tolist()
+    assert np.array_equal(result.varm["PCs"], given[:, result.var_names].varm["PCs"])
+    assert sorted(result.uns) == ["cell_type_colors", "nbmix"]
+    assert not result.layers
+    assert (result.X is None) == backed
+
+
+def test_a_fit_is_not_lost_to_what_cannot_be_written(results, tmp_path, caplog):
+    data = results.data.data
+    obs = pd.DataFrame({"strange": [object()] * data.n_cells}, index=data.cell_names)
+    annotations = ad.AnnData(obs=obs, var=pd.DataFrame(index=data.gene_names))
+    made = results_of(replace(data, annotations=annotations))
+    write_result(made, tmp_path / "result.h5ad")
+    assert "goes without what else the input holds, which cannot be written" in caplog.text
+    result = ad.read_h5ad(tmp_path / "result.h5ad")
+    assert "strange" not in result.obs
+    assert np.array_equal(result.obsm["X_nbmix"], made.responsibilities)
+    assert result.obs["cell_type"].tolist() == data.labels.tolist()
+
+
 FIGURES = {
     "objective_trace",
     "posterior_histogram",
@@ -144,7 +249,7 @@ FIGURES = {
 
 
 def test_figures(results, unlabelled, tmp_path):
-    of_labels = {"component_label_table", "component_label_correlation"}
+    of_labels = {"component_label_table", "component_label_correlation", "reliability"}
     for name, of, own in (("with", results, of_labels), ("without", unlabelled, set())):
         files = write_figures(of, tmp_path / name, [], max_umap_cells=0)
         assert set(files) == {file.stem for file in (tmp_path / name).iterdir()} == FIGURES | own
@@ -158,10 +263,15 @@ def test_figures(results, unlabelled, tmp_path):
 
 def test_the_whole_outcome(results, tmp_path):
     metrics = score(results) | {"seconds": 1.5}
-    write_outcome(results, metrics, tmp_path, [], max_umap_cells=0, k_curve={2: -10.0, 3: -9.0})
+    curve = np.array([-12.0, -10.0, -9.5])
+    choice = Choice(np.array([1, 2, 3]), curve, np.array([0.0, 0.1, 0.1]), 2, StartState())
+    write_outcome(results, metrics, tmp_path, [], max_umap_cells=0, choice=choice)
     assert {p.name for p in tmp_path.iterdir()} == {
-        *("metrics.json", "result.h5ad", "markers.csv", "figures", "report.html")
+        *("metrics.json", "n_components.csv", "result.h5ad", "markers.csv", "figures", "report.html")
     }
+    tried = pd.read_csv(tmp_path / "n_components.csv")
+    assert tried["gain"].tolist()[1:] == [2.0, 0.5]
+    assert tried["recommended"].tolist() == [False, True, False]
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     table = pd.read_csv(tmp_path / "markers.csv", dtype={"gene": str})
     data, markers = small_data(), results.markers
@@ -171,8 +281,8 @@ def test_the_whole_outcome(results, tmp_path):
         np.testing.assert_allclose(rows["ln_fc_rest"], markers.from_rest.log_fold_change[k], rtol=1e-4)
         np.testing.assert_allclose(rows["share"], markers.share[k], rtol=1e-4)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == len(FIGURES) + 3
-    for words in (CAPTIONS["k_curve"][1], "config.seed", table["gene"][0], str(data.labels[0])):
+    assert page.count("data:image/png;base64,") == len(FIGURES) + 4
+    for words in (CAPTIONS["n_components"][0], "config.seed", table["gene"][0], str(data.labels[0])):
         assert words in page
 
 

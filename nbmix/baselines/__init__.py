@@ -1,0 +1,1 @@
+"""What other methods make of the same counts: the columns beside ours in a table."""

@@ -1,0 +1,83 @@
+"""Files from outside: opened, and whatever is wrong inside them said in one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import scipy.sparse as sp
+
+from nbmix.errors import InputError
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn what a damaged file makes h5py, anndata, pandas or SciPy raise into one line.
+
+    They raise all kinds, so this goes around reading alone, never around a computation.
+
+    Raises:
+        InputError: in place of any other exception.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(
+            f"{where}: holds, or claims to hold, more than fits into memory ({_reason(error)}); get it "
+            "again, or, if it is an .h5ad of CSR counts that is this large, set data.backed=true"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"{where}: cannot be read ({_reason(error)}); the file is damaged or cut short, get it again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def existing(path: str | os.PathLike[str], where: str) -> Path:
+    """A file or folder that is there.
+
+    Raises:
+        InputError: it is not, or may not be read.
+    """
+    path = Path(path)
+    try:
+        if not path.is_dir():
+            path.open("rb").close()
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file; check the path (relative to {Path.cwd()})") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{where}: cannot be opened ({reason}); check its permissions") from None
+    return path
+
+
+def open_h5(path: Path, where: str, wanted: str) -> h5py.File:
+    """An HDF5 file for reading; ``wanted`` is what the user should give in place of another kind.
+
+    Raises:
+        InputError: it is none, or is cut short.
+    """
+    if not h5py.is_hdf5(path):
+        raise InputError(f"{where}: is not an HDF5 file; give {wanted}")
+    with reading(where):
+        return h5py.File(path, "r")
+
+
+def check_structure(matrix: sp.csr_matrix | sp.csc_matrix) -> None:
+    """Whether row pointers and indices stay within the matrix; SciPy itself trusts them, and would read on.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for name in ("indices", "indptr"):
+        if getattr(matrix, name).dtype.kind != "i":
+            raise ValueError(f"{name} are no signed whole numbers")
+    matrix.check_format(full_check=True)

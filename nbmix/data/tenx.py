@@ -1,0 +1,292 @@
+"""Counts as Cell Ranger of 10x Genomics writes them: a folder with a matrix.mtx, or an .h5 file.
+
+| | version 2 | version 3 and later |
+|---|---|---|
+| folder | matrix.mtx, genes.tsv, barcodes.tsv | matrix.mtx.gz, features.tsv.gz, barcodes.tsv.gz |
+| .h5 | a group for each genome | the group "matrix" |
+
+Any of the files of a folder may be compressed or not.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from nbmix.checks import MAX_COUNT
+from nbmix.data.check import make_count_data
+from nbmix.data.counts import CountData
+from nbmix.data.files import check_structure, existing, open_h5, reading
+from nbmix.data.read import pick_cells
+from nbmix.errors import InputError
+
+GENES = "Gene Expression"  # 10x's name for the features that are genes
+VERSION_2 = ("data", "indices", "indptr", "shape", "genes", "gene_names", "barcodes")  # of a genome
+FEATURE_COLUMNS = ("symbol", "feature_type")  # of features.tsv, after the id; version 2 has symbols alone
+FORMS = (["integer", "general"], ["real", "general"])  # of a matrix.mtx
+LONGEST_LINE = 2**16  # bytes, in the header of a matrix.mtx
+CHUNK_LINES = 2**22
+LARGEST_TABLE = 2**29  # bytes of names; every barcode that there is has 130 MB
+LARGEST_RATIO = 1032  # of gzip
+SHORTEST_LINE = 6  # bytes of an entry in a matrix.mtx: "1 1 1\n", but for the last line break
+MOST_EMPTY = 0.5  # of the barcodes: cells that were called have counts
+
+log = logging.getLogger(__name__)
+
+
+class Library(NamedTuple):
+    """What one run of Cell Ranger leaves.
+
+    Attributes:
+        counts: (cells, features) CSR, not yet checked to be counts.
+        features: (features,) index: ids; columns "symbol", and "feature_type" and "genome" if there.
+        barcodes: (cells,)
+    """
+
+    counts: sp.csr_matrix
+    features: pd.DataFrame
+    barcodes: list[str]
+
+    def check(self) -> Library:
+        """Itself.
+
+        Raises:
+            ValueError: names and counts do not fit together.
+        """
+        named = len(self.barcodes), len(self.features)
+        if self.counts.shape != named:
+            raise ValueError(f"a matrix of {self.counts.shape} for {named[0]} barcodes, {named[1]} genes")
+        check_structure(self.counts)
+        return self
+
+    def select(self, column: str, wanted: str | None, where: str) -> Library:
+        """The features with ``wanted`` in a column, which data.``column`` asks for; None for all.
+
+        Raises:
+            InputError: there are none.
+        """
+        if wanted is None:
+            return self
+        found = self.features[column].to_numpy().astype(str)
+        keep = np.flatnonzero(found == wanted)
+        if not keep.size:
+            there = ", ".join(sorted(set(found.tolist()))) or "none"
+            raise InputError(f"{where}: no feature has data.{column}={wanted}; there are: {there}")
+        if keep.size == found.size:
+            return self
+        log.info("%s: left out %d features that are not %s", where, found.size - keep.size, wanted)
+        return Library(self.counts[:, keep], self.features.iloc[keep], self.barcodes)
+
+
+def read_tenx(
+    path: str | os.PathLike[str] | None,
+    *,
+    genome: str | None = None,
+    feature_type: str | None = GENES,
+    min_counts: int = 1,
+    subsample: int | None = None,
+    seed: int = 0,
+) -> CountData:
+    """Read the counts that Cell Ranger left; cells by barcode, genes by Ensembl id.
+
+    Args:
+        path: folder with matrix.mtx, or .h5 file; of the filtered matrix, whose barcodes are cells.
+        genome: of an .h5 file with several; None for all there are (version 2 keeps their cells apart).
+        feature_type: features to keep, where the file tells ("Antibody Capture" are no genes); None for all.
+        min_counts: genes need at least this many counts over the picked cells.
+        subsample: number of cells drawn without replacement, in file order; None for all.
+        seed: of ``np.random.default_rng`` for the subsample.
+
+    Raises:
+        InputError: one line that names the file and what in it cannot be used.
+    """
+    if path is None:
+        raise InputError(
+            "data.path is not set: give a folder or an .h5 file of Cell Ranger, e.g. "
+            "data.path=filtered_feature_bc_matrix"
+        )
+    where = f"data.path={os.fspath(path)}"
+    found = existing(path, where)
+    library = _read_folder(found, where, genome) if found.is_dir() else _read_h5(found, where, genome)
+    if "feature_type" in library.features:
+        library = library.select("feature_type", feature_type, where)
+    n_barcodes, n_empty = len(library.barcodes), int((np.diff(library.counts.indptr) == 0).sum())
+    if n_empty > MOST_EMPTY * n_barcodes:
+        raise InputError(
+            f"{where}: {n_empty} of {n_barcodes} barcodes have no counts, as in a raw matrix; give the "
+            "filtered one (filtered_feature_bc_matrix), which holds cells"
+        )
+    with warnings.catch_warnings():  # make_count_data deals with it
+        warnings.filterwarnings("ignore", message=r"(Observation|Variable) names are not unique")
+        adata = ad.AnnData(
+            library.counts,
+            obs=pd.DataFrame(index=pd.Index(library.barcodes, dtype=object)),
+            var=library.features,
+        )
+        adata = pick_cells(
+            adata, where=where, label_key=None, populations=None, subsample=subsample, seed=seed
+        )
+        return make_count_data(adata, where=where, label_key=None, min_counts=min_counts, annotate=True)
+
+
+def parse_library(matrix: IO[bytes], features: bytes, barcodes: bytes, n_bytes: int) -> Library:
+    """The contents of a folder.
+
+    Args:
+        matrix: matrix.mtx, (features, cells) in Matrix Market's coordinate format.
+        features: features.tsv or genes.tsv.
+        barcodes: barcodes.tsv.
+        n_bytes: of ``matrix``, at most; what its header claims is held to it before memory is set aside.
+
+    Raises:
+        ValueError, IndexError, EOFError, OSError: they are damaged, or do not fit together.
+    """
+    names = _lines(barcodes)
+    rows = [line.split("\t") for line in _lines(features)]
+    columns = FEATURE_COLUMNS[: 1 if min(map(len, rows), default=0) < 3 else 2]
+    table = pd.DataFrame(
+        {name: [row[1 + i] for row in rows] for i, name in enumerate(columns)},
+        index=[row[0] for row in rows],
+        dtype=object,
+    )
+    return Library(_read_matrix(matrix, len(names), len(table), n_bytes), table, names).check()
+
+
+def _read_matrix(stream: IO[bytes], n_cells: int, n_genes: int, n_bytes: int) -> sp.csr_matrix:
+    """(cells, genes) counts out of a matrix.mtx.
+
+    Not by ``scipy.io.mmread``, which ends the whole process on some damaged files that it has no path of.
+    """
+    banner = stream.readline(LONGEST_LINE).decode().lower().split()
+    if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or banner[3:] not in FORMS:
+        raise ValueError("matrix.mtx does not begin as 10x writes it")
+    line = stream.readline(LONGEST_LINE)
+    while line.startswith(b"%"):
+        line = stream.readline(LONGEST_LINE)
+    n_rows, n_columns, n_entries = (int(word) for word in line.split())
+    if (n_columns, n_rows) != (n_cells, n_genes):
+        raise ValueError(f"a matrix of {n_columns, n_rows} for {n_cells} barcodes, {n_genes} genes")
+    if not 0 < n_entries * SHORTEST_LINE <= n_bytes + 1:
+        raise ValueError(f"a matrix that claims {n_entries} entries in {n_bytes} bytes")
+    index = np.empty((2, n_entries), np.int32)  # gene, cell
+    values = np.empty(n_entries)
+    filled = 0
+    columns = {0: np.int64, 1: np.int64, 2: np.float64}
+    settings: dict[str, Any] = {"sep": r"\s+", "header": None, "dtype": columns, "quoting": csv.QUOTE_NONE}
+    with pd.read_csv(stream, chunksize=CHUNK_LINES, **settings) as chunks:
+        for chunk in chunks:
+            end = filled + len(chunk)
+            if chunk.shape[1] != len(columns) or end > n_entries:
+                raise ValueError("matrix.mtx has more, or other, entries than its header says")
+            for row, size in enumerate((n_genes, n_cells)):
+                place = chunk[row].to_numpy()
+                if place.min() < 1 or place.max() > size:
+                    raise ValueError(f"matrix.mtx has an entry at {int(place.max())} of 1 to {size}")
+                index[row, filled:end] = place - 1
+            values[filled:end] = chunk[2].to_numpy()
+            filled = end
+    if filled != n_entries:
+        raise ValueError(f"matrix.mtx has {filled} of {n_entries} entries")
+    if (np.abs(values) <= MAX_COUNT).all() and (values == np.rint(values)).all():
+        values = values.astype(np.float32)  # exact, and half the memory
+    counts = sp.csr_matrix((values, (index[1], index[0])), shape=(n_cells, n_genes))
+    if counts.nnz != n_entries:  # which SciPy has added up
+        raise ValueError("matrix.mtx gives an entry twice")
+    return counts
+
+
+def _lines(content: bytes) -> list[str]:
+    """Of a text; ``str.splitlines`` would also split within a name."""
+    lines = [line.removesuffix("\r") for line in content.decode().split("\n")]
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def _read_folder(folder: Path, where: str, genome: str | None) -> Library:
+    if genome is not None:
+        raise InputError(f"data.genome={genome}: a folder has none to choose from; set data.genome=null")
+    matrix = _member(folder, where, "matrix.mtx")
+    features = _member(folder, where, "features.tsv", "genes.tsv")
+    barcodes = _member(folder, where, "barcodes.tsv")
+    with reading(where), _opened(matrix) as stream:
+        n_bytes = matrix.stat().st_size * (LARGEST_RATIO if matrix.suffix == ".gz" else 1)
+        return parse_library(stream, _content(features), _content(barcodes), n_bytes)
+
+
+def _member(folder: Path, where: str, *names: str) -> Path:
+    """The first of some files that is in a folder, compressed or not."""
+    for name in names:
+        for path in (folder / f"{name}.gz", folder / name):
+            if path.is_file():
+                return path
+    inner = sorted({path.parent.name for path in folder.glob(f"*/{names[0]}*")})
+    advice = f"give the folder {inner[0]!r} in it" if inner else "give a folder as Cell Ranger writes it"
+    raise InputError(f"{where}: is a folder without {names[0]} or {names[0]}.gz; {advice}")
+
+
+def _opened(path: Path) -> IO[bytes]:
+    # a GzipFile has all that is asked of it
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _content(path: Path) -> bytes:
+    with _opened(path) as stream:
+        content = stream.read(LARGEST_TABLE + 1)
+    if len(content) > LARGEST_TABLE:
+        raise ValueError(f"{path.name} is larger than {LARGEST_TABLE >> 20} MiB")
+    return content
+
+
+def _read_h5(path: Path, where: str, genome: str | None) -> Library:
+    with open_h5(path, where, "an .h5 file, or a folder, as Cell Ranger writes it") as file, reading(where):
+        if "matrix" in file:
+            features = file["matrix"].get("features", {})
+            columns = {"symbol": "name", "feature_type": "feature_type", "genome": "genome"}
+            table = pd.DataFrame(
+                {ours: _strings(features[theirs]) for ours, theirs in columns.items() if theirs in features},
+                index=_strings(features["id"]),
+                dtype=object,
+            )
+            return _parse_group(file["matrix"], table).select("genome", genome, where)
+        genomes = [name for name in file if set(VERSION_2) <= set(_members(file[name]))]
+        if not genomes:
+            raise InputError(
+                f"{where}: is HDF5 but not as Cell Ranger writes it (no group 'matrix', none of a genome); "
+                "an .h5ad file needs data=h5ad"
+            )
+        if genome not in genomes and (genome is not None or len(genomes) > 1):
+            raise InputError(
+                f"{where}: has cells of {', '.join(sorted(genomes))}; set data.genome to one of them"
+            )
+        group = file[genome or genomes[0]]
+        table = pd.DataFrame(
+            {"symbol": _strings(group["gene_names"])}, index=_strings(group["genes"]), dtype=object
+        )
+        return _parse_group(group, table)
+
+
+def _members(element: h5py.Group | h5py.Dataset) -> list[str]:
+    return list(element) if isinstance(element, h5py.Group) else []
+
+
+def _parse_group(group: h5py.Group, features: pd.DataFrame) -> Library:
+    """A matrix stored as CSC of (features, cells), which is CSR of (cells, features)."""
+    shape = tuple(int(size) for size in group["shape"][()][::-1])
+    parts = tuple(group[name][()] for name in ("data", "indices", "indptr"))
+    if any(part.dtype.kind not in "iu" for part in parts[1:]):
+        raise ValueError("indices or indptr are not whole numbers")
+    return Library(sp.csr_matrix(parts, shape=shape), features, _strings(group["barcodes"])).check()
+
+
+def _strings(dataset: h5py.Dataset) -> list[str]:
+    return [str(name) for name in np.atleast_1d(dataset.asstr()[()])]
