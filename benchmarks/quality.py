@@ -2,8 +2,9 @@
 
     python benchmarks/quality.py --data-dir DATA --seeds 0 1 2 --json quality.json
 
-DATA holds pbmc_facs.h5ad (sorted populations of Zheng et al. 2017 in obs["cell_type"]) and
-cellbench_3cl_dropseq.h5ad. Groups of runs can be chosen with --only.
+DATA holds pbmc_facs.h5ad (sorted populations of Zheng et al. 2017 in obs["cell_type"]) and, of CellBench,
+cellbench_3cl_dropseq.h5ad, cellbench_5cl_celseq2.h5ad, cellbench_rnamix_celseq2.h5ad. Groups of runs can be
+chosen with --only; ``auto`` leaves the number of components open.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from nbmix.start.base import StartState, new_mixture, prepare
 from nbmix.start.clusters import KMeansStart, LabelsStart
 
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN = ("ari", "accuracy", "log_likelihood", "heldout_log_likelihood", "seconds")
+CELLBENCH = {"3cl": ("3cl_dropseq", 3), "5cl": ("5cl_celseq2", 5), "rnamix": ("rnamix_celseq2", 7)}
+SHOWN = ("n_components", "ari", "accuracy", "log_likelihood", "heldout_log_likelihood", "seconds")
 N_COMPONENTS = {"mix2": 2, "mix4": 4, "mix10": 10}
 
 
@@ -47,39 +49,31 @@ class Run(NamedTuple):
 
 def runs(data_dir: Path, seeds: list[int]) -> Iterator[Run]:
     """The commands that the table shows."""
-    pbmc = f"data.path={data_dir / 'pbmc_facs.h5ad'}"
-    lines = (
-        "data=h5ad",
-        f"data.path={data_dir / 'cellbench_3cl_dropseq.h5ad'}",
-        "model.n_components=3",
-    )
-
-    def sorted_cells(mixture: str) -> tuple[str, ...]:
-        return (f"data={mixture}", pbmc, f"model.n_components={N_COMPONENTS[mixture]}")
-
+    cells = {
+        name: (
+            f"data={name}",
+            f"data.path={data_dir / 'pbmc_facs.h5ad'}",
+            f"model.n_components={n_components}",
+        )
+        for name, n_components in N_COMPONENTS.items()
+    } | {
+        name: (
+            "data=h5ad",
+            f"data.path={data_dir / f'cellbench_{file}.h5ad'}",
+            f"model.n_components={n_components}",
+        )
+        for name, (file, n_components) in CELLBENCH.items()
+    }
     for seed in seeds:
-        for mixture in ("mix2", "mix4"):
-            yield Run(
-                "kmeans",
-                f"em start=kmeans {mixture}",
-                seed,
-                ("model=em", "start=kmeans", *sorted_cells(mixture)),
-            )
-        yield Run("kmeans", "em start=kmeans 3cl_dropseq", seed, ("model=em", "start=kmeans", *lines))
-        for mixture in ("mix2", "mix4"):
-            yield Run(
-                "amortized",
-                f"amortized {mixture}, EM on 500 cells",
-                seed,
-                ("model=amortized", "start.n_cells=500", *sorted_cells(mixture)),
-            )
-        for mixture in ("mix4", "mix10"):
-            yield Run(
-                "random",
-                f"em start=random {mixture}",
-                seed,
-                ("model=em", "start=random", *sorted_cells(mixture)),
-            )
+        for name in cells:
+            yield Run("random", f"em {name}", seed, ("model=em", *cells[name]))
+        for name in ("mix2", "mix4", "3cl"):
+            yield Run("kmeans", f"em start=kmeans {name}", seed, ("model=em", "start=kmeans", *cells[name]))
+        for name in ("mix4", "mix10", "5cl"):
+            yield Run("amortized", f"amortized {name}", seed, ("model=amortized", *cells[name]))
+        for name in cells:
+            open_number = (*cells[name][:-1], "model.n_components=auto")
+            yield Run("auto", f"em {name}, K open", seed, ("model=em", *open_number))
     for seed in range(10):
         yield Run("simulation", "default: simulation, em start=random", seed, ())
 
@@ -204,14 +198,14 @@ def show(rows: list[dict[str, Any]], checks: dict[str, dict[str, Any]]) -> None:
         console.print(name, json.dumps(check), soft_wrap=True)
 
 
-GROUPS = ("kmeans", "amortized", "random", "simulation", "oracle", "processes")
+GROUPS = ("random", "kmeans", "amortized", "auto", "simulation", "oracle", "processes")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder with the two .h5ad files")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder with the .h5ad files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", choices=GROUPS, nargs="+", default=GROUPS)
     parser.add_argument("--json", metavar="OUT", help="where to write the figures")
