@@ -192,7 +192,7 @@ def test_generators_of_scikit_learn_are_taken():
 def test_the_numbers_of_train(overrides, settings, tmp_path):
     run_here(tmp_path, *TINY, *overrides, "data.validation_share=0", "seed=2")
     result = ad.read_h5ad(tmp_path / "result.h5ad")
-    adata = ad.AnnData(result.X, obs=result.obs[["size_factor"]], var=result.var)
+    adata = ad.AnnData(result.X, obs=result.obs[["nbmix_size_factor"]], var=result.var)
     mixture = NBMixture(2, start="kmeans", random_state=2, **settings).fit(adata)
     np.testing.assert_array_equal(mixture.responsibilities_, result.obsm["X_nbmix"])
     np.testing.assert_array_equal(mixture.log_likelihoods_, result.obs["nbmix_log_likelihood"])
