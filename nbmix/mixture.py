@@ -79,8 +79,7 @@ class MixtureSettings:
         for name in ("n_components", "folds"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
-                also = ", or auto, or a range as in 2-10" if name == "n_components" else ""
-                raise InputError(f"model.{name}={value}: must be a whole number{also}")
+                raise InputError(f"model.{name}={value}: must be a whole number")
         if self.n_components < 1:
             raise InputError(f"model.n_components={self.n_components}: there must be at least 1 component")
         if self.folds < 1:

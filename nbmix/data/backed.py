@@ -157,15 +157,15 @@ def open_backed(file: h5py.File, element: str, where: str, shape: tuple[int, int
         )
     if absent := {"data", "indices", "indptr"} - set(group):
         raise ValueError(f"{element} has no {min(absent)}")
-    indptr = group["indptr"][:].astype(np.int64, casting="safe")
+    if any(group[name].dtype.kind not in "iu" for name in ("indices", "indptr")):
+        raise ValueError(f"indices or indptr of {element} are not whole numbers")
+    indptr = group["indptr"][:].astype(np.int64)
     n_entries = group["data"].shape[0]
     stored, cells_and_genes = group["indices"].shape, tuple(group.attrs["shape"])
     if cells_and_genes != shape or indptr.shape != (shape[0] + 1,):
         raise ValueError(f"{element} is a matrix of {cells_and_genes} for {shape[0]} cells, {shape[1]} genes")
     if stored != (n_entries,) or indptr[0] != 0 or indptr[-1] > n_entries or (np.diff(indptr) < 0).any():
         raise ValueError(f"the rows of {element} do not follow each other")
-    if group["indices"].dtype.kind not in "iu":
-        raise ValueError(f"the indices of {element} are not whole numbers")
     return BackedCounts(file.filename, element, indptr, shape[1])
 
 

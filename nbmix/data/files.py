@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import h5py
 import scipy.sparse as sp
 
 from nbmix.errors import InputError
+
+HEAP = b"GCOL\x01\0\0\0"  # how a global heap of HDF5 begins
 
 
 @contextmanager
@@ -68,7 +71,33 @@ def open_h5(path: Path, where: str, wanted: str) -> h5py.File:
     if not h5py.is_hdf5(path):
         raise InputError(f"{where}: is not an HDF5 file; give {wanted}")
     with reading(where):
+        check_heaps(path)
         return h5py.File(path, "r")
+
+
+def check_heaps(path: Path) -> None:
+    """Whether HDF5 can walk its global heaps, where texts are: at free space of size 0 it would stay forever.
+
+    A collection is b"GCOL", a version and three zeros, its size, and objects: index and three numbers in 8
+    bytes, size in 8, data in multiples of 8; in free space, index 0, the size is all (HDF5 File Format
+    Specification 3.0, III.E). Zeros are what downloads leave that were cut short.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        start = content.find(HEAP)
+        while start >= 0:
+            end = min(start + int.from_bytes(content[start + 8 : start + 16], "little"), len(content))
+            place = start + 16
+            while place + 16 <= end:
+                size = int.from_bytes(content[place + 8 : place + 16], "little")
+                if content[place : place + 2] != b"\0\0":
+                    size = 16 + -(-size // 8) * 8
+                if size == 0:
+                    raise ValueError("a heap of texts is damaged")
+                place += size
+            start = content.find(HEAP, start + 1)
 
 
 def check_structure(matrix: sp.csr_matrix | sp.csc_matrix) -> None:

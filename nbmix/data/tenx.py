@@ -289,4 +289,6 @@ def _parse_group(group: h5py.Group, features: pd.DataFrame) -> Library:
 
 
 def _strings(dataset: h5py.Dataset) -> list[str]:
-    return [str(name) for name in np.atleast_1d(dataset.asstr()[()])]
+    if dataset.ndim != 1:
+        raise ValueError(f"{dataset.name} is no list of names")
+    return [str(name) for name in dataset.asstr()[()]]

@@ -52,16 +52,18 @@ class Range:
 
     @classmethod
     def parse(cls, value: object) -> Range | None:
-        """``auto``, or a range as in ``2-10``; None for anything else.
+        """``auto``, or a range as in ``2-10``; None for what is no text.
 
         Raises:
-            InputError: an impossible range.
+            InputError: another text, or an impossible range.
         """
+        if not isinstance(value, str):
+            return None
         if value == "auto":
             return cls(1, MOST_COMPONENTS)
-        found = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", value) if isinstance(value, str) else None
+        found = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", value)
         if found is None:
-            return None
+            raise InputError(f"model.n_components={value}: give a whole number, auto, or a range as in 2-10")
         least, most = int(found[1]), int(found[2])
         if not 1 <= least <= most:
             raise InputError(

@@ -4,8 +4,8 @@
 what came of it. What was dealt with badly is kept in the folder "hostile". The tests break a few of each.
 
 A reader has to give what the file says, which ``plain_h5ad`` and its like find out by the slowest means, or
-refuse it by an ``InputError`` of one line, and soon. Random bytes are left out of the tests because libhdf5
-itself, in rare cases, never comes back from them.
+refuse it by an ``InputError`` of one line, and soon. Random bytes in HDF5 are left out of the tests, because
+a test could not end where libhdf5 itself does not come back from them.
 """
 
 from __future__ import annotations

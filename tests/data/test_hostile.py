@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nbmix.data.check import make_count_data
-from nbmix.data.files import reading
+from nbmix.data.files import HEAP, reading
 from nbmix.data.read import read_h5ad
 from nbmix.errors import InputError
 from tests.data.hostile import KINDS, N_CELLS, N_GENES, cases, check, counts, dense_from_parts, write_h5ad
@@ -183,3 +183,16 @@ def test_errors_of_any_kind_become_one_line():
 def test_the_good_files_have_what_is_broken():
     assert counts().shape == (N_CELLS, N_GENES)
     assert (counts().sum(0) > 0).all()
+
+
+def test_heaps_that_libhdf5_would_never_leave(tmp_path):
+    """Zeros in place of a text, as a download leaves them that was cut short."""
+    path = tmp_path / "counts.h5ad"
+    write_h5ad(path)
+    content = bytearray(path.read_bytes())
+    heap = content.index(HEAP)
+    content[heap + 16 : heap + 80] = bytes(64)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="a heap of texts is damaged") as error:
+        read_h5ad(path)
+    assert "\n" not in str(error.value)

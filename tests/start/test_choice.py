@@ -42,14 +42,14 @@ def test_elbow_stays_in_the_range():
 
 @pytest.mark.parametrize(
     "value, wanted",
-    [("auto", Range(1, 12)), ("2-8", Range(2, 8)), (" 3 - 3 ", Range(3, 3)), (4, None), ("four", None)],
+    [("auto", Range(1, 12)), ("2-8", Range(2, 8)), (" 3 - 3 ", Range(3, 3)), (4, None)],
 )
 def test_ranges(value, wanted):
     assert Range.parse(value) == wanted
 
 
-@pytest.mark.parametrize("value", ["8-2", "0-4"])
-def test_impossible_ranges(value):
+@pytest.mark.parametrize("value", ["8-2", "0-4", "four"])
+def test_what_is_no_range(value):
     with pytest.raises(InputError, match=rf"model\.n_components={value}"):
         Range.parse(value)
 
