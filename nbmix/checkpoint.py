@@ -57,18 +57,44 @@ def load_checkpoint(path: str | Path, setting: str = "ckpt_path") -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         section = content[SECTION]
-        return Checkpoint(
-            section["model"],
-            section["settings"],
-            np.array(section["gene_names"]),
-            section["median_size_factor"],
-            section["cells"],
-            content["state_dict"],
+        return _checked(
+            Checkpoint(
+                section["model"],
+                section["settings"],
+                np.array(section["gene_names"]),
+                section["median_size_factor"],
+                section["cells"],
+                content["state_dict"],
+            )
         )
     except _UNREADABLE:
         raise InputError(
             f"{where}: is not a checkpoint of nbmix, or is damaged; give one of its .ckpt files"
         ) from None
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """Itself.
+
+    Raises:
+        TypeError, ValueError: what it holds is not what a fit has written.
+    """
+    for value, kind in (
+        (checkpoint.model, str),
+        (checkpoint.settings, dict),
+        (checkpoint.median_size_factor, float),
+        (checkpoint.cells, str),
+        (checkpoint.state, dict),
+        *((tensor, torch.Tensor) for tensor in checkpoint.state.values()),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{type(value)} in place of {kind}")
+    if checkpoint.gene_names.ndim != 1 or checkpoint.gene_names.dtype.kind != "U":
+        raise ValueError("genes without names")
+    for name, tensor in checkpoint.state.items():
+        if tensor.isnan().any() or (name.startswith("mixture.log_") and tensor.isinf().any()):
+            raise ValueError(f"{name} is not finite")
+    return checkpoint
 
 
 def align_to_genes(theirs: np.ndarray, ours: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:

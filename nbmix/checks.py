@@ -56,7 +56,9 @@ def check_counts(
         cell = row if cells is None else repr(str(cells[row]))
         gene = column if genes is None else repr(str(genes[column]))
         advice = "nbmix needs raw counts"
-        if what == "fractional values" and (settings := _integer_alternatives(alternatives or {})):
+        if what in ("negative values", "fractional values") and (
+            settings := _integer_alternatives(alternatives or {})
+        ):
             advice += f": set {' or '.join(settings)}"
         value = float(csr.data[first])
         raise InputError(f"{where} holds {what} (first: {value} at cell {cell}, gene {gene}); {advice}")

@@ -5,5 +5,10 @@ class InputError(ValueError):
     """A file, field or setting that cannot be used.
 
     The message is one line: what is wrong with which file, field or setting, and what to do.
-    The command line prints it and exits with status 2; no traceback.
+    The command line prints it and exits with status 2; no traceback. Names out of a file cannot break
+    the line.
     """
+
+    def __init__(self, message: str) -> None:
+        words = " ".join(message.split())
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in words))

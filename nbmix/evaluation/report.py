@@ -135,6 +135,7 @@ MARKER_COLUMNS = (
     Column("component", "component", "index of the component"),
     Column("rank", "rank", "by sure fold change times share of cells"),
     Column("gene", "gene", "name in the data", kind="name"),
+    Column("symbol", "symbol", "of the gene", kind="name"),
     Column("log2_fc_rest", "log2 fold change", "against all other components", form="{:+.2f}"),
     Column("log2_fc_rest_se", "± SE", "standard error of the log2 fold change", form="{:.2f}"),
     Column("lfsr_rest", "lfsr", "local false sign rate against the rest", form="{:.4f}"),

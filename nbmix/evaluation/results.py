@@ -376,7 +376,11 @@ def write_outcome(
     if choice is not None:
         write_choice(choice, folder / "n_components.csv")
     write_result(results, folder / "result.h5ad")
-    table = marker_table(results.markers, results.data.data.gene_names)
+    data = results.data.data
+    table = marker_table(results.markers, data.gene_names)
+    if data.gene_symbols is not None:
+        symbols = dict(zip(data.gene_names, data.gene_symbols, strict=True))
+        table.insert(table.columns.get_loc("gene") + 1, "symbol", table["gene"].map(symbols))
     write_markers(table, folder / "markers.csv")
     figures = write_figures(
         results, folder / "figures", loggers, max_umap_cells=max_umap_cells, choice=choice
@@ -428,7 +432,11 @@ def component_lines(results: Results, table: pd.DataFrame) -> list[ComponentLine
     """Size, certainty, label, neighbour and best markers of every component."""
     q, own, labels = results.responsibilities, results.assignments, results.data.data.labels
     n_cells, n_components = q.shape
-    best = table[table["rank"] <= NAMED_MARKERS].groupby("component")["gene"].apply(list)
+    best = (
+        table[table["rank"] <= NAMED_MARKERS]
+        .groupby("component")["symbol" if "symbol" in table else "gene"]
+        .apply(list)
+    )
     lines = []
     for k in range(n_components):
         members = own == k
@@ -514,7 +522,7 @@ def draw(results: Results, max_umap_cells: int) -> dict[str, Figure]:
     )
     gene = _telling_gene(results.markers)
     figures["marker_gene"] = plots.latent_distribution(
-        data.gene_names[gene],
+        data.gene_labels[gene],
         some.counts[:, [gene]].toarray()[:, 0],
         some.size_factors,
         results.assignments[shown],

@@ -17,9 +17,19 @@ MODELS: dict[str, type[MixtureEM] | type[AmortizedMixture] | type[VAEC] | type[G
 
 
 def restore(checkpoint: Checkpoint) -> MixtureModule:
-    """The module that a checkpoint was saved from, with its parameters."""
-    module = MODELS[checkpoint.model](checkpoint.gene_names, **checkpoint.settings)
-    module.load_state_dict(checkpoint.state)
+    """The module that a checkpoint was saved from, with its parameters.
+
+    Raises:
+        InputError: there is no such model, or its settings and parameters do not fit together.
+    """
+    try:
+        module = MODELS[checkpoint.model](checkpoint.gene_names, **checkpoint.settings)
+        module.load_state_dict(checkpoint.state)
+    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(
+            "ckpt_path: its settings and parameters do not fit together; it is damaged, or of another "
+            "version of nbmix"
+        ) from error
     return module
 
 
