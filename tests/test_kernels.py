@@ -243,9 +243,7 @@ def test_compiled_newton_takes_the_steps_of_torch(case, max_steps):
     begin = random_components(case.n_components, case.n_genes, 5)
     newton = NewtonMStep(max_steps=max_steps)
     arguments = (case.statistics, case.basis, begin, case.total, a_prior(case.n_genes))
-    for mine, theirs in zip(
-        newton(*arguments).components, newton._in_torch(*arguments), strict=True
-    ):
+    for mine, theirs in zip(newton(*arguments).components, newton._in_torch(*arguments), strict=True):
         # a step that is worse by a rounding in one of them is taken in the other
         same = (mine - theirs).abs() < 1e-6 * (1 + theirs.abs())
         assert same.double().mean() > 0.99
