@@ -236,6 +236,7 @@ def _member(folder: Path, where: str, *names: str) -> Path:
 
 def _opened(path: Path) -> IO[bytes]:
     # a GzipFile has all that is asked of it
+    # gzip declares a file of its own kind, which reads bytes alike
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
