@@ -26,6 +26,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from nbmix.components import Components, GenePrior, NewtonMStep
 from nbmix.errors import InputError
+from nbmix.factor_kernels import joint_rows, statistics_rows
 from nbmix.kernels import loading_rows, over_rows
 from nbmix.mixture import WEIGHT_PSEUDO_CELLS, StoppingRule
 from nbmix.prior import first_prior, update_prior
@@ -41,9 +43,6 @@ from nbmix.products import (
     GENES_AT_ONCE,
     Basis,
     CellBatch,
-    LikelihoodTables,
-    batch_log_likelihood,
-    largest_value,
     padded_nodes,
     pair_table,
     tabulate_nodes,
@@ -53,6 +52,8 @@ from nbmix.statistics import SufficientStatistics
 FIRST_LOADING_VARIANCE = 0.05  # as of ln mu between components
 LEAST_LOADING_VARIANCE = 1e-6
 LOADING_STEPS = 2  # of Newton for every M step
+CELLS_AT_ONCE = 64  # in a compiled loop
+LEAST_SHARE = 1e-8  # of a cell: what statistics take of smaller responsibilities is beyond float32
 FIRST_ROUNDS = 3  # of loadings and components in the first M step, which begins at no loading
 
 
@@ -73,6 +74,18 @@ class FactorCopy:
     loading_variance: Tensor
     log_weights: Tensor
     prior: GenePrior
+
+
+class FactorRun(NamedTuple):
+    """What a run of EM leaves.
+
+    Attributes:
+        joint: (cells, K, L) ln pi_k + ln h_l + ln p(x_i | k, z_l), cross-fitted.
+        trace: cross-fitted log likelihood after each iteration, nats per cell.
+    """
+
+    joint: Tensor
+    trace: list[float]
 
 
 class FactorMixture:
@@ -111,8 +124,8 @@ class FactorMixture:
         share = np.log(weights / weights.sum())
         self.log_level_weights = torch.tensor([share[list(point)].sum() for point in grid])  # (L,)
         positive = size_factors[size_factors > 0]
-        centre = float(np.log(positive).mean()) if positive.size else 0.0
-        self.depth = basis.nodes.log_nodes - centre  # (nodes,) ln(S_m / s_0)
+        self.log_centre = float(np.log(positive).mean()) if positive.size else 0.0  # ln s_0
+        self.depth = basis.nodes.log_nodes - self.log_centre  # (nodes,) ln(S_m / s_0)
         self.copies: list[FactorCopy | None] = [None] * folds
         self._statistics = self._empty()
 
@@ -123,8 +136,7 @@ class FactorMixture:
     def joint(self, batch: CellBatch) -> Tensor:
         """(cells, K, L) ln pi_k + ln h_l + ln p(x_i | k, z_l), by the copy that has not seen the cells."""
         copy = self._copy(batch.fold)
-        found = batch_log_likelihood(batch, self.basis, self._tables(copy))
-        found = found.view(batch.n_cells, self.n_components, self.n_levels)
+        found = self._log_likelihood(batch, copy).view(batch.n_cells, self.n_components, self.n_levels)
         log_prior = batch.log_prior if self.given_weights else copy.log_weights
         if log_prior is None or log_prior.shape[-1] != self.n_components:
             raise InputError(
@@ -133,25 +145,46 @@ class FactorMixture:
             )
         return found + log_prior[..., None] + self.log_level_weights
 
-    def _tables(self, copy: FactorCopy) -> LikelihoodTables:
-        """Of K L components."""
-        basis, (a, b) = self.basis, copy.components
-        powers = copy.loadings[:, :1] * self.depth  # (genes, nodes) g ln(S_m / s_0)
-        a = (a[:, None] + self.levels @ copy.loadings[:, 1:].T).flatten(0, 1)  # (K L, genes)
-        levels_b = b.repeat_interleave(self.n_levels, 0)
-        log_nodes = basis.nodes.log_nodes
-        grown, zero = tabulate_nodes(padded_nodes(log_nodes + powers), len(log_nodes), a, levels_b)
-        # a count adds ln S + g ln(S / s_0) + ln mu - ln(1 + S rho); the products know of no power
-        grown -= powers[:, None]
-        pair = pair_table(basis.levels, b).repeat_interleave(self.n_levels, 1)
-        largest = largest_value(basis, a, levels_b) + 3 * float(powers.abs().max())
-        return LikelihoodTables(a.T.contiguous(), grown, pair, zero, largest, torch.float32)
+    def _log_likelihood(self, batch: CellBatch, copy: FactorCopy) -> Tensor:
+        """(cells, K L) float64: zeros by interpolation between the nodes, nonzeros one by one."""
+        levels, (a, b) = self.basis.levels, copy.components
+        gene, count = levels.gene[batch.used], levels.count[batch.used]
+        pair = pair_table(levels, b)[batch.used] + count[:, None] * a.T[gene]
+        linear = torch.cat([pair, count[:, None] * copy.loadings[gene]], 1)  # (used, K + 1 + axes)
+        a_levels, b_levels = self._at_levels(copy)
+        found = torch.empty(batch.n_cells, len(a_levels), dtype=torch.float64)
+        arguments = (
+            batch.pairs.indptr,
+            batch.pairs.indices,
+            gene,
+            count,
+            linear,
+            batch.size_factors,
+            torch.log(batch.size_factors) - self.log_centre,
+            copy.loadings[:, 0].contiguous(),
+            torch.exp(a_levels - b_levels).T.contiguous(),
+            self.levels,
+        )
+        arrays = [t.numpy() for t in arguments]
+        arrays.insert(5, self.n_components)
+        over_rows(joint_rows, batch.n_cells, CELLS_AT_ONCE, *arrays, found.numpy())
+        log_nodes = self.basis.nodes.log_nodes
+        nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * self.depth)
+        _, zero = tabulate_nodes(nodes, len(log_nodes), a_levels, b_levels)
+        return found - _weights(batch) @ zero.T + batch.constant[:, None]
 
-    def component_joint(self, batches: Sequence[CellBatch], n_cells: int) -> Tensor:
-        """(n_cells, K) ln pi_k + ln p(x_i | k), axes summed out; rows as the batches number them."""
-        found = torch.empty(n_cells, self.n_components, dtype=torch.float64)
+    def _at_levels(self, copy: FactorCopy) -> tuple[Tensor, Tensor]:
+        """(K L, genes) ln mu + v z_l, and ln r."""
+        a, b = copy.components
+        a = (a[:, None] + self.levels @ copy.loadings[:, 1:].T).flatten(0, 1)
+        return a, b.repeat_interleave(self.n_levels, 0)
+
+    def all_joint(self, batches: Sequence[CellBatch]) -> Tensor:
+        """``joint`` of the cells of all batches; rows as the batches number them."""
+        n_cells = sum(batch.n_cells for batch in batches)
+        found = torch.empty(n_cells, self.n_components, self.n_levels, dtype=torch.float64)
         for batch in batches:
-            found[batch.rows] = torch.logsumexp(self.joint(batch), 2)
+            found[batch.rows] = self.joint(batch)
         return found
 
     def begin(self) -> None:
@@ -160,7 +193,28 @@ class FactorMixture:
 
     def collect(self, batch: CellBatch, q: Tensor) -> None:
         """Add cells with responsibilities (cells, K, L) for components and levels."""
-        self._statistics[batch.fold].add_batch_(batch, self.basis, q.flatten(1))
+        seen, levels = self._statistics[batch.fold], self.basis.levels
+        q, weights = q.double(), _weights(batch)
+        rows, component = torch.nonzero(q.flatten(1) > LEAST_SHARE, as_tuple=True)
+        n_low = int(torch.searchsorted(batch.used, levels.n_low))
+        arguments = (
+            torch.searchsorted(batch.used[:n_low], levels.first),
+            n_low + torch.searchsorted(batch.used[n_low:], levels.n_low + levels.high_first),
+            batch.used,
+            levels.count[batch.used],
+            batch.turned().indptr,
+            batch.turned().indices,
+            torch.searchsorted(rows, torch.arange(batch.n_cells + 1)),
+            component,
+            q.flatten(1)[rows, component],
+            weights,
+        )
+        arrays = [t.contiguous().numpy() for t in arguments]
+        rate = seen.rate.view(levels.n_genes, -1, weights.shape[1])  # (genes, K L, nodes)
+        into = (self.n_levels, rate.numpy(), seen.pair.numpy())
+        over_rows(statistics_rows, levels.n_genes, GENES_AT_ONCE, *arrays, *into)
+        seen.node += torch.einsum("ikl,im->klm", q, weights).flatten(1)
+        seen.weight += q.sum((0, 2))
 
     def fit(self) -> None:
         """M step of every copy on the statistics of all other folds."""
@@ -173,82 +227,64 @@ class FactorMixture:
     def run(
         self,
         batches: Sequence[CellBatch],
+        q: Tensor,
         *,
-        responsibilities: Tensor | None = None,
-        scores: Tensor | None = None,
         max_iterations: int = 20,
         stopping: StoppingRule | None = None,
-    ) -> list[float]:
-        """EM.
+    ) -> FactorRun:
+        """EM: M step, then E step, and again.
 
         Args:
             batches: each within one fold.
-            responsibilities: (cells, K) that stand in for the first E step; else EM goes on.
-            scores: (cells, axes) of mean 0 and variance 1, that stand in with them.
-            max_iterations: M steps at most.
+            q: (cells, K, L) responsibilities to begin at.
+            max_iterations: at most.
             stopping: when to stop early.
-
-        Returns:
-            Cross-fitted log likelihood, nats per cell, of each E step.
         """
         trace: list[float] = []
-        first = responsibilities
+        joint = q
         for _ in range(max_iterations):
             self.begin()
-            total, n_cells = 0.0, 0
             for batch in batches:
-                if first is not None:
-                    assert scores is not None
-                    near = self._near(scores[batch.rows])
-                    q = first[batch.rows][:, :, None] * near[:, None]
-                else:
-                    joint = self.joint(batch)
-                    own = torch.logsumexp(joint, (1, 2))
-                    total += float(own.sum())
-                    q = torch.exp(joint - own[:, None, None])
-                n_cells += batch.n_cells
-                self.collect(batch, q)
-            if first is None:
-                trace.append(total / n_cells)
-                if stopping is not None and stopping.update(trace[-1]):
-                    break
-            first = None
+                self.collect(batch, q[batch.rows])
             self.fit()
-        return trace
+            joint = self.all_joint(batches)
+            own = torch.logsumexp(joint, (1, 2))
+            trace.append(float(own.mean()))
+            if stopping is not None and stopping.update(trace[-1]):
+                break
+            q = torch.exp(joint - own[:, None, None])
+        return FactorRun(joint, trace)
 
-    def _near(self, scores: Tensor) -> Tensor:
-        """(cells, L) posterior of the levels, where scores are seen with a standard deviation of a half."""
+    def spread(self, responsibilities: Tensor, scores: Tensor) -> Tensor:
+        """(cells, K, L) of responsibilities (cells, K) and scores (cells, axes) of mean 0 and variance 1.
+
+        Scores are taken as seen with a standard deviation of a half.
+        """
         distance = ((scores.double()[:, None] - self.levels) ** 2).sum(2)
-        return torch.softmax(self.log_level_weights - 2 * distance, 1)
+        near = torch.softmax(self.log_level_weights - 2 * distance, 1)
+        return responsibilities[:, :, None] * near[:, None]
 
     def _fit(self, seen: SufficientStatistics, copy: FactorCopy | None) -> FactorCopy:
-        shape = (self.n_components, self.n_levels)
-        sizes = seen.weight.view(shape).sum(1) + WEIGHT_PSEUDO_CELLS
+        sizes = seen.weight + WEIGHT_PSEUDO_CELLS
         log_weights = torch.log(sizes / sizes.sum())
         rounds = 1
         if copy is None:
             rounds = FIRST_ROUNDS
-            prior = first_prior(seen, self.basis, self.total_size)
+            prior = first_prior(self._without_levels(seen), self.basis, self.total_size)
             a = prior.log_mean.expand(self.n_components, -1).contiguous()
             begin = Components(a, prior.log_inv_disp.expand_as(a).contiguous())
             loadings = a.new_zeros(a.shape[1], 1 + self.levels.shape[1])
             variance = torch.full_like(loadings[0], FIRST_LOADING_VARIANCE)
             copy = FactorCopy(begin, loadings, variance, log_weights, prior)
-        over_levels = self._over_levels(seen)
         for _ in range(rounds):
-            copy = self._fit_components(over_levels, self._fit_loadings(over_levels, copy))
+            copy = self._fit_components(seen, self._fit_loadings(seen, copy))
         return replace(copy, log_weights=log_weights)
 
-    def _over_levels(self, seen: SufficientStatistics) -> SufficientStatistics:
-        """Statistics of K L components, seen as those of K at L M nodes (level by level)."""
-        n_genes, _, n_nodes = seen.rate.shape
-        n_components, n_levels = self.n_components, self.n_levels
-        return SufficientStatistics(
-            seen.rate.view(n_genes, n_components, n_levels * n_nodes),
-            seen.pair.view(-1, n_components, n_levels).sum(2),
-            seen.node.view(n_components, n_levels * n_nodes),
-            seen.weight.view(n_components, n_levels).sum(1),
-        )
+    def _without_levels(self, seen: SufficientStatistics) -> SufficientStatistics:
+        """The same cells at the M nodes of the size factor alone."""
+        shape = (self.n_levels, -1)
+        rate, node = seen.rate.unflatten(2, shape).sum(2), seen.node.unflatten(1, shape).sum(1)
+        return SufficientStatistics(rate, seen.pair, node, seen.weight)
 
     def _grid(self) -> tuple[Tensor, Tensor]:
         """At each of the L M nodes: ln S_m, and (1 + axes, ...) what the loadings multiply."""
@@ -271,6 +307,7 @@ class FactorMixture:
             bend.numpy(),
         )
         # EM step of the variances (Laplace): E[v^2] = mode^2 + 1 / curvature
+        bend = torch.maximum(bend, 1 / copy.loading_variance)  # as interpolated counts may fail to be
         variance = (v**2 + 1 / bend).mean(0).clamp(min=LEAST_LOADING_VARIANCE)
         return replace(copy, loadings=v, loading_variance=variance)
 
@@ -288,5 +325,20 @@ class FactorMixture:
         return copy
 
     def _empty(self) -> list[SufficientStatistics]:
-        n_all = self.n_components * self.n_levels
-        return [SufficientStatistics.zeros(self.basis, n_all, "cpu") for _ in range(self.folds)]
+        """Of K components at L M nodes, level by level."""
+        levels, n_nodes = self.basis.levels, self.n_levels * len(self.basis.nodes.log_nodes)
+        shapes = (
+            (levels.n_genes, self.n_components, n_nodes),
+            (levels.n_pairs, self.n_components),
+            (self.n_components, n_nodes),
+            (self.n_components,),
+        )
+        return [
+            SufficientStatistics(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+            for _ in range(self.folds)
+        ]
+
+
+def _weights(batch: CellBatch) -> Tensor:
+    """(cells, nodes) interpolation from the nodes of the whole data."""
+    return batch.weights @ batch.to_own

@@ -23,6 +23,7 @@ N_CURVES = 6  # value, gradient (2) and Hessian (3) of a problem
 GENES_A_BLOCK = 16  # whose nodes are evaluated together
 ROUNDING_SHIFT = 1.5 * 2.0**52  # adding and taking away so many units rounds to a multiple of one
 LONGEST_LOADING_STEP = 0.5
+LARGEST_POWER = 1.0  # |g|: nodes that interpolate in s do so in s^(1 + g) while that is not too far off
 LOW_LEVELS = 20  # EXACT_COUNT of nbmix.special, which the compiler must see as a constant
 
 _exact = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -419,14 +420,18 @@ def _loading_sums(j, k, rho, r, reach, rate, node, pulls, bends):
 
 @_exact
 def _solve_symmetric(matrix, right):
-    """Solve in place, by Cholesky; ``matrix`` (small) is positive definite."""
+    """Solve in place, by Cholesky; ``matrix`` (small) is positive definite.
+
+    Where rounding leaves it otherwise, a pivot is kept above a small part of its diagonal.
+    """
     n = right.size
     for i in range(n):
+        least = 1e-6 * abs(matrix[i, i])
         for t in range(i + 1):
             total = matrix[i, t]
             for u in range(t):
                 total -= matrix[i, u] * matrix[t, u]
-            matrix[i, t] = math.sqrt(total) if i == t else total / matrix[t, t]
+            matrix[i, t] = math.sqrt(max(total, least)) if i == t else total / matrix[t, t]
     for i in range(n):
         for u in range(i):
             right[i] -= matrix[i, u] * right[u]
@@ -473,6 +478,7 @@ def loading_rows(begin, end, a, b, v, log_nodes, effects, rate, node, precision,
                 _solve_symmetric(hessian, slope)
                 for e in range(n_effects):
                     v[j, e] += min(max(slope[e], -LONGEST_LOADING_STEP), LONGEST_LOADING_STEP)
+                v[j, 0] = min(max(v[j, 0], -LARGEST_POWER), LARGEST_POWER)
 
 
 @_exact

@@ -99,9 +99,7 @@ def collected(model, batches, seed=0):
 def test_loadings_come_to_the_maximum_that_scipy_finds():
     problem = make_problem(n_cells=60, n_genes=12, seed=5)
     model = FactorMixture(problem.basis, 2, problem.size_factors, folds=2, n_axes=1)
-    seen = model._over_levels(
-        collected(model, batches_of(problem.counts, problem.size_factors, problem.basis, 2))
-    )
+    seen = collected(model, batches_of(problem.counts, problem.size_factors, problem.basis, 2))
     copy = some_copy(2, 12, 1, size=0.0)
     log_nodes, effects = (t.numpy() for t in model._grid())
     for _ in range(20):
@@ -145,8 +143,8 @@ def test_an_axis_takes_up_a_programme_that_kinds_share():
     for n_axes in (0, 1):
         model = FactorMixture(basis, 3, s, folds=3, n_axes=n_axes)
         scores = torch.from_numpy(z[:, None] if n_axes else np.zeros((len(z), 0)))
-        trace = model.run(batches, responsibilities=one_hot(kind, 3), scores=scores, stopping=StoppingRule())
-        q = model.component_joint(batches, len(s)).argmax(1).numpy()
+        joint, trace = model.run(batches, model.spread(one_hot(kind, 3), scores), stopping=StoppingRule())
+        q = torch.logsumexp(joint, 2).argmax(1).numpy()
         found[n_axes] = trace[-1], adjusted_rand_score(kind, q), model
     assert found[1][0] > found[0][0] + 5
     assert found[1][1] > 0.95
@@ -171,20 +169,19 @@ def test_the_cross_fitted_trace_is_the_log_likelihood_of_unseen_cells():
     batches = batches_of(counts, s, basis)
     scores = torch.from_numpy(z[:, None])
     model = FactorMixture(basis, 3, s, folds=3)
-    trace = model.run(batches, responsibilities=one_hot(kind, 3), scores=scores, max_iterations=3)
-    model = FactorMixture(basis, 3, s, folds=3)
-    model.run(batches, responsibilities=one_hot(kind, 3), scores=scores, max_iterations=2)
-    joint = model.component_joint(batches, 90).numpy()
-    assert trace[-1] == pytest.approx(logsumexp(joint, axis=1).mean(), rel=1e-12)
+    begin = model.spread(one_hot(kind, 3), scores)
+    joint, trace = model.run(batches, begin, max_iterations=3)
+    assert trace[-1] == pytest.approx(logsumexp(joint.numpy(), axis=(1, 2)).mean(), rel=1e-12)
+    assert torch.equal(joint, model.all_joint(batches))
     # changing the counts of one fold changes nothing in the copy that leaves it out
     left_out = np.concatenate([b.rows.numpy() for b in batches if b.fold == 0])
     dense = counts.toarray()
     dense[left_out] = dense[left_out][::-1]
     moved = sp.csr_matrix(dense)
     again = FactorMixture(basis, 3, s, folds=3)
-    again.run(batches_of(moved, s, basis), responsibilities=one_hot(kind, 3), scores=scores, max_iterations=1)
+    again.run(batches_of(moved, s, basis), begin, max_iterations=1)
     once = FactorMixture(basis, 3, s, folds=3)
-    once.run(batches, responsibilities=one_hot(kind, 3), scores=scores, max_iterations=1)
+    once.run(batches, begin, max_iterations=1)
     changes = [
         float((mine.components.log_mean - theirs.components.log_mean).abs().max())
         for mine, theirs in zip(again.copies, once.copies, strict=True)

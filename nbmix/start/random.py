@@ -41,12 +41,17 @@ from nbmix.start.base import (
 log = logging.getLogger(__name__)
 
 N_PCS = 20  # that k-means sees
+LEAST_SURPLUS = 4  # components; a rare kind gets none of a few more while a large one is cut in parts
 CELLS_A_COMPONENT = 10  # at least, of those a search begins with
-FIRST_ITERATIONS = 8  # before runs are ranked
-ITERATIONS_A_REMOVAL = 3
+FIRST_ITERATIONS = 5  # with the surplus components
+CANDIDATES = 3  # to be taken away that are tried, at most
+NEARLY = 5.0  # times the least loss, that a candidate's may be
+ITERATIONS_A_REMOVAL = 1  # in a search, which goes on at its end
+ITERATIONS_A_STEP = 3  # in a path, whose every step is to be judged
+RANDOM_EVERY = 4  # runs one of which begins at random responsibilities
 LAST_ITERATIONS = 10
 SEARCH_TOLERANCE = 1e-2  # nats of a gene, in the M steps
-SEARCH_NODE_TOLERANCE = 1e-4  # relative, of the interpolation in ln s: below 0.1 nats of a cell
+SEARCH_NODE_TOLERANCE = 1e-3  # relative, of the interpolation in ln s of the zeros
 REFINE_ITERATIONS = 4  # of the mixture itself; the rest is for all cells
 
 
@@ -60,7 +65,8 @@ class RandomStart:
 
     Attributes:
         n_starts: runs; 1 returns random responsibilities as they are.
-        surplus: so many components more to begin with, as a share of K, and at least 2; 0 for none.
+        surplus: so many components more to begin with, as a share of K, and at least LEAST_SURPLUS; 0 for
+            none.
         n_axes: of variation shared by all components; 0 for none.
         max_cells: the search sees a random subset of this many cells.
         max_genes: and so many genes, those that vary most beyond a Poisson distribution.
@@ -74,7 +80,7 @@ class RandomStart:
     max_cells: int = 2000
     max_genes: int = 2000
     refine_cells: int = 10_000
-    folds: int = 5
+    folds: int = 3
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -118,9 +124,9 @@ class RandomStart:
         for begin in (search.by_k_means, search.at_random):
             run = search.run(begin(most, generator), FIRST_ITERATIONS)
             for n_components in range(most, 0, -1):
-                run = search.without_least_missed(run, n_components)
+                run = search.without_least_missed(run, n_components, ITERATIONS_A_STEP)
                 if n_components not in found or run.score > _score(found[n_components]):
-                    found[n_components] = run.joint
+                    found[n_components] = run.component_joint
         return seen, found
 
     def start_from(
@@ -160,23 +166,21 @@ class RandomStart:
         search = self._over_genes(seen, given, generator)
         n_first = n_components
         if self.surplus > 0 and not given:  # a given prior has its number of components
-            n_first += max(2, math.ceil(self.surplus * n_components))
+            n_first += max(LEAST_SURPLUS, math.ceil(self.surplus * n_components))
             n_first = max(n_components, min(n_first, n_cells // CELLS_A_COMPONENT))
-        by_kind: list[list[_Run]] = [[], []]
+        runs = []
         for number in range(self.n_starts):
-            kind = 1 if given else number % 2
-            begin = search.by_k_means if kind == 0 else search.at_random
-            by_kind[kind].append(search.run(begin(n_first, generator), FIRST_ITERATIONS))
-        finalists = [max(runs, key=lambda run: run.score) for runs in by_kind if runs]
-        best = max((search.reduce(run, n_components) for run in finalists), key=lambda run: run.score)
+            at_random = given or number % RANDOM_EVERY == RANDOM_EVERY - 1
+            begin = search.at_random if at_random else search.by_k_means
+            run = search.run(begin(n_first, generator), FIRST_ITERATIONS)
+            runs.append(search.without_least_missed(run, n_components, ITERATIONS_A_REMOVAL))
+        best = search.go_on(max(runs, key=lambda run: run.score), LAST_ITERATIONS)
         log.info(
-            "random starts, held-out nats per cell: %s with %d components; the best ends at %.3f with %d",
-            [round(run.score / n_cells, 3) for runs in by_kind for run in runs],
-            n_first,
+            "random starts, held-out nats per cell: %s; the best ends at %.3f",
+            [round(run.score / n_cells, 3) for run in runs],
             best.score / n_cells,
-            n_components,
         )
-        return torch.softmax(best.joint, 1)
+        return torch.softmax(best.component_joint, 1)
 
     def _over_genes(self, seen: CountData, given: bool, generator: np.random.Generator) -> _Search:
         genes = most_variable_genes(seen.counts, seen.size_factors, self.max_genes)
@@ -184,11 +188,16 @@ class RandomStart:
 
 
 class _Run(NamedTuple):
-    """A search's state: its model, (cells, K) ln pi_k + ln p(x_i | k), and their summed log likelihood."""
+    """A search's state: its model, (cells, K, L) joint log likelihood, and their summed log likelihood."""
 
     model: FactorMixture
     joint: Tensor
     score: float
+
+    @property
+    def component_joint(self) -> Tensor:
+        """(cells, K) ln pi_k + ln p(x_i | k)."""
+        return torch.logsumexp(self.joint, 2)
 
 
 @dataclass(frozen=True)
@@ -245,31 +254,37 @@ class _Search:
             given_weights=self.given,
             m_step=NewtonMStep(tolerance=SEARCH_TOLERANCE),
         )
-        scores = self._scores(q.argmax(1).numpy())
-        model.run(
-            self.batches, responsibilities=q, scores=scores, max_iterations=iterations, stopping=_stopping()
-        )
-        return self._state(model)
+        begin = model.spread(q, self._scores(q.argmax(1).numpy()))
+        return self._state(model, begin, iterations)
 
-    def reduce(self, run: _Run, n_components: int) -> _Run:
-        """Come down to ``n_components`` and finish."""
-        return self.improve(self.without_least_missed(run, n_components), LAST_ITERATIONS)
+    def without_least_missed(self, run: _Run, n_components: int, iterations: int) -> _Run:
+        """Take the component away that is missed least, until so many are left.
 
-    def without_least_missed(self, run: _Run, n_components: int) -> _Run:
-        """Take the component away whose cells the others explain best, until so many are left."""
+        Those without which the log likelihood falls least as the others stand are tried; what counts is the
+        log likelihood after an iteration, when means and axes have followed. EM begins anew at the
+        responsibilities of those that are left, since axes depend on the partition.
+        """
         while run.joint.shape[1] > n_components:
-            kept = np.delete(np.arange(run.joint.shape[1]), _least_missed(run.joint))
-            run = self.run(torch.softmax(run.joint[:, kept], 1), ITERATIONS_A_REMOVAL)
+            joint = run.component_joint
+            losses = _losses(joint)
+            candidates = [k for k in np.argsort(losses)[:CANDIDATES] if losses[k] <= NEARLY * losses.min()]
+            tried = []
+            for k in candidates:
+                kept = np.delete(np.arange(joint.shape[1]), k)
+                tried.append(self.run(torch.softmax(joint[:, kept], 1), 1))
+            run = self.go_on(max(tried, key=lambda run: run.score), iterations - 1)
         return run
 
-    def improve(self, run: _Run, iterations: int) -> _Run:
-        """Go on with EM."""
-        run.model.run(self.batches, max_iterations=iterations, stopping=_stopping())
-        return self._state(run.model)
+    def go_on(self, run: _Run, iterations: int) -> _Run:
+        """EM from where the run stands."""
+        if iterations == 0:
+            return run
+        posterior = torch.softmax(run.joint.flatten(1), 1).view_as(run.joint)
+        return self._state(run.model, posterior, iterations)
 
-    def _state(self, model: FactorMixture) -> _Run:
-        joint = model.component_joint(self.batches, self.data.n_cells)
-        return _Run(model, joint, _score(joint))
+    def _state(self, model: FactorMixture, q: Tensor, iterations: int) -> _Run:
+        joint, _ = model.run(self.batches, q, max_iterations=iterations, stopping=_stopping())
+        return _Run(model, joint, _score(joint.flatten(1)))
 
     def _scores(self, assigned: np.ndarray) -> Tensor:
         """(cells, axes) first principal components within the groups, of variance 1: where axes begin."""
@@ -308,15 +323,15 @@ def _score(joint: Tensor) -> float:
     return float(torch.logsumexp(joint, 1).sum())
 
 
-def _least_missed(joint: Tensor) -> int:
-    """The component without which the log likelihood falls least."""
+def _losses(joint: Tensor) -> np.ndarray:
+    """(K,) nats by which the log likelihood falls without each component, while the others stand."""
     whole = torch.logsumexp(joint, 1)
     n_components = joint.shape[1]
     losses = []
     for k in range(n_components):
         others = [other for other in range(n_components) if other != k]
         losses.append(float((whole - torch.logsumexp(joint[:, others], 1)).sum()))
-    return int(np.argmin(losses))
+    return np.array(losses)
 
 
 def _stopping() -> StoppingRule:
