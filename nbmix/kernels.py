@@ -448,7 +448,8 @@ def loading_rows(begin, end, a, b, v, log_nodes, effects, rate, node, precision,
 
     Q is concave in v: sum_km A_km v e_m - (A_km + r R_km) ln(1 + rho S_m exp(v e_m)) - sum precision v^2 / 2.
     a, b: (K, genes). log_nodes: (nodes,) ln S_m. effects: (E, nodes). rate: (genes, K, nodes). node: (K,
-    nodes). precision: (E,). out: (genes, E), diagonal of minus the Hessian where Newton ends.
+    nodes). precision: (E,). out: (genes, E), diagonal of minus the Hessian where Newton ends. The first
+    loading stays within LARGEST_POWER.
     """
     n_components, width = rate.shape[1], rate.shape[2]
     n_effects = effects.shape[0]
@@ -475,6 +476,10 @@ def loading_rows(begin, end, a, b, v, log_nodes, effects, rate, node, precision,
                         hessian[e, f] += bends[m] * effects[e, m] * effects[f, m]
                 out[j, e] = hessian[e, e]
             if step < n_steps:
+                if abs(v[j, 0]) >= LARGEST_POWER and slope[0] * v[j, 0] > 0.0:  # it stays at its bound
+                    slope[0], hessian[0, 0] = 0.0, 1.0
+                    for e in range(1, n_effects):
+                        hessian[e, 0] = 0.0
                 _solve_symmetric(hessian, slope)
                 for e in range(n_effects):
                     v[j, e] += min(max(slope[e], -LONGEST_LOADING_STEP), LONGEST_LOADING_STEP)

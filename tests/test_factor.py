@@ -18,6 +18,7 @@ from nbmix.mixture import MixtureSettings, StoppingRule, fold_blocks
 from nbmix.products import Basis, CellBatch
 from nbmix.start.base import one_hot
 from nbmix.start.random import RandomStart
+from nbmix.statistics import SufficientStatistics
 from tests.conftest import make_problem
 
 
@@ -75,6 +76,26 @@ def test_joint_by_scipy(n_axes):
         np.testing.assert_allclose(model.joint(batch).numpy(), wanted_all, rtol=0, atol=2e-3)
 
 
+def test_large_counts_and_deep_cells_by_scipy():
+    rng = np.random.default_rng(0)
+    size = rng.uniform(500, 5000, (30, 1))
+    x = rng.poisson(size * rng.choice([1e-4, 3e-3, 0.05, 0.9], 60) * rng.gamma(0.3, 3, (30, 60))).astype(
+        float
+    )
+    assert x.max() > 1000
+    assert np.isin(np.arange(1, 30), x).all()  # powers of all sizes
+    counts, s = sp.csr_matrix(x.astype(np.float32)), x.sum(1)
+    basis = Basis.of(counts, s)
+    model = FactorMixture(basis, 3, s, folds=2)
+    copy = some_copy(3, 60, 1)
+    copy.components.log_inv_disp[0] = -8  # 1 + s rho is as large as it gets
+    model.copies = [copy, copy]
+    wanted = joint_by_scipy(model, copy, x, s)
+    for batch in batches_of(counts, s, basis, folds=2):
+        found = model.joint(batch).numpy()
+        np.testing.assert_allclose(found, wanted[batch.rows.numpy()], rtol=1e-9, atol=2e-3)
+
+
 def test_levels_are_a_standard_normal_to_the_fourth_moment():
     problem = make_problem()
     model = FactorMixture(problem.basis, 2, problem.size_factors, n_axes=2)
@@ -94,6 +115,27 @@ def collected(model, batches, seed=0):
     for statistics in model._statistics[1:]:
         total = total + statistics
     return total
+
+
+def test_statistics_are_those_of_as_many_components_as_levels():
+    problem = make_problem(n_cells=40, n_genes=25, seed=3)
+    counts, s, basis = problem.counts, problem.size_factors, problem.basis
+    model = FactorMixture(basis, 2, s, folds=2)
+    rng = np.random.default_rng(1)
+    for batch in batches_of(counts, s, basis, folds=2):
+        q = rng.dirichlet(np.full(6, 0.2), batch.n_cells)
+        q[0], q[1] = [1, 0, 0, 0, 0, 0], [0, 0, 1 - 1e-12, 1e-12, 0, 0]
+        q = torch.from_numpy(q)
+        model.collect(batch, q.view(-1, 2, 3))
+        seen, of_six = (
+            model._statistics[batch.fold],
+            SufficientStatistics.collect(batch, basis, q, torch.float64),
+        )
+        close = {"rtol": 1e-6, "atol": 1e-6}
+        torch.testing.assert_close(seen.rate, of_six.rate.view(seen.rate.shape), **close)
+        torch.testing.assert_close(seen.node, of_six.node.view(seen.node.shape), **close)
+        torch.testing.assert_close(seen.pair, of_six.pair.view(-1, 2, 3).sum(2), **close)
+        torch.testing.assert_close(seen.weight, of_six.weight.view(2, 3).sum(1), **close)
 
 
 def test_loadings_come_to_the_maximum_that_scipy_finds():
@@ -116,7 +158,9 @@ def test_loadings_come_to_the_maximum_that_scipy_finds():
         return -(rate[j].sum(0) @ (v @ effects)) + (both * grown).sum() + (v**2).sum() / 0.05 / 2
 
     for j in range(1, 12):
-        best = scipy.optimize.minimize(lowered, np.zeros(2), args=(j,), method="BFGS", options={"gtol": 1e-9})
+        best = scipy.optimize.minimize(
+            lowered, np.zeros(2), (j,), "L-BFGS-B", bounds=[(-1, 1), (None, None)], options={"ftol": 1e-15}
+        )
         assert lowered(copy.loadings[j].numpy(), j) <= best.fun + 1e-7 * (1 + abs(best.fun))
 
 
@@ -203,3 +247,23 @@ def test_given_weights_need_as_many_columns():
     model.copies = [some_copy(2, 25, 1)] * 5
     with pytest.raises(InputError, match=r"prior of 2 columns"):
         model.joint(problem.batch)
+
+
+def test_cells_of_one_depth_tell_no_power_of_it_and_do_no_harm():
+    """Deep counts whose size factors nearly agree: the powers g are not identified."""
+    rng = np.random.default_rng(0)
+    n_cells, n_genes = 60, 80
+    kind = np.arange(n_cells) % 2
+    mean = np.exp(rng.uniform(0, 6, n_genes)) * np.where(
+        kind[:, None] == 0, 1.0, rng.choice([0.5, 1, 2], n_genes)
+    )
+    counts = sp.csr_matrix(rng.poisson(mean * rng.gamma(50, 1 / 50, mean.shape)).astype(np.float32))
+    s = np.asarray(counts.sum(1)).ravel().astype(float)
+    basis = Basis.of(counts, s)
+    batches = batches_of(counts, s, basis)
+    model = FactorMixture(basis, 2, s, folds=3)
+    begin = model.spread(one_hot(kind, 2), torch.from_numpy(rng.normal(size=(n_cells, 1))))
+    joint, trace = model.run(batches, begin, max_iterations=15)
+    assert np.isfinite(trace).all()
+    assert adjusted_rand_score(kind, torch.logsumexp(joint, 2).argmax(1).numpy()) == 1
+    assert max(float(copy.loadings[:, 0].abs().max()) for copy in model.copies) <= 1

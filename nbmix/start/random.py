@@ -2,8 +2,8 @@
 
 The search differs from the fit in three ways. Its model lets cells vary along an axis that components share
 (``nbmix.factor``), for without it the programmes within a kind of cell compete with the kinds. It begins with
-more components than wanted and takes them away one by one, always the one whose cells the others explain
-best, so that none of the wanted ones is lost to a poor optimum. And it sees the most variable genes alone.
+more components than wanted and takes them away one by one, always the one that is missed least once the
+others have followed, so that no kind is lost to a poor optimum. And it sees the most variable genes alone.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ REFINE_ITERATIONS = 4  # of the mixture itself; the rest is for all cells
 class RandomStart:
     """Several short runs from random beginnings; the best one by held-out likelihood is finished.
 
-    Half of the runs begin at responsibilities drawn uniformly from the simplex, half at one run of k-means on
-    principal components from random centres; the best of either kind go on. A cell is scored by the copy
-    of the components that has not seen it.
+    Runs begin at one run of k-means on principal components from random centres, but every fourth at
+    responsibilities drawn uniformly from the simplex. A cell is scored by the copy of the components that
+    has not seen it.
 
     Attributes:
         n_starts: runs; 1 returns random responsibilities as they are.

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.mixture import MixtureSettings
 from nbmix.start.random import RandomStart, most_variable_genes
@@ -64,6 +65,28 @@ def test_plain_random_responsibilities(make, n_components):
     start = make(small_data(), MixtureSettings(n_components), generator())
     assert start.components is None
     assert start.responsibilities.shape == (60, n_components)
+
+
+def test_a_rare_kind_is_kept_rather_than_a_large_one_cut():
+    """A large kind varies along a gradient; 8 cells of 320 are of a kind of their own."""
+    rng = np.random.default_rng(0)
+    kind = np.repeat([0, 1, 2], [200, 112, 8])
+    log_mean = np.tile(rng.uniform(-1.5, 1.0, 200), (320, 1))
+    for k in (1, 2):
+        log_mean[np.ix_(kind == k, np.arange(30 * k, 30 * (k + 1)))] += rng.choice([-1.5, 1.5], 30)
+    log_mean[:, 150:] += np.where(kind == 0, rng.uniform(-0.8, 0.8, 320), 0)[:, None] * rng.choice(
+        [-1, 1], 50
+    )
+    counts = sp.csr_matrix(rng.poisson(np.exp(log_mean)).astype(np.float32))
+    names = np.arange(320).astype(str)
+    data = CountData(
+        counts, np.asarray(counts.sum(1)).ravel().astype(float), names, np.arange(200).astype(str)
+    )
+    for seed in range(3):
+        start = RandomStart()(data, MixtureSettings(3), np.random.default_rng(seed))
+        found = start.responsibilities.argmax(1).numpy()
+        assert adjusted_rand_score(kind, found) > 0.95
+        assert (found == found[-1]).sum() == 8
 
 
 def test_given_weights_decide_which_component_is_which():
