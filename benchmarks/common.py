@@ -7,6 +7,7 @@ process it was started from, so the one that starts them must stay small.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -50,18 +51,23 @@ def new_parser(description: str | None, *, data: str | None, work: bool = False)
     if data is not None:
         parser.add_argument("--data", metavar="FILE.h5ad", help=data)
     if work:
-        parser.add_argument(
-            "--work",
-            metavar="DIR",
-            type=Path,
-            default=Path(tempfile.gettempdir()) / "nbmix-benchmarks",
-            help="where the large matrix is kept for later runs (default: %(default)s)",
-        )
+        add_work(parser, "the large matrix is")
         parser.add_argument("--cells", type=int, default=LARGE_CELLS, help="of the large matrix")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="OUT", help="where to write the figures")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     return parser
+
+
+def add_work(parser: argparse.ArgumentParser, kept: str) -> None:
+    """The argument ``--work``: a folder where something "is", or "are", kept."""
+    parser.add_argument(
+        "--work",
+        metavar="DIR",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "nbmix-benchmarks",
+        help=f"where {kept} kept for later runs (default: %(default)s)",
+    )
 
 
 def run_all(
@@ -127,6 +133,13 @@ def machine() -> dict[str, Any]:
         "versions": versions,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def code_state() -> str:
+    """A short hash of nbmix/ and conf/: figures of different ones are of different programs."""
+    files = sorted([*(ROOT / "nbmix").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml")])
+    content = b"\0".join(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() for file in files)
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _processor() -> str:
@@ -508,9 +521,13 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 def show(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], notes: Iterable[str] = ()
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    notes: Iterable[str] = (),
+    width: int = 120,
 ) -> None:
-    """Print a table, its first column flush left; None is left empty."""
+    """Print a table of at most ``width`` characters, its first column flush left; None is left empty."""
     from rich.console import Console
     from rich.table import Table
 
@@ -519,7 +536,7 @@ def show(
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*(figure(value) for value in row))
-    console = Console(width=120)
+    console = Console(width=width)
     console.print(table)
     for note in notes:
         console.print(note, markup=False, highlight=False)

@@ -1,238 +1,446 @@
-"""What the fits reach, by the command line that a user types: one table and a JSON file.
+"""What is found: data sets x methods x seeds, with means and standard deviations, one JSON file and a plot.
 
-    python benchmarks/quality.py --data-dir DATA --seeds 0 1 2 --json quality.json
+    python benchmarks/quality.py --data-dir DATA --json quality.json
+    python benchmarks/quality.py --data-dir DATA --data mix4 nine --only ours peers --seeds 0 1 2
+    python benchmarks/quality.py --data-dir DATA --data made --methods em leiden-k --seeds 0
 
-DATA holds pbmc_facs.h5ad (sorted populations of Zheng et al. 2017 in obs["cell_type"]) and, of CellBench,
-cellbench_3cl_dropseq.h5ad, cellbench_5cl_celseq2.h5ad, cellbench_rnamix_celseq2.h5ad. Groups of runs can be
-chosen with --only; ``auto`` leaves the number of components open.
+DATA holds pbmc_facs.h5ad (sorted populations of Zheng et al. 2017 in obs["cell_type"]), of CellBench (Tian et
+al. 2019) cellbench_3cl_dropseq, cellbench_5cl_celseq2 and cellbench_rnamix_celseq2, and pbmc3k_annot,
+kang_ctrl_12k and worm_neuron_sci; a data set whose file is missing is skipped. "made" are those of made.py.
+
+All methods are given the true number of components but leiden and em-auto, and none the labels but
+em-from-labels, which asks what the model itself prefers. ``ours`` are fits as train.py makes them, without
+pictures and report; ``ablations`` leave out one ingredient of em each; ``peers`` are those of baselines.py.
+
+    ARI, NMI, accuracy  of all cells, each in its most probable component; accuracy matches components with
+                        labels one to one. "lowest" is the lowest ARI of the seeds
+    least recall        share of a label's cells in its component, of the label that fares worst
+    found               components, or communities, with cells
+    log loss            nats a cell of the matched component, all cells
+    held-out            log likelihood, nats a cell, of a tenth of the cells that no part of the fit has seen.
+                        The seed chooses the cells, so compare methods by "- em", the difference at each seed
+    ECE                 expected calibration error of the largest posterior of those cells (15 bins);
+                        "tempered": at the temperature of metrics.json
+    CPU s               of one thread, from the file to the clusters of all cells, after a warm-up
+
+Every run is added to the JSON file when it ends. Runs that the file holds are not repeated (failed ones are),
+so an interrupted benchmark goes on with the same command; after a change of the code give another file.
 """
 
 from __future__ import annotations
 
+import os
+
+# before anything starts threads
+os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")})
+
 import argparse
 import json
-import subprocess
+import logging
+import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import anndata as ad
+import baselines
+import common
+import made
 import numpy as np
+import pytorch_lightning as pl
 import torch
-from rich.console import Console
-from rich.table import Table
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from sklearn.metrics import adjusted_rand_score
 
+from nbmix.cli import one_line
 from nbmix.data.counts import CountData
-from nbmix.data.zheng import MIXTURES, read_zheng
-from nbmix.mixture import Mixture, MixtureSettings, StoppingRule, responsibilities_of, run_em
-from nbmix.products import CellBatch, batch_log_likelihood
-from nbmix.start.base import StartState, new_mixture, prepare
-from nbmix.start.clusters import KMeansStart, LabelsStart
+from nbmix.data.zheng import POPULATIONS
+from nbmix.evaluation.calibration import expected_calibration_error
+from nbmix.evaluation.metrics import clustering_metrics, match_cells
+from nbmix.evaluation.results import Results, gather_predictions, score, write_json
+from nbmix.run import fit
 
-ROOT = Path(__file__).resolve().parents[1]
-CELLBENCH = {"3cl": ("3cl_dropseq", 3), "5cl": ("5cl_celseq2", 5), "rnamix": ("rnamix_celseq2", 7)}
-SHOWN = ("n_components", "ari", "accuracy", "log_likelihood", "heldout_log_likelihood", "seconds")
-N_COMPONENTS = {"mix2": 2, "mix4": 4, "mix10": 10}
+NINE = ",".join(name for name in POPULATIONS if name != "cd34")  # which is impure
 
 
-class Run(NamedTuple):
-    """One command: its group, what the table calls it, and its arguments to train.py."""
+class DataSet(NamedTuple):
+    """A file of the data folder, settings of ``data``, and the number of components to look for."""
 
-    group: str
-    name: str
-    seed: int
-    arguments: tuple[str, ...]
-
-
-def runs(data_dir: Path, seeds: list[int]) -> Iterator[Run]:
-    """The commands that the table shows."""
-    cells = {
-        name: (
-            f"data={name}",
-            f"data.path={data_dir / 'pbmc_facs.h5ad'}",
-            f"model.n_components={n_components}",
-        )
-        for name, n_components in N_COMPONENTS.items()
-    } | {
-        name: (
-            "data=h5ad",
-            f"data.path={data_dir / f'cellbench_{file}.h5ad'}",
-            f"model.n_components={n_components}",
-        )
-        for name, (file, n_components) in CELLBENCH.items()
-    }
-    for seed in seeds:
-        for name in cells:
-            yield Run("random", f"em {name}", seed, ("model=em", *cells[name]))
-        for name in ("mix2", "mix4", "3cl"):
-            yield Run("kmeans", f"em start=kmeans {name}", seed, ("model=em", "start=kmeans", *cells[name]))
-        for name in ("mix4", "mix10", "5cl"):
-            yield Run("amortized", f"amortized {name}", seed, ("model=amortized", *cells[name]))
-        for name in cells:
-            open_number = (*cells[name][:-1], "model.n_components=auto")
-            yield Run("auto", f"em {name}, K open", seed, ("model=em", *open_number))
-    for seed in range(10):
-        yield Run("simulation", "default: simulation, em start=random", seed, ())
+    file: str
+    n_components: int
+    settings: tuple[str, ...] = ("data=h5ad",)
 
 
-def train(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
-    """Run train.py and return its metrics.json, or what it said last if it failed."""
-    command = [sys.executable, "train.py", *arguments, f"hydra.run.dir={folder}"]
-    began = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    wall = time.perf_counter() - began
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1], "wall_seconds": wall}
-    return json.loads((folder / "metrics.json").read_text()) | {"wall_seconds": wall}
+REAL = {
+    "mix2": DataSet("pbmc_facs", 2, ("data=mix2",)),
+    "mix4": DataSet("pbmc_facs", 4, ("data=mix4",)),
+    "mix10": DataSet("pbmc_facs", 10, ("data=mix10",)),
+    "nine": DataSet("pbmc_facs", 9, ("data=h5ad", f"data.populations=[{NINE}]")),
+    "5cl": DataSet("cellbench_5cl_celseq2", 5),
+    "3cl": DataSet("cellbench_3cl_dropseq", 3),
+    "rnamix": DataSet("cellbench_rnamix_celseq2", 7),
+    "pbmc3k": DataSet("pbmc3k_annot", 9),  # silver labels from here on: somebody's clustering
+    "kang": DataSet("kang_ctrl_12k", 8),
+    "worm": DataSet("worm_neuron_sci", 10),
+}
+MADE = {name: DataSet(name, kind.n_components) for name, kind in made.KINDS.items()}
+
+OURS: dict[str, tuple[str, ...]] = {
+    "em": (),
+    "amortized": ("model=amortized",),
+    "em-plain": ("model.folds=1", "model.pseudo_cells=0", "start.n_starts=1"),
+}
+ABLATIONS = {
+    "em-no-axis": ("start.n_axes=0",),
+    "em-no-surplus": ("start.surplus=0",),
+    "em-two-starts": ("start.n_starts=2",),
+    "em-no-search": ("start.n_starts=1",),
+    "em-no-prior": ("model.pseudo_cells=20",),  # a fixed number of them, not learned gene by gene
+    "em-no-folds": ("model.folds=1",),  # brings 20 pseudo-cells
+    "em-kmeans": ("start=kmeans",),
+}
+OTHERS = {
+    "em-auto": ("model.n_components=auto",),
+    "em-from-labels": ("start=labels",),
+}
+PEERS = ("leiden", "leiden-k", "kmeans", "gmm", "topics")
+SETTINGS = OURS | ABLATIONS | OTHERS
+GROUPS = {"ours": tuple(OURS), "ablations": tuple(ABLATIONS), "others": tuple(OTHERS), "peers": PEERS}
+METHODS = tuple(method for methods in GROUPS.values() for method in methods)
+SCORES = ("ari", "nmi", "accuracy", "log_loss")
+WARM_UP = ("data=sim", "data.n_cells=60", "data.n_genes=80", "model.n_components=2", "trainer.max_epochs=2")
 
 
-def oracle_check(data: CountData, seed: int = 0) -> dict[str, float]:
-    """Components fitted to the true labels, and a fit that never saw them, after the source notebook.
+# One run
 
-    Both are plain maximum likelihood with uniform weights (folds=1, no pseudo-cells): the oracle is one M
-    step on the labels, the other is EM to convergence from k-means. The expected log joint per cell is
-    sum_k q_ik [ln p(x_i | k) + ln pi_k], with the labels as q of the oracle and the responsibilities as
-    q of the fit. Plain EM hardly moves from where it starts, so this checks likelihood and M step, not
-    the search for groups.
 
-    Returns:
-        oracle_accuracy: share of cells that the oracle's components assign to their own label.
-        oracle_log_joint, fitted_log_joint: nats per cell, the counts' own constant ln x! included.
-        relative_difference: |fitted - oracle| / |oracle|.
+class Found(NamedTuple):
+    """(cells, K) posteriors of a method, and what else is to be known of them."""
+
+    data: CountData
+    posterior: np.ndarray
+    said: dict[str, Any]
+
+
+def settings_of(data: DataSet, method: str, folder: Path) -> tuple[str, ...]:
+    """The arguments that train.py would get; of a peer, those that read its data."""
+    where = (
+        *data.settings,
+        f"data.path={folder / data.file}.h5ad",
+        f"model.n_components={data.n_components}",
+    )
+    return (*where, *SETTINGS.get(method, ()))
+
+
+def configure(settings: Iterable[str], folder: str) -> DictConfig:
+    """The config that train.py would get."""
+    with initialize_config_dir(str(common.ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*settings, "logger=csv", f"output_dir={folder}"])
+
+
+def measure(method: str, settings: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """Run one method on one data set: scores, seconds, and warnings; or an error in their place."""
+    log = _Messages(logging.WARNING)
+    logging.getLogger().addHandler(log)
+    load, clock = os.getloadavg()[0], common.Clock()
+    try:
+        with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
+            warnings.simplefilter("always")
+            cfg = configure((*settings, f"seed={seed}"), folder)
+            found = (ours if method in SETTINGS else peer)(cfg, method, clock)
+        row = scores(found) | found.said
+        row |= {"cpu_seconds": clock.cpu_seconds("run"), "seconds": clock.seconds("run")}
+    except Exception as error:  # others are still to be measured
+        caught, row = [], {"error": one_line(error)}
+    finally:
+        logging.getLogger().removeHandler(log)
+    said = {f"{w.category.__name__}: {' '.join(str(w.message).split())}" for w in caught} | set(log.messages)
+    return row | {"warnings": sorted(said), "load_average": load}
+
+
+class _Messages(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def ours(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
+    """Fit and predict as ``nbmix.run`` does, with nothing written but scalars in a folder that is deleted."""
+    pl.seed_everything(cfg.seed, verbose=False)
+    trainer = instantiate(cfg.trainer, enable_checkpointing=False)
+    with clock("run"):
+        module, model, _ = fit(cfg, trainer)
+        cells = gather_predictions(trainer.predict(model, datamodule=module), module.data.n_cells)
+    results = Results(module, model, cells, {})
+    metrics, rows, q = score(results), module.validation_rows, results.responsibilities
+    kept = ("n_components", "log_likelihood", "heldout_log_likelihood", "crossfit_log_likelihood")
+    kept += ("n_iterations", "converged", "temperature", "ece")
+    said = {name: metrics[name] for name in kept if name in metrics}
+    if module.data.labels is not None and rows.size:
+        correct = match_cells(module.data.labels, q).correct[rows]
+        said["ece_heldout"] = expected_calibration_error(q.max(1)[rows], correct)
+        if results.calibrated is not None:
+            tempered = expected_calibration_error(results.probabilities[rows], correct)
+            said |= {"ece_heldout_tempered": tempered, "log_loss_tempered": metrics["log_loss_tempered"]}
+    return Found(module.data, q, said)
+
+
+def peer(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
+    """A method of baselines.py on the same cells and genes."""
+    with clock("run"):
+        data = instantiate(cfg.data).data
+        found, _ = baselines.method(method)(data, cfg.model.n_components, cfg.seed)
+    if found.ndim == 1:
+        return Found(data, baselines.one_hot(found), {"log_loss": None})  # has no probabilities
+    return Found(data, found, {})
+
+
+def scores(found: Found) -> dict[str, Any]:
+    """Agreement with the labels.
+
+    ``least_recall`` is that of the label which is found least: the share of its cells in its own component;
+    ``ari_batch`` the agreement with obs["batch"], which should be as low as the labels' own.
     """
-    settings = MixtureSettings(
-        len(np.unique(data.labels)), folds=1, pseudo_cells=0.0, weights="uniform", dtype="float64"
-    )
-    generator = np.random.default_rng(seed)
-    basis, batches = prepare(data, 1, generator)
-
-    def fitted(start: StartState, iterations: int) -> Mixture:
-        mixture = new_mixture(data, settings, basis)
-        run_em(
-            mixture,
-            batches,
-            responsibilities=start.responsibilities,
-            max_iterations=iterations,
-            stopping=StoppingRule(tolerance=1e-8, patience=1),
-        )
-        return mixture
-
-    labels = LabelsStart()(data, settings, generator)
-    assert labels.responsibilities is not None
-    oracle = fitted(labels, 1)
-    assigned, _ = responsibilities_of(oracle, batches, data.n_cells)
-    em = fitted(KMeansStart()(data, settings, generator), 200)
-    q, _ = responsibilities_of(em, batches, data.n_cells)
-    oracle_joint = expected_log_joint(oracle, batches, labels.responsibilities)
-    fitted_joint = expected_log_joint(em, batches, q)
-    same = assigned.argmax(1) == labels.responsibilities.argmax(1)
-    return {
-        "oracle_accuracy": float(same.double().mean()),
-        "oracle_log_joint": oracle_joint,
-        "fitted_log_joint": fitted_joint,
-        "relative_difference": abs(fitted_joint - oracle_joint) / abs(oracle_joint),
-    }
+    data, q = found.data, found.posterior
+    row = {"n_cells": data.n_cells, "n_genes": data.n_genes, "n_found": len(np.unique(q.argmax(1)))}
+    if data.labels is None:
+        return row
+    metrics, matched = clustering_metrics(data.labels, q), match_cells(data.labels, q)
+    recall = np.bincount(matched.label_codes, weights=matched.correct) / np.bincount(matched.label_codes)
+    row |= {name: metrics[name] for name in (*SCORES, "accuracy_majority")}
+    row["least_recall"] = float(recall.min())
+    if data.annotations is not None and "batch" in data.annotations.obs:
+        row["ari_batch"] = adjusted_rand_score(data.annotations.obs["batch"], matched.assignments)
+    return row
 
 
-def expected_log_joint(mixture: Mixture, batches: Any, q: torch.Tensor) -> float:
-    """Mean over cells of sum_k q_ik [ln p(x_i | k) + ln pi_k], nats."""
-    total, n_cells = 0.0, 0
-    for batch in batches:
-        total += float((q[batch.rows] * log_joint(mixture, batch)).sum())
-        n_cells += batch.n_cells
-    return total / n_cells
+# All runs
 
 
-def log_joint(mixture: Mixture, batch: CellBatch) -> torch.Tensor:
-    """(cells, K) ln p(x_i | k) + ln pi_k."""
-    return batch_log_likelihood(batch, mixture.basis, mixture.tables(0)) + mixture.log_prior(batch, 0)
+class Record:
+    """The rows measured so far, and their file if there is one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        there = path is not None and path.exists()
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if there else []
+
+    def holds(self, data: str, method: str, seed: int) -> bool:
+        """Whether a run was measured, and did not fail."""
+        return any(_key(row) == (data, method, seed) and "error" not in row for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row, in place of an earlier one of the same run, and write the file."""
+        self.rows = [old for old in self.rows if _key(old) != _key(row)] + [row]
+        if self.path is not None:
+            write_json(self.path, {"machine": common.machine(), "rows": self.rows})
 
 
-def processes_check(data_dir: Path, folder: Path) -> dict[str, Any]:
-    """One process against two (DDP on the CPU): the same EM fit, and cells in the same order."""
-    arguments = (
-        "model=em",
-        "start=kmeans",
-        "data=mix4",
-        f"data.path={data_dir / 'pbmc_facs.h5ad'}",
-        "model.n_components=4",
-        "seed=0",
-    )
-    one = train(arguments, folder / "one")
-    two = train((*arguments, "trainer.processes=2"), folder / "two")
-    if "error" in one or "error" in two:
-        return {"error": one.get("error", two.get("error"))}
-    results = [ad.read_h5ad(folder / name / "result.h5ad") for name in ("one", "two")]
-    difference = abs(one["log_likelihood"] - two["log_likelihood"]) / abs(one["log_likelihood"])
-    return {
-        "log_likelihood_one": one["log_likelihood"],
-        "log_likelihood_two": two["log_likelihood"],
-        "relative_difference": difference,
-        "same_order": bool((results[0].obs_names == results[1].obs_names).all()),
-        "largest_probability_difference": float(
-            np.abs(results[0].obsm["X_nbmix"] - results[1].obsm["X_nbmix"]).max()
-        ),
-        "seconds_one": one["seconds"],
-        "seconds_two": two["seconds"],
-    }
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["data"], row["method"], row["seed"]
 
 
-def show(rows: list[dict[str, Any]], checks: dict[str, dict[str, Any]]) -> None:
-    """Print the table."""
-    console = Console(width=120)
-    table = Table()
-    for column in ("run", "seed", *SHOWN):
-        table.add_column(column, justify="left" if column == "run" else "right")
-    digits = {"ari": 3, "accuracy": 4, "seconds": 1}
-    for row in rows:
-        values = [f"{row[key]:.{digits.get(key, 3)}f}" if key in row else "" for key in SHOWN]
-        table.add_row(row["name"], str(row["seed"]), *values)
-    console.print(table)
-    for row in rows:
+def warm_up(methods: Sequence[str]) -> None:
+    """Imports, and what numba compiles, by small fits that are not kept."""
+    own = {"amortized", *PEERS}  # all others run what em does
+    for method in sorted({method if method in own else "em" for method in methods}):
+        row = measure(method, (*WARM_UP, *SETTINGS.get(method, ())), 0)
         if "error" in row:
-            console.print(f"{row['name']} seed {row['seed']}: {row['error']}", markup=False)
-    for name, check in checks.items():
-        console.print(name, json.dumps(check), soft_wrap=True)
+            sys.exit(f"{method}: {row['error']}")
 
 
-GROUPS = ("random", "kmeans", "amortized", "auto", "simulation", "oracle", "processes")
+def run_all(record: Record, chosen: dict[str, DataSet], methods: Sequence[str], arguments: Any) -> None:
+    """Every run that is not recorded yet: all data sets and methods of a seed before the next seed."""
+    code = common.code_state()
+    for seed in arguments.seeds:
+        for name, data in chosen.items():
+            folder = arguments.work / "made" if name in MADE else arguments.data_dir
+            for method in methods:
+                if record.holds(name, method, seed):
+                    continue
+                settings = settings_of(data, method, folder)
+                row = measure(method, settings, seed)
+                # where the data lie is a matter of this machine
+                told = [part.replace(f"{folder}/", "") for part in settings]
+                run = {"data": name, "method": method, "seed": seed, "settings": told, "code": code}
+                record.add(run | row)
+                print(f"{name} {method} seed={seed}: {brief(row)}", file=sys.stderr, flush=True)
 
 
-def main() -> None:
+def brief(row: dict[str, Any]) -> str:
+    """A run in one line."""
+    if "error" in row:
+        return row["error"]
+    return f"ARI {row.get('ari', np.nan):.4f}, CPU s {row['cpu_seconds']:.1f}"
+
+
+def available(names: Iterable[str], arguments: Any) -> dict[str, DataSet]:
+    """The data sets whose files are there, or can be made; a line for each that is not."""
+    chosen = {}
+    for name in names:
+        data = (REAL | MADE)[name]
+        path = arguments.data_dir / f"{data.file}.h5ad"
+        if name in MADE:
+            path = arguments.work / "made" / f"{name}.h5ad"
+            if not path.exists():
+                made.write(name, arguments.data_dir, path)
+        if path.exists():
+            chosen[name] = data
+        else:
+            print(f"{name}: skipped, for there is no {path.name}", file=sys.stderr, flush=True)
+    return chosen
+
+
+# Tables and the plot
+
+COLUMNS: dict[str, tuple[str, int]] = {  # title -> name in a row, digits
+    "ARI": ("ari", 3),
+    "NMI": ("nmi", 3),
+    "accuracy": ("accuracy", 3),
+    "least recall": ("least_recall", 2),
+    "found": ("n_found", 1),
+    "log loss": ("log_loss", 2),
+    "held-out": ("heldout_log_likelihood", 2),
+    "- em": ("above_em", 3),
+    "ECE": ("ece_heldout", 3),
+    "tempered": ("ece_heldout_tempered", 3),
+    "CPU s": ("cpu_seconds", 1),
+}
+
+
+def with_differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with ``above_em``: held-out log likelihood minus that of em on the same cells."""
+    em = {_key(row): row.get("heldout_log_likelihood") for row in rows if row["method"] == "em"}
+    found = []
+    for row in rows:
+        own, other = row.get("heldout_log_likelihood"), em.get((row["data"], "em", row["seed"]))
+        found.append(row | {"above_em": None if None in (own, other) else own - other})
+    return found
+
+
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """Mean and standard deviation of what is there: "0.993 ± 0.002"."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return ""
+    mean = f"{statistics.mean(there):.{digits}f}"
+    return mean if len(there) == 1 else f"{mean} ± {statistics.stdev(there):.{digits}f}"
+
+
+def show(rows: Sequence[dict[str, Any]], data: Sequence[str], methods: Sequence[str]) -> None:
+    """A table of each data set; below it what failed, and what was warned of."""
+    for name in data:
+        measured = [row for row in rows if row["data"] == name and "error" not in row]
+        if not measured:
+            print(name, *_remarks(rows, name, methods), sep="\n")
+            continue
+        lines = []
+        for method in methods:
+            mine = [row for row in measured if row["method"] == method]
+            if mine:
+                of_seeds = [[row.get(key) for row in mine] for key, _ in COLUMNS.values()]
+                digits = [digits for _, digits in COLUMNS.values()]
+                ari, *others = (spread(*pair) for pair in zip(of_seeds, digits, strict=True))
+                lowest = min((row["ari"] for row in mine if "ari" in row), default=None)
+                lines.append([method, len(mine), ari, "" if lowest is None else f"{lowest:.3f}", *others])
+        title = f"{name}: {measured[0]['n_cells']:,} cells x {measured[0]['n_genes']:,} genes, "
+        title += f"K = {(REAL | MADE)[name].n_components}"
+        title += f"; {made.KINDS[name].what}" if name in MADE else ""
+        title += f"; load average up to {max(row['load_average'] for row in measured):.1f}"
+        titles = ("method", "seeds", "ARI", "lowest", *list(COLUMNS)[1:])
+        common.show(title, titles, lines, _remarks(rows, name, methods), width=170)
+    if len(codes := {row["code"] for row in rows}) > 1:
+        print(f"measured with {len(codes)} states of nbmix/ and conf/: {', '.join(sorted(codes))}")
+
+
+def _remarks(rows: Sequence[dict[str, Any]], data: str, methods: Sequence[str]) -> list[str]:
+    """Every failure and warning once for each method, with its seeds."""
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["data"] == data and row["method"] in methods:
+            failure = [f"failed: {row['error']}"] if "error" in row else []
+            for line in (*failure, *row["warnings"]):
+                seeds.setdefault((row["method"], line), []).append(str(row["seed"]))
+    return [f"{method}, seed {' '.join(found)}: {line}" for (method, line), found in seeds.items()]
+
+
+def plot(rows: Sequence[dict[str, Any]], data: Sequence[str], methods: Sequence[str]) -> Figure:
+    """ARI: a panel a data set, a line a method, a point a seed; the bar is their mean."""
+    rows = [row for row in rows if row.get("ari") is not None]
+    shown = [name for name in data if any(row["data"] == name for row in rows)]
+    listed = [method for method in methods if any(row["method"] == method for row in rows)]
+    colors = dict(zip(GROUPS, ("#0072b2", "#56b4e9", "#009e73", "#d55e00"), strict=True))
+    n_columns = min(5, len(shown))
+    n_rows = -(-len(shown) // n_columns)
+    size = (2.2 + 2.1 * n_columns, n_rows * (0.9 + 0.22 * len(listed)))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
+    for axes, name in zip(panels.flat, shown, strict=False):
+        for place, method in enumerate(listed):
+            values = [row["ari"] for row in rows if (row["data"], row["method"]) == (name, method)]
+            color = next(colors[group] for group, members in GROUPS.items() if method in members)
+            axes.plot(values, [place] * len(values), "o", color=color, alpha=0.5, markersize=4, clip_on=False)
+            if values:
+                axes.plot(statistics.mean(values), place, "|", color="black", markersize=9, clip_on=False)
+        axes.set(title=name, xlim=(min(0.0, *axes.get_xlim()), 1.0), yticks=range(len(listed)))
+        axes.set_yticklabels(listed)
+        axes.set_ylim(len(listed) - 0.5, -0.5)
+        axes.grid(axis="x", color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    figure.supxlabel("adjusted Rand index")
+    return figure
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with the .h5ad files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", choices=GROUPS, nargs="+", default=GROUPS)
-    parser.add_argument("--json", metavar="OUT", help="where to write the figures")
+    names = (*REAL, "made", *MADE)
+    parser.add_argument(
+        "--data", choices=names, nargs="+", metavar="NAME", default=[*REAL], help=", ".join(names)
+    )
+    parser.add_argument(
+        "--only", choices=GROUPS, nargs="+", metavar="GROUP", default=[*GROUPS], help=", ".join(GROUPS)
+    )
+    parser.add_argument("--methods", choices=METHODS, nargs="+", metavar="NAME", help=", ".join(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*range(10)])
+    parser.add_argument("--json", metavar="OUT", type=Path, help="file for the figures; OUT.png is the plot")
+    common.add_work(parser, "data sets that are made are")
     arguments = parser.parse_args()
-    data_dir = arguments.data_dir.resolve()
-    rows: list[dict[str, Any]] = []
-    checks: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for number, run in enumerate(runs(data_dir, arguments.seeds)):
-            if run.group not in arguments.only:
-                continue
-            metrics = train((*run.arguments, f"seed={run.seed}"), folder / str(number))
-            said = metrics.get("error") or {key: round(metrics[key], 4) for key in SHOWN if key in metrics}
-            print(f"{run.name} seed={run.seed}: {said}", file=sys.stderr, flush=True)
-            # the folder of the data is a matter of this machine
-            command = ["train.py", *run.arguments, f"seed={run.seed}"]
-            command = [part.replace(f"{data_dir}/", "") for part in command]
-            rows.append(run._asdict() | {"arguments": command} | metrics)
-        if "oracle" in arguments.only:
-            data = read_zheng(MIXTURES["mix4"], path=data_dir / "pbmc_facs.h5ad")
-            checks["oracle on mix4"] = oracle_check(data)
-        if "processes" in arguments.only:
-            checks["two processes against one"] = processes_check(data_dir, folder)
-    show(rows, checks)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps({"runs": rows, "checks": checks}, indent=2) + "\n")
+    arguments.data_dir, arguments.work = arguments.data_dir.resolve(), arguments.work.resolve()
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    torch.set_num_threads(1)
+    wanted = dict.fromkeys(n for name in arguments.data for n in (MADE if name == "made" else (name,)))
+    methods = arguments.methods or [method for group in arguments.only for method in GROUPS[group]]
+    chosen, record = available(wanted, arguments), Record(arguments.json)
+    if not chosen:
+        sys.exit(f"--data-dir {arguments.data_dir}: has none of the files")
+    if not all(record.holds(d, m, s) for d in chosen for m in methods for s in arguments.seeds):
+        warm_up(methods)
+        run_all(record, chosen, methods, arguments)
+    rows = with_differences([r for r in record.rows if r["data"] in chosen and r["method"] in methods])
+    show(rows, list(chosen), methods)
+    if arguments.json and any("ari" in row for row in rows):
+        plot(rows, list(chosen), methods).savefig(arguments.json.with_suffix(".png"))
+    if any("error" in row for row in rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

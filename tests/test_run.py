@@ -22,11 +22,13 @@ SHORT = (*TINY, "trainer.max_epochs=3")
 
 
 def write(path, counts, *, labels=True, genes=None, **layers):
-    """An .h5ad file of (cells, genes) counts; its setting."""
+    """An .h5ad file of (cells, genes) counts; its setting. ``labels``: (cells,), True for any, or None."""
     n_cells, n_genes = counts.shape
     obs = pd.DataFrame(index=[f"c{i}" for i in range(n_cells)])
-    if labels:
-        obs["cell_type"] = pd.Categorical([f"t{i % 2}" for i in range(n_cells)])
+    if labels is True:
+        labels = [f"t{i % 2}" for i in range(n_cells)]
+    if labels is not None:
+        obs["cell_type"] = pd.Categorical(labels)
     var = pd.DataFrame(index=genes if genes is not None else [f"g{j}" for j in range(n_genes)])
     ad.AnnData(counts, obs=obs, var=var, layers=layers).write_h5ad(path)
     return f"data.path={path}"
@@ -196,7 +198,7 @@ def test_given_weights_unlabelled_and_empty_cells(model, tmp_path, caplog):
     counts = data.counts.toarray()
     counts[7] = 0
     path = tmp_path / "a.h5ad"
-    write(path, sp.csr_matrix(counts), labels=False)
+    write(path, sp.csr_matrix(counts), labels=None)
     adata = ad.read_h5ad(path)
     adata.obsm["prior"] = np.tile([0.3, 0.7], (60, 1))
     adata.write_h5ad(path)
@@ -215,6 +217,29 @@ def test_given_weights_unlabelled_and_empty_cells(model, tmp_path, caplog):
     assert "ari" not in metrics
     q = ad.read_h5ad(tmp_path / "run" / "result.h5ad").obsm["X_nbmix"]
     np.testing.assert_allclose(q[7], [0.3, 0.7], rtol=1e-12)
+
+
+@MODELS
+def test_labels_change_nothing_of_a_fit(model, tmp_path, monkeypatch):
+    """Right labels, shuffled ones and none: the same bits, from the default start."""
+    results = []
+    monkeypatch.setattr("nbmix.run.write_outcome", lambda found, *_, **__: results.append(found))
+    data = small_data(40, 50)
+    shuffled = np.random.default_rng(0).permutation(data.labels)
+    fits = {}
+    for name, labels in (("right", data.labels), ("shuffled", shuffled), ("none", None)):
+        setting = write(tmp_path / f"{name}.h5ad", data.counts, labels=labels)
+        settings = ("data=h5ad", setting, f"model={model}", "model.n_components=2", "trainer.max_epochs=2")
+        metrics = run_here(tmp_path / name, *settings)
+        fits[name] = {k: v for k, v in metrics.items() if k != "seconds"}
+    assert fits["right"]["ari"] > fits["shuffled"]["ari"]
+    assert fits["none"].items() <= fits["right"].items() & fits["shuffled"].items()
+    for found in results[:2]:
+        assert all(
+            map(torch.equal, found.model.state_dict().values(), results[2].model.state_dict().values())
+        )
+        assert torch.equal(found.cells.responsibilities, results[2].cells.responsibilities)
+        assert torch.equal(found.cells.log_likelihood, results[2].cells.log_likelihood)
 
 
 def refused(folder, *overrides):
