@@ -206,7 +206,7 @@ class StreamedBatches(Dataset[CellBatch]):
         basis: of the data.
         fold: (cells,) fold of each cell, -1 for none, OUTSIDE for cells that are left out.
         batch_size: cells at most.
-        rank, world_size: every rank reads each slab and takes its share of it.
+        rank, world_size: every rank reads each slab and takes its share of it (see ``shard``).
         keep: whether batches need their transpose.
     """
 
@@ -227,13 +227,14 @@ class StreamedBatches(Dataset[CellBatch]):
         self.data, self.basis, self.codes, self.keep = data, basis, label_codes(data), keep
         self.slabs = data.counts.plan()
         self.blocks: list[tuple[int, int, np.ndarray]] = []  # slab, fold, positions
+        folds = int(fold.max(initial=0)) + 1
         for slab, rows in enumerate(self.slabs):
             for number in np.unique(fold[rows]):
                 if number == self.OUTSIDE:
                     continue
                 members = rows[fold[rows] == number]
                 for some in alike(members, data.size_factors[members]):
-                    shares = shard(some, batch_size, rank, world_size)
+                    shares = shard(some, batch_size, rank, world_size, fold=int(number), folds=folds)
                     self.blocks += [(slab, int(number), np.sort(share)) for share in shares]
         self._held: tuple[int, Slab] | None = None
         self._coming: tuple[int, Future[Slab]] | None = None
