@@ -309,7 +309,8 @@ def write_result(results: Results, path: Path) -> None:
         "nbmix_size_factor": data.size_factors,
     }
     if data.labels is not None:
-        obs["cell_type"] = pd.Categorical(data.labels)
+        names, codes = np.unique(data.labels, return_inverse=True)
+        obs["cell_type"] = pd.Categorical.from_codes(codes, names)
     components = model.mixture.components()
     own = ad.AnnData(
         None if data.is_backed else data.counts,
