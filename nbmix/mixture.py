@@ -206,6 +206,9 @@ class Mixture(nn.Module):
         ``fold`` overrides the batch's own (-1: the components of all cells). ``temperature`` is the beta of
         annealing, at most 1; the log likelihood is never tempered. An empty cell gets the prior.
         """
+        if batch.n_cells == 0:  # one that is there for other ranks is worth no tables
+            nothing = self.log_weights.new_zeros(0, self.settings.n_components)
+            return Posterior(nothing, nothing.sum(1))
         copy = self.copy_for(batch.fold if fold is None else fold)
         log_likelihood = batch_log_likelihood(batch, self.basis, self.tables(copy))
         prior = self.log_prior(batch, copy)
@@ -230,6 +233,8 @@ class Mixture(nn.Module):
 
     def collect(self, batch: CellBatch, responsibilities: Tensor) -> None:
         """Add a batch's statistics to those of its fold."""
+        if batch.n_cells == 0:
+            return
         if self.settings.folds > 1 and not 0 <= batch.fold < self.settings.folds:
             raise ValueError(f"a batch of fold {batch.fold} in a fit of {self.settings.folds} folds")
         if batch.fold not in self._statistics:
@@ -252,33 +257,48 @@ class Mixture(nn.Module):
             EM's objective. 0 where nothing is added, or components were not set, or folds > 1.
         """
         settings = self.settings
-        by_fold = [self._statistics.get(f) or self._empty() for f in self._folds()]
-        if reduce:
-            for statistics in by_fold:
-                statistics.all_reduce_()
-        total = self._total(by_fold)
+        rank, n_ranks = (
+            (torch.distributed.get_rank(), torch.distributed.get_world_size()) if reduce else (0, 1)
+        )
+        fitters = copy_ranks(settings.folds, n_ranks)
+        total = self._total()
+        if n_ranks > 1:
+            self._add_ranks_(total, fitters, rank, n_ranks)
         if float(total.weight.sum()) == 0:
             raise InputError("there is no cell to fit components to")
         last = settings.n_copies - 1
         penalty = self._log_prior_density(total) if last == 0 and warm else 0.0
-        rank, n_ranks = (
-            (torch.distributed.get_rank(), torch.distributed.get_world_size()) if reduce else (0, 1)
-        )
         for copy in range(settings.n_copies if whole or last == 0 else last):
-            if copy % n_ranks == rank:
-                self._fit(total if copy == last else total - by_fold[copy], copy, warm)
+            if fitters[copy] == rank:
+                seen = total if copy == last else total - (self._statistics.get(copy) or self._empty())
+                self._fit(seen, copy, warm)
         if n_ranks > 1:
-            self._share_copies(n_ranks)
+            self._share_copies(fitters)
         self._given = False
         self._tables.clear()
         return penalty
 
-    def _share_copies(self, n_ranks: int) -> None:
+    def _add_ranks_(
+        self, total: SufficientStatistics, fitters: Sequence[int], rank: int, n_ranks: int
+    ) -> None:
+        """Sum ``total`` over ranks, and a fold on the rank that fits its copy, if another has cells of it."""
+        total.all_reduce_()
+        if self.settings.folds == 1:
+            return
+        met = total.weight.new_zeros(self.settings.folds, n_ranks)
+        met[list(self._statistics), rank] = 1
+        torch.distributed.all_reduce(met)
+        for fold, of_rank in enumerate(met.tolist()):
+            of_rank[fitters[fold]] = 0
+            if any(of_rank):
+                self._statistics.setdefault(fold, self._empty()).reduce_(fitters[fold])
+
+    def _share_copies(self, fitters: Sequence[int]) -> None:
         """Every rank takes each copy from the one that fitted it: the same bits on all."""
         for of_copies in (*self.parameters(), *self.buffers()):
             for copy in range(of_copies.shape[0]):
                 sent = of_copies.data[copy].contiguous()
-                torch.distributed.broadcast(sent, src=copy % n_ranks)
+                torch.distributed.broadcast(sent, src=fitters[copy])
                 of_copies.data[copy] = sent
 
     @torch.no_grad()
@@ -287,7 +307,7 @@ class Mixture(nn.Module):
 
         The prior takes over what that copy has learned of variances, around the pooled gene of all cells.
         """
-        total = self._total([self._statistics.get(f) or self._empty() for f in self._folds()])
+        total = self._total()
         for of_copies in (self.log_mean.data, self.log_inv_disp.data, *self.buffers()):
             if of_copies.numel():
                 of_copies[-1] = of_copies[0]
@@ -297,11 +317,11 @@ class Mixture(nn.Module):
             self._fit(total, self.settings.n_copies - 1, True)
         self._tables.clear()
 
-    @staticmethod
-    def _total(by_fold: Sequence[SufficientStatistics]) -> SufficientStatistics:
-        total = by_fold[0]
-        for statistics in by_fold[1:]:
-            total = total + statistics
+    def _total(self) -> SufficientStatistics:
+        """Of the cells that this rank has met."""
+        total = self._empty()
+        for statistics in self._statistics.values():
+            total.add_(statistics)
         return total
 
     def _fit(self, seen: SufficientStatistics, copy: int, warm: bool) -> None:
@@ -333,9 +353,6 @@ class Mixture(nn.Module):
     def _keep_prior(self, copy: int, prior: GenePrior) -> None:
         self.prior_log_mean[copy], self.prior_log_mean_variance[copy] = prior[:2]
         self.prior_log_inv_disp[copy] = torch.stack(prior[2:])
-
-    def _folds(self) -> Sequence[int]:
-        return range(self.settings.folds) if self.settings.folds > 1 else sorted(self._statistics) or [-1]
 
     def _empty(self) -> SufficientStatistics:
         return SufficientStatistics.zeros(self.basis, self.settings.n_components, self.log_mean.device)
@@ -465,8 +482,8 @@ def fold_blocks(
     """Split cells at random into folds of equal size, and these into blocks of cells of like size factors.
 
     A block holds at most ``block_size`` cells of a rank. With several ranks every rank gets its own cells,
-    none twice, and the same number of blocks of each fold, though the last cells may leave a rank's block one
-    cell short, or empty.
+    none twice, of few folds (see ``shard``), and the same number of blocks of each fold, of which those of
+    other ranks' folds are empty.
 
     Args:
         size_factors: (cells,).
@@ -479,7 +496,8 @@ def fold_blocks(
     for fold in range(folds) if folds > 1 else [-1]:
         rows = np.flatnonzero(member == fold)
         for some in alike(rows, size_factors[rows]):
-            blocks += [(fold, np.sort(block)) for block in shard(some, block_size, rank, world_size)]
+            shares = shard(some, block_size, rank, world_size, fold=fold, folds=folds)
+            blocks += [(fold, np.sort(block)) for block in shares]
     return blocks
 
 
@@ -526,7 +544,24 @@ def _cuts(log_s: np.ndarray) -> list[int]:
     return [*_cuts(log_s[:at]), at, *(at + cut for cut in _cuts(log_s[at:]))]
 
 
-def shard(rows: np.ndarray, size: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
-    """One rank's share of ``rows`` in batches of at most ``size``: as many batches on every rank."""
-    largest_share = -(-rows.size // world_size)
-    return np.array_split(rows[rank::world_size], max(1, -(-largest_share // size)))
+def shard(
+    rows: np.ndarray, size: int, rank: int = 0, world_size: int = 1, *, fold: int = -1, folds: int = 1
+) -> list[np.ndarray]:
+    """One rank's share of ``rows`` in batches of at most ``size``: as many batches on every rank.
+
+    Cells of one of several folds go to few ranks, and each rank has cells of few folds: all folds laid end to
+    end are cut into ``world_size`` equal parts. So a rank makes the tables of few copies, and for whole
+    batches, and little has to be summed. A fold that is cut is dealt out cell by cell.
+    """
+    dealt = np.arange(rows.size) % world_size
+    of_rank = dealt if fold < 0 else (fold * world_size + dealt) // folds
+    largest_share = int(np.bincount(of_rank).max(initial=0))
+    return np.array_split(rows[of_rank == rank], max(1, -(-largest_share // size)))
+
+
+def copy_ranks(folds: int, n_ranks: int) -> list[int]:
+    """Which rank fits each copy of the components: a fold's, one that has many of its cells (``shard``)."""
+    if folds == 1:
+        return [0]
+    ranks = [(fold * n_ranks + n_ranks // 2) // folds for fold in range(folds)]
+    return [*ranks, int(np.bincount(ranks, minlength=n_ranks).argmin())]

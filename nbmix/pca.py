@@ -42,7 +42,10 @@ def log_pca(
         return scores
 
     scale = np.divide(np.median(size[filled]), size, out=np.zeros(n_cells), where=filled)  # (cells,)
-    values = np.log1p(counts.data * np.repeat(scale, np.diff(counts.indptr))).astype(np.float32)
+    values = np.repeat(scale, np.diff(counts.indptr))  # changed in place: as large as the counts twice over
+    values *= counts.data
+    np.log1p(values, out=values)
+    values = values.astype(np.float32)
     log_counts = csr_array((values, counts.indices, counts.indptr), shape=counts.shape)
     mean, variance = mean_variance_axis(log_counts, axis=0)  # (genes,)
     variance = np.where(np.sqrt(variance) > ROUNDING * mean, variance, 0.0)

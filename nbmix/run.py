@@ -58,8 +58,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         data, model, choice = fit(cfg, trainer)
     else:
         data, model = prepare_prediction(cfg, trainer)
-    predictions = trainer.predict(model, datamodule=data)
-    everything = gather_predictions(predictions, data.data.n_cells)
+    everything = gather_predictions(trainer.predict(model, datamodule=data), data.data.n_cells)
     seconds = time.perf_counter() - began
     results = Results(data, model, everything, provenance(cfg))
     metrics = score(results) | {"seconds": seconds}
@@ -90,6 +89,7 @@ def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, Mixture
         cfg.data, folds=cfg.model.get("folds", 1), shuffle=model_class(cfg).shuffle
     )
     data.setup()
+    training = data.training_data
     generator = np.random.default_rng(cfg.seed)
     start: Start = instantiate(cfg.start)
     choice, n_components = None, cfg.model.n_components
@@ -98,18 +98,17 @@ def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, Mixture
     elif allowed is not None:
         search = start if isinstance(start, RandomStart) else None
         settings = MixtureSettings(1, weights=cfg.model.get("weights", "learned"))
-        choice = choose_n_components(data.training_data, settings, allowed, generator, search)
+        choice = choose_n_components(training, settings, allowed, generator, search)
         n_components = choice.recommended
     model: MixtureModule = instantiate(cfg.model, gene_names=data.data.gene_names, n_components=n_components)
-    check_components(data.training_data, model.mixture.settings)
-    if cfg.ckpt_path is None:
-        if choice is not None and isinstance(start, RandomStart):
-            state = choice.start
-        else:
-            state = start(data.training_data, model.mixture.settings, generator)
-        model.begin(state, data)
-    else:
+    check_components(training, model.mixture.settings)
+    if cfg.ckpt_path is not None:
         check_resumable(load_checkpoint(cfg.ckpt_path), model, data, f"ckpt_path={cfg.ckpt_path}")
+    elif choice is not None and isinstance(start, RandomStart):
+        model.begin(choice.start, data)
+    else:
+        model.begin(start(training, model.mixture.settings, generator), data)
+    del training  # a copy of most counts, if they are in memory
     trainer.loggers = [instantiate(cfg.logger)]  # now that all input is known to be good
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     return data, model, choice

@@ -99,3 +99,9 @@ class SufficientStatistics:
         for tensor in self.tensors():
             torch.distributed.all_reduce(tensor)
         return self
+
+    def reduce_(self, rank: int) -> SufficientStatistics:
+        """Sum over the ranks on one of them, in place; others must not use theirs any more."""
+        for tensor in self.tensors():
+            torch.distributed.reduce(tensor, rank)
+        return self

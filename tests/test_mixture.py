@@ -18,6 +18,7 @@ from nbmix.mixture import (
     MixtureSettings,
     StoppingRule,
     annealing,
+    copy_ranks,
     fold_blocks,
     responsibilities_of,
     run_em,
@@ -625,6 +626,23 @@ def test_ranks_share_the_folds_without_overlap_in_as_many_blocks(n_cells, folds,
     assert sorted(together) == sorted(alone)
     assert len({tuple(fold for fold, _ in blocks) for blocks in of_rank}) == 1
     assert max(len(rows) for blocks in of_rank for _, rows in blocks) <= 4
+
+
+@pytest.mark.parametrize("folds", [1, 2, 5])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
+def test_ranks_have_as_many_cells_of_few_folds_and_fit_the_copies_of_those(folds, world_size):
+    s, fitters = some_sizes(480 * folds), copy_ranks(folds, world_size)
+    met, n_cells = [], []
+    for rank in range(world_size):
+        blocks = fold_blocks(s, folds, 100, np.random.default_rng(0), rank=rank, world_size=world_size)
+        met.append({fold for fold, rows in blocks if rows.size})
+        n_cells.append(sum(rows.size for _, rows in blocks))
+    assert max(n_cells) - min(n_cells) <= folds
+    assert sum(map(len, met)) <= folds + world_size - 1
+    assert all(max(fold, 0) in {max(f, 0) for f in met[fitters[fold]]} for fold in range(folds))
+    fitted = np.bincount(fitters, minlength=world_size)
+    assert fitted.sum() == (1 if folds == 1 else folds + 1)
+    assert fitted.max() <= -(-fitted.sum() // world_size) + 1
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

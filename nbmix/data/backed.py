@@ -17,6 +17,7 @@ from nbmix.data.batches import label_codes
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, reading
 from nbmix.errors import InputError
+from nbmix.kernels import in_threads
 from nbmix.mixture import alike, shard
 from nbmix.products import Basis, CellBatch, CountCensus, CountLevels
 
@@ -206,7 +207,7 @@ class StreamedBatches(Dataset[CellBatch]):
         basis: of the data.
         fold: (cells,) fold of each cell, -1 for none, OUTSIDE for cells that are left out.
         batch_size: cells at most.
-        rank, world_size: every rank reads each slab and takes its share of it.
+        rank, world_size: every rank reads each slab and takes its share of it (see ``shard``).
         keep: whether batches need their transpose.
     """
 
@@ -227,15 +228,16 @@ class StreamedBatches(Dataset[CellBatch]):
         self.data, self.basis, self.codes, self.keep = data, basis, label_codes(data), keep
         self.slabs = data.counts.plan()
         self.blocks: list[tuple[int, int, np.ndarray]] = []  # slab, fold, positions
+        folds = int(fold.max(initial=0)) + 1
         for slab, rows in enumerate(self.slabs):
             for number in np.unique(fold[rows]):
                 if number == self.OUTSIDE:
                     continue
                 members = rows[fold[rows] == number]
                 for some in alike(members, data.size_factors[members]):
-                    shares = shard(some, batch_size, rank, world_size)
+                    shares = shard(some, batch_size, rank, world_size, fold=int(number), folds=folds)
                     self.blocks += [(slab, int(number), np.sort(share)) for share in shares]
-        self._held: tuple[int, Slab] | None = None
+        self._made: dict[int, CellBatch] = {}  # of one slab, each until it is asked for
         self._coming: tuple[int, Future[Slab]] | None = None
         self._reader = ThreadPoolExecutor(1)
 
@@ -245,24 +247,29 @@ class StreamedBatches(Dataset[CellBatch]):
     def __iter__(self) -> Iterator[CellBatch]:
         return (self[index] for index in range(len(self)))
 
-    def _slab(self, number: int) -> Slab:
-        if self._held is None or self._held[0] != number:
-            self._held = None
-            coming = self._coming if self._coming and self._coming[0] == number else self._submit(number)
-            self._coming = None
-            self._held = (number, coming[1].result())
-            last = self.blocks[-1][0]
-            if number < last:
-                self._coming = self._submit(number + 1)
-        return self._held[1]
+    def __getitem__(self, index: int) -> CellBatch:
+        if index not in self._made:
+            self._make(self.blocks[index][0])
+        return self._made.pop(index)
+
+    def _make(self, number: int) -> None:
+        """Cut one slab into its batches; the next one is read while they are in use."""
+        self._made.clear()
+        coming = self._coming if self._coming and self._coming[0] == number else self._submit(number)
+        self._coming = None
+        slab = coming[1].result()
+        indices = [index for index, block in enumerate(self.blocks) if block[0] == number]
+        batches = in_threads(lambda i: self._cut(slab, *self.blocks[indices[i]][1:]), len(indices))
+        self._made.update(zip(indices, batches, strict=True))
+        if number < self.blocks[-1][0]:
+            self._coming = self._submit(number + 1)
 
     def _submit(self, number: int) -> tuple[int, Future[Slab]]:
         assert isinstance(self.data.counts, BackedCounts)
         return number, self._reader.submit(self.data.counts.read, self.slabs[number])
 
-    def __getitem__(self, index: int) -> CellBatch:
-        number, fold, rows = self.blocks[index]
-        slab, data = self._slab(number), self.data
+    def _cut(self, slab: Slab, fold: int, rows: np.ndarray) -> CellBatch:
+        data = self.data
         return CellBatch.build(
             slab.counts,
             data.size_factors[slab.rows],

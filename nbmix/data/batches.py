@@ -65,6 +65,6 @@ class PreparedBatches(Dataset[CellBatch]):
         """Every batch."""
         missing = self.blocks[len(self.made) :]
         self.made += in_threads(
-            lambda i: self.cells.batch(missing[i][1], missing[i][0], keep=True), len(missing)
+            lambda i: self.cells.batch(missing[i][1], missing[i][0], keep=self.keep), len(missing)
         )
         return self.made

@@ -76,7 +76,7 @@ def make_count_data(
         size_factors=totals
         if size_factor_key is None
         else _read_size_factors(adata, where, size_factor_key, totals),
-        cell_names=adata.obs_names.to_numpy().astype(str),
+        cell_names=adata.obs_names.astype(str).to_numpy(),
         gene_names=_unique_gene_names(adata, where),
         labels=None if label_key is None else _read_labels(adata, where, label_key),
         prior=None if prior_key is None else _read_prior(adata, where, prior_key),

@@ -24,6 +24,7 @@ from nbmix.errors import InputError
 from nbmix.mixture import fold_blocks, fold_members, shard
 from nbmix.products import Basis, CellBatch, SizeFactorNodes
 
+NAMES_AT_ONCE = 65536
 SIZE_FACTOR_RATIO = 1e9  # between the largest and the smallest: beyond it one of them is not a cell
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class CountsDataModule(pl.LightningDataModule):
         self._cells = CellBatches(data, self.basis)
         self._fixed: PreparedBatches | StreamedBatches | None = None
         self._held_out: list[CellBatch] | None = None
+        self._fingerprint: str | None = None
 
     @property
     def data(self) -> CountData:
@@ -105,10 +107,22 @@ class CountsDataModule(pl.LightningDataModule):
         return self.data if not self.validation_rows.size else self.data.select_cells(self.training_rows)
 
     @property
+    def n_labels(self) -> int:
+        """Distinct known labels, numbered from 0 in batches; 0 where there are none."""
+        self.setup()
+        codes = self._cells.codes
+        return 0 if codes is None else int(codes.max()) + 1
+
+    @property
     def fingerprint(self) -> str:
         """Of the training cells, their order and their folds: what a fit may only go on with."""
-        content = repr((self.seed, self.folds, self.data.cell_names[self.training_rows].tolist()))
-        return hashlib.sha256(content.encode()).hexdigest()
+        if self._fingerprint is None:  # every checkpoint holds it
+            digest = hashlib.sha256(repr((self.seed, self.folds)).encode())
+            for begin in range(0, self.training_rows.size, NAMES_AT_ONCE):
+                some = self.training_rows[begin : begin + NAMES_AT_ONCE]
+                digest.update(repr(self.data.cell_names[some].tolist()).encode())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     @property
     def _rank(self) -> tuple[int, int]:

@@ -102,11 +102,14 @@ def tempered(responsibilities: ArrayLike, log_weights: ArrayLike, temperature: f
     q = np.asarray(responsibilities, dtype=np.float64)
     if temperature == 1:
         return q
-    prior = np.broadcast_to(np.asarray(log_weights, dtype=np.float64), q.shape)
-    there = (q > 0) & np.isfinite(prior)
-    joint = np.full(q.shape, -np.inf)
-    joint[there] = temperature * np.log(q[there]) + (1 - temperature) * prior[there]
-    return softmax(joint, axis=1)
+    with np.errstate(divide="ignore"):
+        joint = np.log(q)
+    joint *= temperature  # in place, for there may be millions of cells
+    joint += (1 - temperature) * np.asarray(log_weights, dtype=np.float64)
+    joint -= joint.max(axis=1, keepdims=True)
+    np.exp(joint, out=joint)
+    joint /= joint.sum(axis=1, keepdims=True)
+    return joint
 
 
 def temperature_by_gene_blocks(

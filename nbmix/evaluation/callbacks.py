@@ -8,7 +8,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import wandb
@@ -17,10 +16,11 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch.nn.functional import one_hot
 
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.evaluation.metrics import clustering_metrics
+from nbmix.evaluation.metrics import SMALLEST_PROBABILITY, LabelTables
 from nbmix.products import CellBatch
 
 log = logging.getLogger(__name__)
@@ -144,26 +144,26 @@ class LabelScores(pl.Callback):
     """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._labels: list[np.ndarray] = []
-        self._responsibilities: list[np.ndarray] = []
+        self._sums: torch.Tensor | None = None  # of LabelTables
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: CellBatch, batch_idx: int
     ) -> None:
-        if batch.labels is not None and batch.n_cells:
-            self._labels.append(batch.labels.cpu().numpy())
-            self._responsibilities.append(outputs["responsibilities"].double().cpu().numpy())
+        if batch.labels is None:
+            return
+        r = outputs["responsibilities"].double()  # (cells, components)
+        if self._sums is None:
+            data: CountsDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            self._sums = r.new_zeros(len(LabelTables._fields), data.n_labels, r.shape[1])
+        assigned = one_hot(r.argmax(1), r.shape[1]).double()
+        for total, part in zip(self._sums, (assigned, r, -r.clamp(SMALLEST_PROBABILITY).log()), strict=True):
+            total.index_add_(0, batch.labels, part)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        parts = [(self._labels, self._responsibilities)]
-        if trainer.world_size > 1:
-            shards: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shards, parts[0])
-            parts = shards
-        labels = [x for part in parts for x in part[0]]
-        if not labels:
+        if self._sums is None:
             return
-        responsibilities = np.concatenate([x for part in parts for x in part[1]])
-        scores = clustering_metrics(np.concatenate(labels), responsibilities)
-        logged = {"label/cross_entropy": scores["log_loss"], "label/ari": scores["ari"]}
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(self._sums)
+        tables = LabelTables(*self._sums.cpu().numpy())
+        logged = {"label/cross_entropy": tables.log_loss(), "label/ari": tables.ari()}
         module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)

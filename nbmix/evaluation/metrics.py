@@ -103,14 +103,18 @@ def match_cells(labels: ArrayLike, responsibilities: ArrayLike) -> MatchedCells:
     shape = (len(label_values), n_cells)
     membership = csr_array((np.ones(n_cells), (label_codes, np.arange(n_cells))), shape=shape)
     soft_table = membership @ posterior  # (labels, components)
-    # All soft overlaps together stay below one cell, so they settle ties and nothing else.
-    label_of_component = match_components(table + soft_table / (n_cells + 1))
+    own_component = _component_of_label(table, soft_table)[label_codes]  # (cells,)
+    return MatchedCells(label_codes, assignments, own_component, own_component == assignments, table)
 
-    component_of_label = np.full(len(label_values), -1)
+
+def _component_of_label(table: NDArray, soft_table: NDArray) -> NDArray[np.int64]:
+    """(labels,) component matched one-to-one with each label, -1 for none; see `match_cells`."""
+    # All soft overlaps together stay below one cell, so they settle ties and nothing else.
+    label_of_component = match_components(table + soft_table / (table.sum() + 1))
+    component_of_label = np.full(len(table), -1)
     matched = np.flatnonzero(label_of_component >= 0)
     component_of_label[label_of_component[matched]] = matched
-    own_component = component_of_label[label_codes]  # (cells,)
-    return MatchedCells(label_codes, assignments, own_component, own_component == assignments, table)
+    return component_of_label
 
 
 def log_loss(responsibilities: ArrayLike, own_component: ArrayLike) -> float:
@@ -169,3 +173,40 @@ def clustering_metrics(labels: ArrayLike, responsibilities: ArrayLike) -> dict[s
         if chosen.any():
             metrics[key] = entropy[chosen].mean()
     return {key: float(value) for key, value in metrics.items()}
+
+
+class LabelTables(NamedTuple):
+    """What ``ari`` and ``log_loss`` of `clustering_metrics` need of cells: sums that add over batches.
+
+    Attributes:
+        cells: (labels, components) numbers of cells.
+        soft: (labels, components) summed responsibilities r.
+        surprise: (labels, components) sums of -ln r, clipped at `SMALLEST_PROBABILITY`, nats.
+    """
+
+    cells: NDArray
+    soft: NDArray
+    surprise: NDArray
+
+    def ari(self) -> float:
+        """Adjusted Rand index (Hubert and Arabie 1985, equation 5), by pairs of cells."""
+        together, in_label, in_component, all_pairs = (
+            float((n * (n - 1) / 2).sum())
+            for n in (self.cells, self.cells.sum(1), self.cells.sum(0), self.cells.sum())
+        )
+        most = (in_label + in_component) / 2
+        if together == most:
+            return 1.0
+        expected = in_label * in_component / all_pairs
+        return (together - expected) / (most - expected)
+
+    def log_loss(self) -> float:
+        """Nats per cell."""
+        size = self.cells.sum(1)
+        there = np.flatnonzero(size)
+        own = np.full(len(size), -1)
+        own[there] = _component_of_label(self.cells[there], self.soft[there])
+        of_label = np.where(
+            own >= 0, self.surprise[np.arange(len(own)), own], -np.log(SMALLEST_PROBABILITY) * size
+        )
+        return float(of_label.sum() / size.sum())

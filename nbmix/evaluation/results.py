@@ -214,17 +214,24 @@ def _learned_prior(model: MixtureModule) -> GenePrior | None:
 
 
 def gather_predictions(predictions: Any, n_cells: int) -> Prediction:
-    """Put batches of all ranks back in the order of the data; the same on every rank."""
-    batches = [Prediction(*(t.cpu() for t in p)) for p in predictions or []]
+    """Put batches of all ranks back in the order of the data; the same on every rank.
+
+    The list ``predictions`` is emptied on the way, so that a million cells are not held twice.
+    """
+    batches: list[Any] = predictions or []
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         shards: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shards, batches)
-        batches = [batch for shard in shards for batch in shard]
-    joined = Prediction(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
-    if not torch.equal(joined.rows.sort().values, torch.arange(n_cells)):
+        torch.distributed.all_gather_object(shards, [Prediction(*(t.cpu() for t in p)) for p in batches])
+        batches[:] = [batch for shard in shards for batch in shard]
+    rows = torch.cat([batch.rows.cpu() for batch in batches])
+    if not torch.equal(rows.sort().values, torch.arange(n_cells)):
         raise RuntimeError("predictions do not hold every cell once")
-    order = joined.rows.argsort()
-    return Prediction(*(part[order] for part in joined))
+    joined = Prediction(*(torch.empty(n_cells, *t.shape[1:], dtype=t.dtype) for t in batches[0]))
+    while batches:
+        batch = Prediction(*(t.cpu() for t in batches.pop()))
+        for whole, part in zip(joined, batch, strict=True):
+            whole[batch.rows] = part
+    return joined
 
 
 def score(results: Results) -> dict[str, Any]:
@@ -295,14 +302,15 @@ def write_result(results: Results, path: Path) -> None:
     held_out = np.zeros(data.n_cells, dtype=bool)
     held_out[results.data.validation_rows] = True
     obs = {
-        "nbmix": pd.Categorical(results.assignments.astype(str), [str(k) for k in range(n_components)]),
+        "nbmix": pd.Categorical.from_codes(results.assignments, [str(k) for k in range(n_components)]),
         "nbmix_probability": q.max(1),
         "nbmix_log_likelihood": results.cells.log_likelihood.numpy(),
         "nbmix_held_out": held_out,
         "nbmix_size_factor": data.size_factors,
     }
     if data.labels is not None:
-        obs["cell_type"] = pd.Categorical(data.labels)
+        names, codes = np.unique(data.labels, return_inverse=True)
+        obs["cell_type"] = pd.Categorical.from_codes(codes, names)
     components = model.mixture.components()
     own = ad.AnnData(
         None if data.is_backed else data.counts,

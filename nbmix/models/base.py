@@ -94,7 +94,7 @@ class MixtureModule(pl.LightningModule):
             "model": self.kind,
             "settings": self.plain,
             "gene_names": self.gene_names.tolist(),
-            "median_size_factor": float(np.median(self.data.training_data.size_factors)),
+            "median_size_factor": float(np.median(self.data.data.size_factors[self.data.training_rows])),
             "cells": self.data.fingerprint,
         }
 

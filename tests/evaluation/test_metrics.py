@@ -6,6 +6,7 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, nor
 
 from nbmix.evaluation.metrics import (
     SMALLEST_PROBABILITY,
+    LabelTables,
     clustering_metrics,
     match_cells,
     match_components,
@@ -131,3 +132,21 @@ def test_shapes_that_do_not_fit(labels, responsibilities):
 def test_assignment_out_of_range():
     with pytest.raises(ValueError, match=r"0\.\.1"):
         overlap_table(["a"], [2], 2)
+
+
+@pytest.mark.parametrize(("n_labels", "n_components"), [(4, 4), (5, 3), (2, 5), (1, 1), (3, 1)])
+def test_tables_that_add_over_batches_say_what_all_cells_say(n_labels, n_components):
+    labels, responsibilities = simulate(300, n_labels, n_components)
+    responsibilities[7] = np.eye(n_components)[0]  # -ln 0 is clipped
+    codes = 1 + 2 * np.unique(labels, return_inverse=True)[1]  # some labels have no cell here
+    sums = np.zeros((3, 2 * n_labels + 1, n_components))
+    for rows in np.array_split(np.arange(300), 4):
+        r = responsibilities[rows]
+        assigned = np.eye(n_components)[r.argmax(1)]
+        for total, part in zip(
+            sums, (assigned, r, -np.log(np.maximum(r, SMALLEST_PROBABILITY))), strict=True
+        ):
+            np.add.at(total, codes[rows], part)
+    expected = clustering_metrics(labels, responsibilities)
+    assert LabelTables(*sums).ari() == pytest.approx(expected["ari"], rel=1e-12)
+    assert LabelTables(*sums).log_loss() == pytest.approx(expected["log_loss"], rel=1e-12)
