@@ -35,7 +35,7 @@ from torch import Tensor
 
 from nbmix.components import Components, GenePrior, NewtonMStep
 from nbmix.errors import InputError
-from nbmix.factor_kernels import joint_rows, statistics_rows
+from nbmix.kernels_factor import joint_rows, statistics_rows
 from nbmix.kernels import loading_rows, over_rows
 from nbmix.mixture import WEIGHT_PSEUDO_CELLS, StoppingRule
 from nbmix.prior import first_prior, update_prior

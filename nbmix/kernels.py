@@ -685,3 +685,25 @@ def largest_and_high(begin, end, indices, counts, largest):
             keys[at] = (np.int64(indices[t]) << 32) | c
             at += 1
     return keys
+
+
+@_exact
+def interpolation_weights(size_factors, log_nodes, barycentric, weights):
+    """Barycentric weights (cells, nodes) at ln s between nodes; a row of zeros where s = 0."""
+    for i in range(size_factors.size):
+        if size_factors[i] <= 0.0:
+            weights[i] = 0.0
+            continue
+        log_s, hit, total = math.log(size_factors[i]), -1, 0.0
+        for m in range(log_nodes.size):
+            gap = log_s - log_nodes[m]
+            if gap == 0.0:
+                hit, gap = m, 1.0
+            weights[i, m] = barycentric[m] / gap
+            total += weights[i, m]
+        if hit >= 0:
+            weights[i] = 0.0
+            weights[i, hit] = 1.0
+        else:
+            for m in range(log_nodes.size):
+                weights[i, m] /= total

@@ -33,6 +33,7 @@ from nbmix.kernels import (
     code_rows,
     compact_columns,
     grown_rows,
+    interpolation_weights,
     largest_and_high,
     over_rows,
     pair_rows,
@@ -150,6 +151,11 @@ class SizeFactorNodes(NamedTuple):
 
     def weights(self, size_factors: Tensor) -> Tensor:
         """(cells, nodes) float64 interpolation weights; a row sums to 1, or is 0 where s = 0."""
+        if size_factors.device.type == "cpu":
+            weights = torch.empty(size_factors.numel(), self.log_nodes.numel(), dtype=torch.float64)
+            nodes = (self.log_nodes.numpy(), self.barycentric.numpy())
+            interpolation_weights(size_factors.double().numpy(), *nodes, weights.numpy())
+            return weights
         log_s = torch.log(size_factors.double())
         gap = log_s[:, None] - self.log_nodes  # (cells, nodes)
         hit = gap == 0
@@ -367,6 +373,7 @@ class CellBatch:
         size_factors: (cells,) float64.
         weights: (cells, own nodes) float64, interpolation between the nodes of this batch; 0 where s = 0.
         to_own: (own nodes, nodes) float64, interpolation from the nodes of the whole data to those.
+        own_nodes: (own nodes,) float64, their S_m.
         deepest: most counts that a cell has.
         constant: (cells,) float64, x_i+ ln s_i - sum_j ln G(x_ij + 1), nats.
         log_prior: (cells, components) float64 given ln pi_ik, or None.
@@ -381,6 +388,7 @@ class CellBatch:
     size_factors: Tensor
     weights: Tensor
     to_own: Tensor
+    own_nodes: Tensor
     deepest: float
     constant: Tensor
     log_prior: Tensor | None = None
@@ -428,10 +436,12 @@ class CellBatch:
         )
         sizes = np.ascontiguousarray(size_factors[pick], dtype=np.float64)
         own = SizeFactorNodes.spanning(sizes)
+        own_nodes = torch.exp(own.log_nodes)
         if own.log_nodes.numel() < basis.nodes.log_nodes.numel():
-            to_own = basis.nodes.weights(torch.exp(own.log_nodes))
+            to_own = basis.nodes.weights(own_nodes)
         else:
             own, to_own = basis.nodes, torch.eye(basis.nodes.log_nodes.numel(), dtype=torch.float64)
+            own_nodes = torch.exp(own.log_nodes)
         picked = torch.from_numpy(sizes)
         used_t = torch.from_numpy(used)
         totals = pairs.matmul(basis.levels.count[used_t][:, None])[:, 0]
@@ -447,6 +457,7 @@ class CellBatch:
             picked,
             own.weights(picked),
             to_own,
+            own_nodes,
             float(totals.max()) if totals.numel() else 0.0,
             totals * log_s + torch.from_numpy(constant),
             log_prior,

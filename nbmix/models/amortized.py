@@ -12,7 +12,7 @@ from torch import Tensor
 from nbmix.components import LOG_INV_DISP_RANGE, lowest_log_mean
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.likelihood import differentiable_log_likelihood
+from nbmix.minibatch import minibatch_log_likelihood
 from nbmix.mixture import MixtureSettings
 from nbmix.models.base import MixtureModule, Prediction, start_components
 from nbmix.models.encoder import SparseEncoder
@@ -129,7 +129,7 @@ class AmortizedMixture(MixtureModule):
     def terms(self, batch: CellBatch) -> ElboTerms:
         """All that the ELBO of a batch is made of."""
         mixture = self.mixture
-        log_likelihood = differentiable_log_likelihood(
+        log_likelihood = minibatch_log_likelihood(
             mixture.log_mean[0], mixture.log_inv_disp[0], batch, mixture.basis, mixture.settings.torch_dtype
         )
         if mixture.log_weights.requires_grad:

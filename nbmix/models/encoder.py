@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nbmix.products import CellBatch, CountLevels, pair_product
+from nbmix.minibatch import log_count_product
+from nbmix.products import CellBatch, CountLevels
 
 
 class SparseEncoder(nn.Module):
@@ -27,8 +28,5 @@ class SparseEncoder(nn.Module):
 
     def forward(self, batch: CellBatch, levels: CountLevels) -> Tensor:
         """(cells, K) log probabilities, float32; ``levels`` are those that the batch was built with."""
-        size = torch.log1p(levels.count[batch.used]).float()
-        # indexing would do, but its gradient sorts
-        table = torch.index_select(self.first, 0, levels.gene[batch.used]) * size[:, None]
-        hidden = self.first_bias + pair_product(batch, table)
+        hidden = self.first_bias + log_count_product(batch, levels, self.first)
         return torch.log_softmax(self.last(torch.relu(hidden)), 1)

@@ -1,0 +1,105 @@
+"""The log likelihood of a few cells with its gradient, and an encoder's first layer: one step of minibatches.
+
+    l_ik = sum_{nonzeros of i} { c [ln mu_kj - ln(1 + s_i rho_kj)] + D(c, r_kj) }
+         - sum_m w_im sum_j r_kj ln(1 + S_m rho_kj) + x_i+ ln s_i - sum_j ln G(x_ij + 1)
+
+as at the head of ``nbmix.products``, without its tables over pairs, which only many cells make up for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from nbmix.kernels import over_rows
+from nbmix.kernels_minibatch import likelihood_rows, likelihood_slope_rows, weight_slope_rows
+from nbmix.likelihood import differentiable_log_likelihood
+from nbmix.products import Basis, CellBatch, CountLevels, pair_product
+
+GENES_AT_ONCE = 2048  # in a compiled loop, each with sums of its own
+
+
+def minibatch_log_likelihood(
+    log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, basis: Basis, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(cells, K) float64 component log likelihood, differentiable in the (K, genes) components.
+
+    On the CPU in float64 whatever ``dtype``; elsewhere ``differentiable_log_likelihood``.
+    """
+    if log_mean.device.type == "cpu":
+        return _MinibatchLogLikelihood.apply(log_mean, log_inv_disp, batch, basis.levels)
+    return differentiable_log_likelihood(log_mean, log_inv_disp, batch, basis, dtype)
+
+
+class _MinibatchLogLikelihood(torch.autograd.Function):
+    # torch declares both as (ctx, *args, **kwargs) and means them to be narrowed
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, levels: CountLevels
+    ) -> Tensor:
+        a, b = log_mean.double().contiguous(), log_inv_disp.double().contiguous()
+        r, rho = torch.exp(b), torch.exp(a - b)
+        (n_components, n_genes), n_nodes = a.shape, batch.own_nodes.numel()
+        n_chunks = max(1, -(-n_genes // GENES_AT_ONCE))
+        grown = torch.empty(n_components, n_nodes, n_genes, dtype=torch.float64)
+        zero = torch.zeros(n_chunks, n_components, n_nodes, dtype=torch.float64)
+        total = torch.zeros(n_chunks, n_components, batch.n_cells, dtype=torch.float64)
+        shared = (r, rho, batch.own_nodes, batch.size_factors)
+        arrays = [t.numpy() for t in shared] + _pairs(batch, levels, levels.count[batch.used])
+        sums = [t.numpy() for t in (grown, zero, total)]
+        over_rows(likelihood_rows, n_genes, GENES_AT_ONCE, a.numpy(), *arrays, GENES_AT_ONCE, *sums)
+        ctx.arrays, ctx.grown, ctx.weights = arrays, grown, batch.weights
+        ctx.dtypes = log_mean.dtype, log_inv_disp.dtype
+        return (total.sum(0) - zero.sum(0) @ batch.weights.T).T + batch.constant[:, None]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        q = grad_outputs[0].T.contiguous()  # (K, cells)
+        n_components, _, n_genes = ctx.grown.shape
+        out = torch.empty(2, n_components, n_genes, dtype=torch.float64)
+        more = [t.numpy() for t in (ctx.grown, q @ ctx.weights, q, out)]
+        over_rows(likelihood_slope_rows, n_genes, GENES_AT_ONCE, *ctx.arrays, *more)
+        grad_a, grad_b = (slope.to(dtype) for slope, dtype in zip(out, ctx.dtypes, strict=True))
+        return grad_a, grad_b, None, None
+
+
+def log_count_product(batch: CellBatch, levels: CountLevels, weight: Tensor) -> Tensor:
+    """(cells, units) log1p(x) times ``weight`` (genes, units), differentiable in it; never dense in genes."""
+    if weight.device.type == "cpu":
+        return _LogCountProduct.apply(weight, batch, levels)
+    size = torch.log1p(levels.count[batch.used]).to(weight.dtype)
+    # indexing would do, but its gradient sorts
+    return pair_product(batch, torch.index_select(weight, 0, levels.gene[batch.used]) * size[:, None])
+
+
+class _LogCountProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, batch: CellBatch, levels: CountLevels) -> Tensor:  # type: ignore[override]
+        value = torch.log1p(levels.count[batch.used]).to(weight.dtype)
+        ctx.batch, ctx.levels, ctx.value, ctx.shape = batch, levels, value, weight.shape
+        pairs = batch.pairs
+        if pairs.indices.numel() == 0:
+            return weight.new_zeros(batch.n_cells, weight.shape[1])
+        gene = levels.gene[batch.used].to(pairs.indices.dtype)
+        of_nonzeros = (torch.index_select(t, 0, pairs.indices) for t in (gene, value))
+        index, factor = of_nonzeros
+        return embedding_bag(index, weight, pairs.indptr[:-1], mode="sum", per_sample_weights=factor)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        out = grad_outputs[0].new_empty(ctx.shape)
+        pairs = _pairs(ctx.batch, ctx.levels, ctx.value)
+        slope = grad_outputs[0].contiguous()
+        over_rows(weight_slope_rows, len(out), GENES_AT_ONCE, *pairs, slope.numpy(), out.numpy())
+        return out, None, None
+
+
+def _pairs(batch: CellBatch, levels: CountLevels, value: Tensor) -> list[np.ndarray]:
+    """The pairs of a batch as compiled loops take them; ``value`` (used,) is what each is worth."""
+    turned = batch.turned()
+    of_used = (batch.used, levels.gene[batch.used], value, levels.first, levels.high_first)
+    return [t.numpy() for t in (*of_used, turned.indptr, turned.indices)]
