@@ -35,8 +35,8 @@ from torch import Tensor
 
 from nbmix.components import Components, GenePrior, NewtonMStep
 from nbmix.errors import InputError
-from nbmix.kernels_factor import joint_rows, statistics_rows
 from nbmix.kernels import loading_rows, over_rows
+from nbmix.kernels_factor import joint_rows, statistics_rows
 from nbmix.mixture import WEIGHT_PSEUDO_CELLS, StoppingRule
 from nbmix.prior import first_prior, update_prior
 from nbmix.products import (
@@ -166,7 +166,6 @@ class FactorMixture:
             self.levels,
         )
         arrays = [t.numpy() for t in arguments]
-        arrays.insert(5, self.n_components)
         over_rows(joint_rows, batch.n_cells, CELLS_AT_ONCE, *arrays, found.numpy())
         log_nodes = self.basis.nodes.log_nodes
         nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * self.depth)

@@ -29,9 +29,7 @@ def _take_exponents(product, bits, exponents):
 
 
 @_exact
-def joint_rows(
-    begin, end, indptr, codes, gene, count, linear, n_components, size, depth, power, rho, levels, out
-):
+def joint_rows(begin, end, indptr, codes, gene, count, linear, size, depth, power, rho, levels, out):
     """ln p(nonzeros of a cell | k, z_l) of the cells begin..end into out (cells, K L), but for constants.
 
     sum_j c [ln mu_kj + g_j d_i + v_j z_l] + D(c, r_kj) - c ln(1 + s_i e^(g_j d_i) rho_klj), nats.
@@ -41,6 +39,7 @@ def joint_rows(
     (genes,) g. rho: (genes, K L). levels: (L, axes).
     """
     n_all, n_levels, n_axes = rho.shape[1], levels.shape[0], levels.shape[1]
+    n_components = n_all // n_levels
     product, exponents, logs = np.empty(n_all), np.empty(n_all), np.empty(n_all)
     bits = product.view(np.uint64)
     x, grown, share, whole = np.empty(n_all), np.empty(n_all), np.empty(n_all), np.empty(n_all)
