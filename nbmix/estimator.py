@@ -429,17 +429,18 @@ class NBMixture(ClusterMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[]):  # encoder and loaders draw from torch's own generator
             torch.manual_seed(seed)
             generator = np.random.default_rng(seed)
-            searches = isinstance(start, RandomStart)
+            search = start if isinstance(start, RandomStart) else None
             choice = None
             if allowed is not None:
-                search = start if searches else None
                 one = MixtureSettings(1, weights=self.weights)
                 choice = choose_n_components(data, one, allowed, generator, search)
                 settings["n_components"] = choice.recommended
             module: MixtureModule = kind(data.gene_names, **settings)
             check_components(data, module.mixture.settings)
-            found_start = choice.start if choice is not None and searches else None
-            module.begin(found_start or start(data, module.mixture.settings, generator), cells)
+            if choice is not None and search is not None:
+                module.begin(choice.start, cells)
+            else:
+                module.begin(start(data, module.mixture.settings, generator), cells)
             with _quiet_trainer():
                 # of this process alone, also in a job of many
                 trainer = build_trainer(
