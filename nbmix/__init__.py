@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nbmix import em, likelihood
     from nbmix.data.simulate import simulate
-    from nbmix.estimator import NBMixture, cluster
+    from nbmix.estimator import NBMixture, cluster, read_10x
     from nbmix.likelihood import component_log_likelihood
 
 __version__ = version("nbmix")
@@ -20,6 +20,7 @@ __all__ = [
     "component_log_likelihood",
     "em",
     "likelihood",
+    "read_10x",
     "simulate",
 ]
 
@@ -28,6 +29,7 @@ _HOMES = {
     "NBMixture": "nbmix.estimator",
     "cluster": "nbmix.estimator",
     "component_log_likelihood": "nbmix.likelihood",
+    "read_10x": "nbmix.estimator",
     "simulate": "nbmix.data.simulate",
 }
 

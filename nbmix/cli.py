@@ -55,7 +55,14 @@ def one_line(error: BaseException) -> str:
     if _of_config(error):
         message = " ".join(str(error).split())
         # Hydra adds its search path and OmegaConf the types of its nodes: no help to mend a setting
-        message = re.split(r" Config search path:| full_key:| object_type=", message)[0]
+        message = re.split(
+            r" Config search path:| full_key:| object_type=| To append to your config", message
+        )[0]
+        message = re.sub(
+            r"^(Could not override 'data\.\w+')\.$",
+            r"\1 with this choice of data; for a file of your own add data=h5ad, or data=tenx",
+            message,
+        )
         return f"{message.rstrip('.')} (see conf/ for what there is)"
     message = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {message} (set {TRACEBACK}=1 to see where)"

@@ -1,6 +1,6 @@
-"""The Python face: ``NBMixture`` for scikit-learn's habits, ``cluster`` for scanpy's.
+"""The Python face: ``NBMixture`` for scikit-learn's habits, ``cluster`` and ``read_10x`` for scanpy's.
 
-Both go over what ``train.py`` goes over: with ``data.validation_share=0`` it leaves the same numbers for the
+They go over what ``train.py`` goes over: with ``data.validation_share=0`` it leaves the same numbers for the
 same seed, and a checkpoint of either is one of the other.
 """
 
@@ -38,11 +38,15 @@ from nbmix.data.check import make_count_data
 from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
 from nbmix.data.simulate import CHUNK_ENTRIES
+from nbmix.data.tenx import GENES, tenx_anndata
 from nbmix.errors import InputError
-from nbmix.mixture import shard
+from nbmix.evaluation.report import TOP_MARKERS
+from nbmix.evaluation.results import Results, named_markers
+from nbmix.mixture import MixtureSettings, shard
 from nbmix.models import MODELS, MixtureModule, Prediction, restore
 from nbmix.products import Basis, CellBatch
 from nbmix.start.base import BLOCK_SIZE, Start, check_components
+from nbmix.start.choice import Range, choose_n_components
 from nbmix.start.clusters import KMeansStart, LabelsStart, TopicsStart
 from nbmix.start.random import RandomStart
 from nbmix.start.subsample import FirstBatchStart, SubsampleStart
@@ -86,7 +90,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
     genes are in the order of the fit.
 
     Args:
-        n_components: K.
+        n_components: K; or "auto", or a range such as "2-10", to have it chosen: ``n_components_``.
         model: "em" or "amortized".
         start: "random", "kmeans", "topics", "labels", "subsample" or "first_batch", or an object of
             ``nbmix.start`` with settings of its own; default "random" for EM, else "subsample".
@@ -104,6 +108,10 @@ class NBMixture(ClusterMixin, BaseEstimator):
         random_state: seed of folds, start, encoder and minibatches.
 
     Attributes:
+        n_components_: K.
+        choice_: where K was left open, a row for each candidate: log likelihood of the search on cells that
+            it has not seen, its gain over one component less with standard error, and whether it was taken:
+            the elbow. It is worth a look, for there may be several. Else None.
         weights_: (K,) pi; of the copy of the components that is fitted to all cells, as the next two.
             1 / K where it is uniform, or given for each cell.
         log_mean_: (K, genes) ln mu, per unit of size factor; NaN for genes that take no part.
@@ -129,7 +137,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
 
     def __init__(
         self,
-        n_components: int = 4,
+        n_components: int | str = 4,
         *,
         model: str = "em",
         start: str | Start | None = None,
@@ -394,7 +402,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
         )
         return mixture
 
-    def _fit(self, X: Any, y: Any, size_factors: ArrayLike | None) -> None:
+    def _fit(self, X: Any, y: Any, size_factors: ArrayLike | None) -> Results:
+        allowed = Range.parse(self.n_components)
         kind, settings = self._model()
         max_iter = _default(self.max_iter, MODES[self.model].max_iter)
         if max_iter < 1:
@@ -419,9 +428,19 @@ class NBMixture(ClusterMixin, BaseEstimator):
         cells.setup()
         with torch.random.fork_rng(devices=[]):  # encoder and loaders draw from torch's own generator
             torch.manual_seed(seed)
+            generator = np.random.default_rng(seed)
+            search = start if isinstance(start, RandomStart) else None
+            choice = None
+            if allowed is not None:
+                one = MixtureSettings(1, weights=self.weights)
+                choice = choose_n_components(data, one, allowed, generator, search)
+                settings["n_components"] = choice.recommended
             module: MixtureModule = kind(data.gene_names, **settings)
             check_components(data, module.mixture.settings)
-            module.begin(start(data, module.mixture.settings, np.random.default_rng(seed)), cells)
+            if choice is not None and search is not None:
+                module.begin(choice.start, cells)
+            else:
+                module.begin(start(data, module.mixture.settings, generator), cells)
             with _quiet_trainer():
                 # of this process alone, also in a job of many
                 trainer = build_trainer(
@@ -433,6 +452,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         median = float(np.median(data.size_factors))
         self._take(Checkpoint(kind.kind, module.plain, data.gene_names, median, "", state), taking_part)
         self._report(module.objective, module.n_iterations, module.converged)
+        self.choice_ = None if choice is None else choice.table()
         self.responsibilities_ = found.responsibilities.numpy()
         self.labels_ = self.responsibilities_.argmax(1)
         self.log_likelihoods_ = found.log_likelihood.numpy()
@@ -442,6 +462,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=3,
             )
+        return Results(cells, module, found, {})
 
     def _model(self) -> tuple[type[MixtureModule], dict[str, Any]]:
         """The class that ``model`` names, and the settings that it takes."""
@@ -480,6 +501,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.log_mean_[:, taking_part] = components.log_mean.numpy()
         self.log_inv_disp_[:, taking_part] = components.log_inv_disp.numpy()
         self.weights_ = fitted.state["mixture.log_weights"][-1].exp().numpy()
+        self.n_components_, self.choice_ = len(self.weights_), None
 
     def _report(self, objective: Iterable[float], n_iterations: int, converged: bool | None) -> None:
         self.lower_bounds_ = np.array(objective, dtype=np.float64)
@@ -560,7 +582,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
 
 def cluster(
     adata: ad.AnnData,
-    n_components: int = 4,
+    n_components: int | str = 4,
     *,
     key_added: str = "nbmix",
     copy: bool = False,
@@ -578,10 +600,13 @@ def cluster(
         varm["nbmix_log_inv_disp"]     (genes, K) ln r
         uns["nbmix"]                   model, log_weights, objective (trace), n_iterations, and as JSON in
                                        provenance the arguments and versions
+        uns["nbmix"]["markers"]        table of the best markers of each component, as in markers.csv, see
+                                       ``nbmix.evaluation.markers.marker_table``
+        uns["nbmix"]["choice"]         where K was left open, see ``NBMixture.choice_``
 
     Args:
         adata: (cells, genes) with raw counts in X, or in ``layer``.
-        n_components: K.
+        n_components: K; or "auto", or a range such as "2-10", to have it chosen.
         key_added: what names begin with.
         copy: write into a copy, and return it.
         arguments: all others of ``NBMixture``, such as ``layer``, ``size_factor_key``, ``start`` and
@@ -598,10 +623,15 @@ def cluster(
     >>> nbmix.cluster(adata, n_components=2, start="kmeans")
     >>> adata.obs["nbmix"].cat.categories.tolist(), adata.obsm["X_nbmix"].shape
     (['0', '1'], (200, 2))
+    >>> markers = adata.uns["nbmix"]["markers"]
+    >>> markers[markers["rank"] == 1][["component", "share"]].shape
+    (2, 2)
     """
     if not isinstance(adata, ad.AnnData):
         raise InputError(f"adata is a {type(adata).__name__}; for other data use nbmix.NBMixture")
-    mixture = NBMixture(n_components, **arguments).fit(adata)
+    mixture = NBMixture(n_components, **arguments)
+    with _names_of_arguments():
+        markers = named_markers(mixture._fit(adata, None, None))
     if copy:
         adata = adata.copy()
     q = mixture.responsibilities_
@@ -617,6 +647,7 @@ def cluster(
         "log_weights": np.log(mixture.weights_),
         "objective": mixture.lower_bounds_,
         "n_iterations": mixture.n_iter_,
+        "markers": markers[markers["rank"] <= TOP_MARKERS].reset_index(drop=True),
         "provenance": json.dumps(
             {
                 "config": mixture.get_params(deep=False),
@@ -626,7 +657,44 @@ def cluster(
             default=repr,
         ),
     }
+    if mixture.choice_ is not None:
+        adata.uns[key_added]["choice"] = mixture.choice_
     return adata if copy else None
+
+
+def read_10x(
+    path: str | os.PathLike[str], *, genome: str | None = None, feature_type: str | None = GENES
+) -> ad.AnnData:
+    """Read what Cell Ranger left: counts with cells by barcode and genes by Ensembl id, symbols beside them.
+
+    ``scanpy.read_10x_mtx`` and ``scanpy.read_10x_h5`` do as well.
+
+    Args:
+        path: folder with matrix.mtx, or .h5 file; of the filtered matrix, whose barcodes are cells.
+        genome: of an .h5 file with several; None for all.
+        feature_type: features to keep, where the file tells; None for all.
+
+    Returns:
+        (cells, genes) raw counts in X, ``var["symbol"]``; ``var["feature_type"]`` and ``var["genome"]`` if
+        the file has them.
+
+    Raises:
+        InputError: one line that names the file and what in it cannot be used.
+
+    >>> import nbmix, pathlib, tempfile
+    >>> files = {"barcodes.tsv": "AAAC-1\\nAAAG-1\\n", "genes.tsv": "ENSG01\\tCD79A\\nENSG02\\tLYZ\\n"}
+    >>> files["matrix.mtx"] = "%%MatrixMarket matrix coordinate integer general\\n2 2 2\\n1 1 3\\n2 2 5\\n"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name, text in files.items():
+    ...         _ = pathlib.Path(folder, name).write_text(text)
+    ...     adata = nbmix.read_10x(folder)
+    >>> adata.to_df()
+            ENSG01  ENSG02
+    AAAC-1     3.0     0.0
+    AAAG-1     0.0     5.0
+    """
+    with _names_of_arguments():
+        return tenx_anndata(path, f"path={os.fspath(path)}", genome, feature_type)
 
 
 def _apply(module: MixtureModule, batches: Iterable[CellBatch], n_cells: int) -> Prediction:

@@ -83,6 +83,11 @@ def component_log_likelihood(
     Raises:
         InputError: counts that are negative, fractional, NaN or infinite; size factors that are negative,
             not finite, or zero for a cell with counts; shapes that do not fit.
+
+    >>> counts = np.array([[0, 2], [1, 0]])
+    >>> component_log_likelihood(counts, 10.0, [[-2.0, -2.0]], [[0.0, 0.0]]).round(decimals=4)
+    tensor([[-2.8182],
+            [-2.2649]], dtype=torch.float64)
     """
     matrix = _scipy_counts(counts)
     sizes = np.asarray(_to_numpy(size_factors), dtype=np.float64).ravel()

@@ -146,6 +146,10 @@ def fit_gamma(counts: Any, labels: Any, size_factors: Any = None, design: Any = 
 
     Without a design the cost of Newton does not depend on the number of cells; with one every step visits all
     cells. Arguments and errors as in ``fit_point``.
+
+    >>> fit = fit_gamma(np.array([[1, 9], [6, 4], [0, 8]]), ["a", "a", "b"])
+    >>> fit.log_inv_disp.shape
+    torch.Size([2, 2])
     """
     data = _LabelledCounts.checked(counts, labels, size_factors)
     return _fit_gamma(data) if design is None else _fit_gamma_with(_Design.checked(design, data), data)
@@ -156,6 +160,11 @@ def fit_point_gamma(counts: Any, labels: Any, size_factors: Any = None) -> Point
 
     The log likelihood may have several maxima: the best of two starts is taken, and the gamma fit where no
     point mass gains anything. Arguments and errors as in ``fit_point``; there are no covariates.
+
+    >>> counts = np.array([[9, 1], [0, 9], [8, 2], [0, 8], [7, 3], [0, 9]])
+    >>> fit = fit_point_gamma(counts, ["a"] * 6, size_factors=[10] * 6)
+    >>> bool((fit.log_likelihood >= fit_gamma(counts, ["a"] * 6, [10] * 6).log_likelihood).all())
+    True
     """
     data = _LabelledCounts.checked(counts, labels, size_factors)
     fits = [_fit_label_point_gamma(*data.of(k), data.total_size) for k in range(data.n_labels)]
@@ -166,6 +175,10 @@ def compare_genes(counts: Any, labels: Any, size_factors: Any = None) -> GeneCom
     """Log likelihood of every gene and label under its Poisson and its negative binomial fit.
 
     Arguments and errors as in ``fit_point``.
+
+    >>> compared = compare_genes(np.array([[1, 9], [6, 4], [0, 8]]), ["a", "a", "b"])
+    >>> compared.gain.shape
+    torch.Size([2, 2])
     """
     data = _LabelledCounts.checked(counts, labels, size_factors)
     point, gamma = _fit_point(data), _fit_gamma(data)

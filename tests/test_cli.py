@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hydra.errors import InstantiationException, MissingConfigException
+from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
 from omegaconf.errors import MissingMandatoryValue
 
 from nbmix.cli import TRACEBACK, is_bad_input, one_line, one_line_errors
@@ -32,6 +32,21 @@ def no_traceback_wanted(monkeypatch):
                 "Could not find 'model/foo'\n\nConfig search path:\n\tprovider=x", "model/foo"
             ),
             "Could not find 'model/foo' (see conf/ for what there is)",
+            True,
+        ),
+        (
+            ConfigCompositionException(
+                "Could not override 'data.path'.\nTo append to your config use +data.path=a"
+            ),
+            "Could not override 'data.path' with this choice of data; for a file of your own add data=h5ad, "
+            "or data=tenx (see conf/ for what there is)",
+            True,
+        ),
+        (
+            ConfigCompositionException(
+                "Could not override 'model.k'.\nTo append to your config use +model.k=3"
+            ),
+            "Could not override 'model.k' (see conf/ for what there is)",
             True,
         ),
         (

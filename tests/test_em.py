@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import itertools
 import math
 import warnings
@@ -354,11 +353,3 @@ def test_no_warning_where_the_last_iteration_is_the_end(fit):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(fit(x, s, max_iters=needed).trace) == needed + 1
-
-
-@pytest.mark.parametrize("fit", FITS)
-def test_the_example_in_the_docstring(fit):
-    (test,) = doctest.DocTestFinder(recurse=False).find(fit, fit.__name__, globs={**vars(em)})
-    result = doctest.DocTestRunner().run(test)
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import signal
 import subprocess
@@ -28,9 +27,11 @@ import nbmix
 from nbmix import NBMixture, cluster, estimator
 from nbmix.data.zheng import MIXTURES
 from nbmix.errors import InputError
+from nbmix.evaluation.report import TOP_MARKERS
 from nbmix.models import MixtureEM
 from nbmix.start.clusters import KMeansStart
 from tests.conftest import reference_log_likelihood
+from tests.data.hostile import write_tenx_folder
 from tests.running import ROOT, TINY, configure, run_here
 
 EM = {"n_components": 2, "start": "kmeans", "folds": 3}
@@ -102,12 +103,6 @@ EXPECTED_FAILURES = {
 )
 def test_scikit_learns_habits(estimator, check):
     check(estimator)
-
-
-def test_docstrings_tell_the_truth():
-    results = doctest.testmod(estimator)
-    assert results.attempted > 30
-    assert results.failed == 0
 
 
 @pytest.mark.parametrize("name", nbmix.__all__)
@@ -186,14 +181,15 @@ def test_generators_of_scikit_learn_are_taken():
         ([], {}),
         (["model.folds=1"], {"folds": 1}),
         (["model=amortized", "start=kmeans", "trainer.max_epochs=2"], {"model": "amortized", "max_iter": 2}),
+        (["model.n_components=1-3", "start=random"], {"n_components": "1-3", "start": "random"}),
     ],
-    ids=["em", "plain", "amortized"],
+    ids=["em", "plain", "amortized", "open K"],
 )
 def test_the_numbers_of_train(overrides, settings, tmp_path):
     run_here(tmp_path, *TINY, *overrides, "data.validation_share=0", "seed=2")
     result = ad.read_h5ad(tmp_path / "result.h5ad")
     adata = ad.AnnData(result.X, obs=result.obs[["nbmix_size_factor"]], var=result.var)
-    mixture = NBMixture(2, start="kmeans", random_state=2, **settings).fit(adata)
+    mixture = NBMixture(**{"n_components": 2, "start": "kmeans", "random_state": 2} | settings).fit(adata)
     np.testing.assert_array_equal(mixture.responsibilities_, result.obsm["X_nbmix"])
     np.testing.assert_array_equal(mixture.log_likelihoods_, result.obs["nbmix_log_likelihood"])
     np.testing.assert_array_equal(mixture.log_mean_.T, result.varm["nbmix_log_mean"])
@@ -204,6 +200,24 @@ def test_the_numbers_of_train(overrides, settings, tmp_path):
     assert loaded.n_iter_ == mixture.n_iter_
     assert loaded.model == mixture.model
     assert loaded.folds == mixture.folds
+    assert loaded.n_components_ == mixture.n_components_ == 2
+    if "n_components" in settings:
+        chosen = pd.read_csv(tmp_path / "n_components.csv")
+        pd.testing.assert_frame_equal(mixture.choice_, chosen, rtol=1e-7)
+
+
+def test_the_markers_of_train(tmp_path):
+    run_here(tmp_path, *TINY, "data.validation_share=0")
+    result = ad.read_h5ad(tmp_path / "result.h5ad")
+    adata = ad.AnnData(result.X, var=result.var)
+    adata.var["symbol"] = [f"S{j}" for j in range(adata.n_vars)]
+    cluster(adata, 2, start="kmeans")
+    table = pd.read_csv(tmp_path / "markers.csv")
+    expected = table[table["rank"] <= TOP_MARKERS].reset_index(drop=True)
+    markers = adata.uns["nbmix"]["markers"]
+    assert len(markers) == 2 * TOP_MARKERS
+    pd.testing.assert_frame_equal(markers.drop(columns="symbol"), expected, rtol=1e-4)
+    assert adata.var.loc[markers["gene"], "symbol"].tolist() == markers["symbol"].tolist()
 
 
 @pytest.mark.parametrize("model", estimator.MODES)
@@ -448,9 +462,32 @@ def test_cluster_writes_what_result_h5ad_holds(tmp_path):
     np.testing.assert_array_equal(again.varm["nbmix_log_inv_disp"], mixture.log_inv_disp_.T)
     np.testing.assert_array_equal(again.uns["nbmix"]["objective"], mixture.lower_bounds_)
     np.testing.assert_allclose(np.exp(again.uns["nbmix"]["log_weights"]), mixture.weights_)
+    assert again.uns["nbmix"]["markers"]["gene"].tolist() == adata.uns["nbmix"]["markers"]["gene"].tolist()
+    assert "choice" not in again.uns["nbmix"]
     provenance = json.loads(again.uns["nbmix"]["provenance"])
     assert provenance["config"]["random_state"] == 0
     assert provenance["versions"]["nbmix"] == nbmix.__version__
+
+
+def test_cluster_with_the_number_of_components_left_open(tmp_path):
+    adata = annotated()
+    cluster(adata, "1-3", start="kmeans")
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    choice = ad.read_h5ad(tmp_path / "a.h5ad").uns["nbmix"]["choice"]
+    assert choice.loc[choice["recommended"], "n_components"].tolist() == [2]
+    assert adata.obs["nbmix"].cat.categories.tolist() == ["0", "1"]
+
+
+def test_a_folder_of_cell_ranger_in_three_lines(tmp_path):
+    write_tenx_folder(tmp_path / "filtered_feature_bc_matrix", x=COUNTS.astype(int))
+    adata = nbmix.read_10x(tmp_path / "filtered_feature_bc_matrix")
+    cluster(adata, n_components=2, start="kmeans", folds=3)
+    np.testing.assert_array_equal(adata.obs["nbmix"].astype(int), NBMixture(**EM).fit_predict(COUNTS))
+    assert adata.var.loc["ENSG1", "symbol"] == "S1"
+    with pytest.raises(InputError, match=r"^path=.*none: no such file"):
+        nbmix.read_10x(tmp_path / "none")
+    with pytest.raises(InputError, match=r"^genome=hg19: a folder has none to choose from; set genome=None$"):
+        nbmix.read_10x(tmp_path / "filtered_feature_bc_matrix", genome="hg19")
 
 
 def test_cluster_names_and_copies():
@@ -515,6 +552,11 @@ def test_what_is_none_of_a_count_is_refused(counts, words):
             "^n_components=200: there are only 120 cells to fit; choose fewer components$",
         ),
         ({"n_components": 2.5}, "^n_components=2.5: must be a whole number$"),
+        (
+            {"n_components": "8-2"},
+            "^n_components=8-2: a range goes from a lower to a higher number, from 1 on$",
+        ),
+        ({"n_components": "many"}, "^n_components=many: give a whole number, auto, or a range as in 2-10$"),
         ({"folds": 121}, "^folds=121: there are only 120 cells to fit; use fewer$"),
         ({"tol": 0}, "^tol must be above 0 and patience 1 or more$"),
         ({"max_iter": 0}, "^max_iter=0: must be 1 or more$"),

@@ -15,6 +15,8 @@ import gzip
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -117,6 +119,22 @@ def read_tenx(
             "data.path=filtered_feature_bc_matrix"
         )
     where = f"data.path={os.fspath(path)}"
+    with _repeated_names():
+        adata = tenx_anndata(path, where, genome, feature_type)
+        adata = pick_cells(
+            adata, where=where, label_key=None, populations=None, subsample=subsample, seed=seed
+        )
+        return make_count_data(adata, where=where, label_key=None, min_counts=min_counts, annotate=True)
+
+
+def tenx_anndata(
+    path: str | os.PathLike[str], where: str, genome: str | None = None, feature_type: str | None = GENES
+) -> ad.AnnData:
+    """All cells of ``read_tenx``, whose arguments these are, before they are checked to hold counts.
+
+    Args:
+        where: what ``path`` is called in messages.
+    """
     found = existing(path, where)
     library = _read_folder(found, where, genome) if found.is_dir() else _read_h5(found, where, genome)
     if "feature_type" in library.features:
@@ -127,17 +145,20 @@ def read_tenx(
             f"{where}: {n_empty} of {n_barcodes} barcodes have no counts, as in a raw matrix; give the "
             "filtered one (filtered_feature_bc_matrix), which holds cells"
         )
-    with warnings.catch_warnings():  # make_count_data deals with it
-        warnings.filterwarnings("ignore", message=r"(Observation|Variable) names are not unique")
-        adata = ad.AnnData(
+    with _repeated_names():
+        return ad.AnnData(
             library.counts,
             obs=pd.DataFrame(index=pd.Index(library.barcodes, dtype=object)),
             var=library.features,
         )
-        adata = pick_cells(
-            adata, where=where, label_key=None, populations=None, subsample=subsample, seed=seed
-        )
-        return make_count_data(adata, where=where, label_key=None, min_counts=min_counts, annotate=True)
+
+
+@contextmanager
+def _repeated_names() -> Iterator[None]:
+    """Without anndata's warning: make_count_data deals with them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(Observation|Variable) names are not unique")
+        yield
 
 
 def parse_library(matrix: IO[bytes], features: bytes, barcodes: bytes, n_bytes: int) -> Library:

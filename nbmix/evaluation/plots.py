@@ -355,7 +355,7 @@ def poisson_against_negative_binomial(
         axes.tick_params(labelsize="small")
         _bare(axes)
     figure.supxlabel("minus log likelihood, Poisson (nats)", fontsize="medium")
-    figure.supylabel("minus log likelihood, negative binomial (nats)", fontsize="medium")
+    figure.supylabel("minus log likelihood,\nnegative binomial (nats)", fontsize="medium")
     return figure
 
 

@@ -105,7 +105,7 @@ class Report:
 
 
 class Cell(NamedTuple):
-    """A table cell: what is read, what it is sorted by, and its class: "number" or "name"."""
+    """A table cell: what is read, what it is sorted by, and its classes, of "number", "name" and "short"."""
 
     text: str
     key: str
@@ -113,7 +113,7 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of the marker table: its name there, its head, an explanation, a format, its class."""
+    """A column of the marker table: its name there, its head, an explanation, a format, its classes."""
 
     name: str
     head: str
@@ -135,14 +135,16 @@ MARKER_COLUMNS = (
     Column("component", "component", "index of the component"),
     Column("rank", "rank", "by sure fold change times share of cells"),
     Column("gene", "gene", "name in the data", kind="name"),
-    Column("symbol", "symbol", "of the gene", kind="name"),
-    Column("log2_fc_rest", "log2 fold change", "against all other components", form="{:+.2f}"),
+    Column("symbol", "symbol", "of the gene", kind="name short"),
+    Column("log2_fc_rest", "log2 FC", "log2 fold change against all other components", form="{:+.2f}"),
     Column("log2_fc_rest_se", "± SE", "standard error of the log2 fold change", form="{:.2f}"),
     Column("lfsr_rest", "lfsr", "local false sign rate against the rest", form="{:.4f}"),
     Column("share", "% cells", "of the component that have a count", form="{:.0%}"),
     Column("share_rest", "% rest", "of all other cells that have a count", form="{:.0%}"),
     Column("nearest", "nearest", "the component that would explain these cells next best"),
-    Column("log2_fc_nearest", "log2 fc nearest", "against the nearest component", form="{:+.2f}"),
+    Column(
+        "log2_fc_nearest", "log2 FC nearest", "log2 fold change against the nearest component", form="{:+.2f}"
+    ),
     Column("lfsr_nearest", "lfsr nearest", "local false sign rate against the nearest", form="{:.4f}"),
 )
 HIGHLIGHTS = (
@@ -153,7 +155,7 @@ HIGHLIGHTS = (
     ("log_likelihood", "log likelihood, nats per cell"),
     ("elbo", "ELBO, nats per cell"),
     ("ari", "adjusted Rand index with the labels"),
-    ("accuracy", "accuracy"),
+    ("accuracy", "accuracy against the labels"),
     ("seconds", "seconds"),
 )
 

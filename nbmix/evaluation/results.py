@@ -384,11 +384,7 @@ def write_outcome(
     if choice is not None:
         write_choice(choice, folder / "n_components.csv")
     write_result(results, folder / "result.h5ad")
-    data = results.data.data
-    table = marker_table(results.markers, data.gene_names)
-    if data.gene_symbols is not None:
-        symbols = dict(zip(data.gene_names, data.gene_symbols, strict=True))
-        table.insert(table.columns.get_loc("gene") + 1, "symbol", table["gene"].map(symbols))
+    table = named_markers(results)
     write_markers(table, folder / "markers.csv")
     figures = write_figures(
         results, folder / "figures", loggers, max_umap_cells=max_umap_cells, choice=choice
@@ -396,18 +392,19 @@ def write_outcome(
     write_report(results, metrics, table, figures, folder / "report.html")
 
 
+def named_markers(results: Results) -> pd.DataFrame:
+    """``marker_table`` of all components and genes, with symbols beside the names where there are any."""
+    data = results.data.data
+    table = marker_table(results.markers, data.gene_names)
+    if data.gene_symbols is not None:
+        symbols = dict(zip(data.gene_names, data.gene_symbols, strict=True))
+        table.insert(table.columns.get_loc("gene") + 1, "symbol", table["gene"].map(symbols))
+    return table
+
+
 def write_choice(choice: Choice, path: Path) -> None:
-    """n_components.csv: K, held-out log likelihood, its gain over K - 1 components, and the error of that."""
-    table = pd.DataFrame(
-        {
-            "n_components": choice.n_components,
-            "log_likelihood": choice.log_likelihood,
-            "gain": np.diff(choice.log_likelihood, prepend=np.nan),
-            "gain_se": choice.gain_error,
-            "recommended": choice.n_components == choice.recommended,
-        }
-    )
-    table.to_csv(path, index=False, float_format="%.8g")
+    """n_components.csv, see ``Choice.table``."""
+    choice.table().to_csv(path, index=False, float_format="%.8g")
 
 
 def write_markers(table: pd.DataFrame, path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.isotonic import IsotonicRegression
 
@@ -41,6 +42,18 @@ class Choice(NamedTuple):
     gain_error: np.ndarray
     recommended: int
     start: StartState
+
+    def table(self) -> pd.DataFrame:
+        """A row a candidate: K, log likelihood, gain over K - 1 and its error, whether to take it."""
+        return pd.DataFrame(
+            {
+                "n_components": self.n_components,
+                "log_likelihood": self.log_likelihood,
+                "gain": np.diff(self.log_likelihood, prepend=np.nan),
+                "gain_se": self.gain_error,
+                "recommended": self.n_components == self.recommended,
+            }
+        )
 
 
 @dataclass(frozen=True)

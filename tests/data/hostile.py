@@ -118,13 +118,14 @@ def write_tenx_v2_h5(path: Path) -> None:
     write_tenx_h5(path, version=2)
 
 
-def write_tenx_folder(path: Path, version: int = 3) -> None:
+def write_tenx_folder(path: Path, version: int = 3, x: sp.spmatrix | None = None) -> None:
+    x = sp.coo_matrix(counts() if x is None else x)
     path.mkdir()
     matrix = io.BytesIO()
-    scipy.io.mmwrite(matrix, sp.coo_matrix(counts().T), field="integer")
-    barcodes = "".join(f"AC{i}-1\n" for i in range(N_CELLS))
+    scipy.io.mmwrite(matrix, x.T, field="integer")
+    barcodes = "".join(f"AC{i}-1\n" for i in range(x.shape[0]))
     kind = "\tGene Expression" if version == 3 else ""
-    features = "".join(f"ENSG{j}\tS{j}{kind}\n" for j in range(N_GENES))
+    features = "".join(f"ENSG{j}\tS{j}{kind}\n" for j in range(x.shape[1]))
     names = {
         3: ("matrix.mtx", "features.tsv", "barcodes.tsv"),
         2: ("matrix.mtx", "genes.tsv", "barcodes.tsv"),

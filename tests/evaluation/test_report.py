@@ -16,7 +16,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from nbmix.evaluation.plots import DPI
-from nbmix.evaluation.report import ComponentLine, Picture, Report, flattened, shown
+from nbmix.evaluation.report import TOP_MARKERS, ComponentLine, Picture, Report, flattened, shown
+from tests.running import TINY, run_here
 
 HOSTILE = """</script><script>document.title='owned'</script>"'<img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}"""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -205,8 +206,10 @@ def in_chromium(html, folder, script):
         html.replace("</body>", f"<script>{HANDS_AND_EYES}{script}</script></body>"), encoding="utf-8"
     )
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    options += ["--enable-logging=stderr", "--window-size=1280,900"]
     command = [CHROMIUM, *options, "--dump-dom", file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr  # an error of a script, or something that the page may not load
     return unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1])
 
 
@@ -232,6 +235,34 @@ def test_the_table_sorts_and_filters(tmp_path):
         report().render(), tmp_path, f"const looks = []; {script} document.title = JSON.stringify(looks);"
     )
     assert json.loads(title) == [[genes, f"{len(genes)} rows"] for _, genes in steps]
+
+
+@in_browser
+def test_the_report_of_a_run(tmp_path):
+    run_here(tmp_path / "run", *TINY, "evaluation.max_umap_cells=0")
+    script = """
+        const images = [...document.images];
+        const frame = document.getElementById("markers-scroll");
+        document.title = JSON.stringify({
+          broken: images.filter(image => !image.complete || image.naturalWidth === 0).length,
+          pictures: images.map(image => image.alt),
+          too_wide: frame.scrollWidth > frame.clientWidth || document.body.scrollWidth > window.innerWidth,
+          rows: seen().length,
+        });"""
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    looks = json.loads(in_chromium(html, tmp_path, script))
+    assert (looks["broken"], looks["too_wide"], looks["rows"]) == (0, False, 2 * TOP_MARKERS)
+    wanted = {"Objective", "Cells", "Component sizes", "Largest posterior"}
+    assert wanted <= set(looks["pictures"])
+
+
+@in_browser
+def test_a_gene_is_found_by_its_symbol(tmp_path):
+    table = markers(("ENSG1", "ENSG2", "ENSG3", "ENSG4"))
+    table.insert(3, "symbol", ["CD79A", "MS4A1", "LYZ", "S100A9"])
+    script = """set('by-gene', 'cd79'); const one = seen(); set('by-gene', 'ensg4');
+        document.title = JSON.stringify([one, seen()]);"""
+    assert json.loads(in_chromium(report(markers=table).render(), tmp_path, script)) == [["ENSG1"], ["ENSG4"]]
 
 
 @in_browser

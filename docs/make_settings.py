@@ -1,0 +1,141 @@
+"""Write docs/settings.md from conf/: python docs/make_settings.py
+
+Every key stands there with its default and the comment behind it, which the tests ask for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "settings.md"
+GROUPS = {  # folder of conf/ -> how its choices are made, and what they are about
+    "model": ("model=", "what is fitted, and how"),
+    "m_step": ("m_step@model.m_step=", "the M step of `model=em`"),
+    "start": ("start=", "where a fit begins"),
+    "data": ("data=", "the cells"),
+    "trainer": ("trainer=", "devices, processes and epochs"),
+    "logger": ("logger=", "where what is logged while fitting goes"),
+    "callbacks": ("callbacks=", "beside the fit"),
+    "sweep": ("sweep=", "many fits in one command"),
+    "experiment": ("experiment=", "whole set-ups by name"),
+}
+PREFIX = {"m_step": "model.m_step"}  # of the keys of a group, where it is not the group's name
+PARTS = {"data/batches": "of all files of cells but `tenx`", "data/zheng": "of `mix2`, `mix4` and `mix10`"}
+HEAD = """# Settings
+
+Every key that a run has, with its default; made from the comments in `conf/` by
+`python docs/make_settings.py`.
+
+On the command line a setting is `key=value`, and a choice is `group=choice`:
+`python train.py model=amortized model.lr=3e-4`. `null` is nothing. Lists and ranges are for sweeps (`-m`):
+`model.n_components=2,3,4`. What a run would use: `python train.py ... --cfg job`; what a run has used is in
+`.hydra/config.yaml` of its folder. Keys of Hydra itself: `python train.py --hydra-help`.
+
+In Python the same settings are arguments of `nbmix.NBMixture`; those of a model that it does not name go into
+`model_settings`, those of a start into an object such as `nbmix.start.random.RandomStart(n_starts=8)`.
+"""
+
+
+class Key(NamedTuple):
+    """One key: its dotted name, its default as it stands in the file, and what it means."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+class Choice(NamedTuple):
+    """One file: the comment at its head, the names of its defaults, and its keys."""
+
+    meaning: str
+    based_on: list[str]
+    keys: list[Key]
+
+
+def read_choice(path: Path) -> Choice:
+    """A file of conf/, comments and all. It keeps to a part of YAML: mappings of plain values, one a line."""
+    lines = path.read_text().splitlines()
+    head = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @")]
+    group = path.parent.name
+    top = [] if "# @package _global_" in lines or group == "conf" else PREFIX.get(group, group).split(".")
+    based_on = [
+        found[1]
+        for line in lines
+        if (found := re.match(r"  - (?:override )?(/?[\w@./]+(?:: \w+)?)", line)) and found[1] != "_self_"
+    ]
+    return Choice(" ".join(head), based_on, list(_keys(lines, top)))
+
+
+def _keys(lines: list[str], top: list[str]) -> Iterator[Key]:
+    path: list[str] = []
+    for line in lines:
+        found = re.fullmatch(r"( *)([\w.]+):(?: +(.*?))?(?: +# (.*))?", line.split("# @")[0])
+        if not found or line.lstrip().startswith("#"):
+            continue
+        indent, name, value, meaning = found.groups()
+        path = [*path[: len(indent) // 2], name]
+        if name in ("_target_", "defaults") or "defaults" in path or (not value and not meaning):
+            continue
+        if value and value.startswith("# "):  # a list follows
+            value, meaning = "", value[2:]
+        yield Key(".".join([*top, *path]), value or "a list", meaning or "")
+
+
+def choices(group: str) -> dict[str, Choice]:
+    """The files of a group by name."""
+    return {path.stem: read_choice(path) for path in sorted((ROOT / "conf" / group).glob("*.yaml"))}
+
+
+def page() -> str:
+    """The content of docs/settings.md."""
+    text = [HEAD, "## Of every run\n", *_table(read_choice(ROOT / "conf" / "config.yaml").keys)]
+    for group, (selector, about) in GROUPS.items():
+        text.append(f"## `{selector}`: {about}\n")
+        for name, choice in choices(group).items():
+            part = PARTS.get(f"{group}/{name}")
+            text.append(f"### {part}\n" if part else f"### `{selector}{name}`\n")
+            if choice.meaning:
+                text.append(f"*{choice.meaning}*\n")
+            if brought := _brought(group, choice):
+                text.append(f"{brought}\n")
+            if any(key.meaning for key in choice.keys):
+                text += _table(choice.keys)
+            elif choice.keys:
+                text.append(f"Sets {', '.join(f'`{key.name}={key.default}`' for key in choice.keys)}.\n")
+    text.append(
+        "## `wandb sweep conf/wandb_sweep.yaml`\n\nWeights & Biases' own file; see the comments there.\n"
+    )
+    return "\n".join(text)
+
+
+def _brought(group: str, choice: Choice) -> str:
+    """What a file takes from others, in words."""
+    said = []
+    for line in choice.based_on:
+        place, _, value = line.lstrip("/").partition(": ")
+        if not value:
+            said.append(f"the keys {PARTS.get(f'{group}/{place}', f'of `{group}={place}`')}")
+        elif place == f"{group}@inner":
+            said.append(f"`{group}.inner`, with the keys of `{group}={value}`")
+        else:
+            said.append(f"`{place}={value}`")
+    return f"Brings {', '.join(said)}." if said else ""
+
+
+def _table(keys: list[Key]) -> list[str]:
+    rows = [f"| `{key.name}` | {_shown(key.default)} | {key.meaning} |" for key in keys]
+    return ["| key | default | |", "|---|---|---|", *rows, ""]
+
+
+def _shown(default: str) -> str:
+    if default == "???":
+        return "to be given"
+    return default if default == "a list" else f"`{default}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
