@@ -101,6 +101,7 @@ class PointGammaFit(NamedTuple):
     log_inv_disp: Tensor
     logit_zero: Tensor
     log_likelihood: Tensor
+    coefficients: Tensor
 
 
 class GeneComparison(NamedTuple):
@@ -155,11 +156,12 @@ def fit_gamma(counts: Any, labels: Any, size_factors: Any = None, design: Any = 
     return _fit_gamma(data) if design is None else _fit_gamma_with(_Design.checked(design, data), data)
 
 
-def fit_point_gamma(counts: Any, labels: Any, size_factors: Any = None) -> PointGammaFit:
+def fit_point_gamma(counts: Any, labels: Any, size_factors: Any = None, design: Any = None) -> PointGammaFit:
     """Zero-inflated negative binomial fit of every label and gene, by Newton in (ln mu, ln r, logit pi).
 
-    The log likelihood may have several maxima: the best of two starts is taken, and the gamma fit where no
-    point mass gains anything. Arguments and errors as in ``fit_point``; there are no covariates.
+    The log likelihood may have several maxima: the best of a few starts is taken, and the gamma fit where no
+    point mass gains anything. A design moves the mean of the Gamma part; pi is one number for a label and
+    gene. Arguments and errors as in ``fit_point``.
 
     >>> counts = np.array([[9, 1], [0, 9], [8, 2], [0, 8], [7, 3], [0, 9]])
     >>> fit = fit_point_gamma(counts, ["a"] * 6, size_factors=[10] * 6)
@@ -167,8 +169,9 @@ def fit_point_gamma(counts: Any, labels: Any, size_factors: Any = None) -> Point
     True
     """
     data = _LabelledCounts.checked(counts, labels, size_factors)
-    fits = [_fit_label_point_gamma(*data.of(k), data.total_size) for k in range(data.n_labels)]
-    return PointGammaFit(data.values, *(torch.stack(parts) for parts in zip(*fits, strict=True)))
+    if design is None:
+        return _fit_point_gamma(data)
+    return _fit_point_gamma_with(_Design.checked(design, data), data)
 
 
 def compare_genes(counts: Any, labels: Any, size_factors: Any = None) -> GeneComparison:
@@ -455,6 +458,13 @@ class _ZeroInflated:
         return _Curve(value, torch.stack([grad_a, grad_b, grad_l], dim=1), torch.stack(rows, dim=1))
 
 
+def _fit_point_gamma(data: _LabelledCounts) -> PointGammaFit:
+    fits = [_fit_label_point_gamma(*data.of(k), data.total_size) for k in range(data.n_labels)]
+    log_mean, log_inv_disp, logit_zero, log_likelihood = map(torch.stack, zip(*fits, strict=True))
+    nothing = _no_coefficients(data.n_genes)
+    return PointGammaFit(data.values, log_mean, log_inv_disp, logit_zero, log_likelihood, nothing)
+
+
 def _fit_label_point_gamma(
     counts: sp.csr_matrix, sizes: np.ndarray, total_size: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -528,22 +538,28 @@ def _zero_nodes(sizes: np.ndarray) -> tuple[np.ndarray, sp.csr_matrix]:
 def _point_gamma_starts(
     counts: sp.csr_matrix, sizes: np.ndarray, log_mean: Tensor, log_inv_disp: Tensor
 ) -> list[Tensor]:
-    """Where to begin (genes, 3): the gamma fit a little inflated; a narrow Gamma, and the zeros it leaves.
+    """Where to begin (genes, 3): the gamma fit a little inflated; a narrow Gamma, and the zeros it leaves."""
+    average = torch.from_numpy(np.log(_gene_totals(counts) / sizes.sum()))
+    little = torch.full_like(log_mean, LITTLE_LOGIT_ZERO)
+    steep = torch.full_like(log_mean, INFLATED_LOG_INV_DISP)
+    starts = (log_mean, log_inv_disp, little), (average, steep, _zeros_left_by_poisson(counts, sizes))
+    return [torch.stack(start, 1) for start in starts]
 
-    The latter's rate solves lambda / (1 - e^-lambda) = mean of the positive counts.
+
+def _zeros_left_by_poisson(counts: sp.csr_matrix, sizes: np.ndarray) -> Tensor:
+    """(genes,) logit of the share of zeros beyond those of a Poisson with the mean of the positive counts.
+
+    Its rate solves lambda / (1 - e^-lambda) = mean of the positive counts.
     """
     n_positive = torch.from_numpy(np.bincount(counts.indices, minlength=counts.shape[1])).double()
-    n_cells = float(np.count_nonzero(sizes))
-    mean = torch.from_numpy(_gene_totals(counts)) / n_positive
+    n_cells = max(float(np.count_nonzero(sizes)), 1.0)
+    mean = torch.from_numpy(_gene_totals(counts)) / n_positive.clamp(min=1)
     rate = mean
     for _ in range(30):
         rate = mean * -torch.expm1(-rate)
     rate = rate.clamp(min=0.05)
     kept = (n_positive / n_cells / -torch.expm1(-rate)).clamp(0.01, 0.98)
-    average = torch.from_numpy(np.log(_gene_totals(counts) / sizes.sum()))
-    little, much = torch.full_like(mean, LITTLE_LOGIT_ZERO), torch.logit(1 - kept)
-    steep = torch.full_like(mean, INFLATED_LOG_INV_DISP)
-    return [torch.stack(start, 1) for start in ((log_mean, log_inv_disp, little), (average, steep, much))]
+    return torch.logit(1 - kept)
 
 
 # ---- covariates --------------------------------------------------------------------------------------
@@ -682,6 +698,20 @@ def _label_constants(data: _LabelledCounts, genes: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
+class _CellTerms(NamedTuple):
+    """A term of the log likelihood for every cell and problem, and its derivatives.
+
+    Attributes:
+        value: (cells, problems) nats.
+        first: (cells, problems) each, in ln of the cell's mean per unit of size factor, in b, ...
+        second: likewise, by the two numbers, the smaller first.
+    """
+
+    value: Tensor
+    first: tuple[Tensor, ...]
+    second: dict[tuple[int, int], Tensor]
+
+
 @dataclass
 class _NegativeBinomialDesign:
     """Log likelihood of negative binomial genes in their coefficients and each label's a = ln mu, b = ln r.
@@ -706,44 +736,63 @@ class _NegativeBinomialDesign:
         n_labels = len(self.member)
         return replace(self, x=self.x[:, keep], rising=self.rising.subset(keep.repeat(n_labels)))
 
-    def _parts(self, at: Tensor) -> tuple[Tensor, ...]:
-        """Of every problem z . c by cell, a, b by label, r, ln(1 + s rho), s rho / (1 + s rho) by cell."""
-        n_covariates = self.z.shape[1]
-        c, a, b = at.T.split([n_covariates, len(self.member), len(self.member)])
-        eta = self.z @ c
-        t = self.log_size[:, None] + eta + (a - b)[self.codes]
-        return eta, a, b, torch.exp(b)[self.codes], softplus(t, threshold=WIDEST_SOFTPLUS), torch.sigmoid(t)
+    @property
+    def silent(self) -> Tensor:
+        """(labels, problems) whether no cell of the label has a count."""
+        return self.member @ self.x == 0
+
+    def cells(self, at: Tensor) -> _CellTerms:
+        """At (problems, covariates + labels + labels) c, a, b; without what depends on r alone."""
+        c, a, b = self.numbers(at)
+        eta = self.z @ c + a[self.codes]
+        r = torch.exp(b)[self.codes]
+        t = self.log_size[:, None] + eta - b[self.codes]
+        grown, share = softplus(t, threshold=WIDEST_SOFTPLUS), torch.sigmoid(t)
+        both = (self.x + r) * share
+        bent = both * (1 - share)
+        return _CellTerms(
+            self.x * eta - (self.x + r) * grown,
+            (self.x - both, both - r * grown),
+            {(0, 0): -bent, (0, 1): bent - r * share, (1, 1): 2 * r * share - r * grown - bent},
+        )
+
+    def numbers(self, at: Tensor) -> tuple[Tensor, ...]:
+        """c (covariates, problems), then a, b and whatever follows (labels, problems)."""
+        n_labels = len(self.member)
+        further = (at.shape[1] - self.z.shape[1]) // n_labels
+        return at.T.split([self.z.shape[1]] + further * [n_labels])
 
     def by_label(self, at: Tensor) -> Tensor:
         """(labels, problems) values at (problems, covariates + 2 labels)."""
-        eta, a, b, r, grown, _ = self._parts(at)
-        cells = self.x * (eta + a[self.codes]) - (self.x + r) * grown
-        return self.member @ cells + self.rising.value(a.flatten(), b.flatten()).view_as(b)
+        _, a, b = self.numbers(at)
+        return self.member @ self.cells(at).value + self.rising.value(a.flatten(), b.flatten()).view_as(b)
 
     def curve(self, at: Tensor) -> _Curve:
-        eta, a, b, r, grown, share = self._parts(at)
-        rising = self.rising.curvature(a.flatten(), b.flatten())
-        both = (self.x + r) * share
-        bent = both * (1 - share)
-        cross = bent - r * share
-        grad_eta = self.x - both
-        cells = self.x * (eta + a[self.codes]) - (self.x + r) * grown
-        value = cells.sum(0) + rising.value.view_as(b).sum(0)
-        grad_b = self.member @ (both - r * grown) + rising.grad_b.view_as(b)
-        hess_bb = self.member @ (2 * r * share - r * grown - bent) + rising.hess_bb.view_as(b)
-        gradient = torch.cat([self.z.T @ grad_eta, self.member @ grad_eta, grad_b])  # (d, problems)
+        return self.summed(self.cells(at), at)
+
+    def summed(self, cells: _CellTerms, at: Tensor) -> _Curve:
+        """Sums of the cells' terms in the coefficients and in every label's numbers, and of the rest."""
         n_labels, n_covariates = len(self.member), self.z.shape[1]
-        hessian = torch.zeros(len(at), *(2 * [n_covariates + 2 * n_labels]), dtype=torch.float64)
+        _, a, b, *_ = self.numbers(at)
+        rising = self.rising.curvature(a.flatten(), b.flatten())
+        value = cells.value.sum(0) + rising.value.view_as(b).sum(0)
+        by_label = torch.stack([self.member @ part for part in cells.first])  # (numbers, labels, problems)
+        by_label[1] += rising.grad_b.view_as(b)
+        gradient = torch.cat([self.z.T @ cells.first[0], by_label.flatten(0, 1)])  # (d, problems)
         squares = (self.z[:, :, None] * self.z[:, None]).flatten(1)
-        hessian[:, :n_covariates, :n_covariates] = -(squares.T @ bent).T.unflatten(1, 2 * [n_covariates])
-        of_a, of_b = torch.arange(n_labels) + n_covariates, torch.arange(n_labels) + n_covariates + n_labels
-        for c in range(n_covariates):
-            weighted = self.member * self.z[:, c]
-            hessian[:, c, of_a] = hessian[:, of_a, c] = -(weighted @ bent).T
-            hessian[:, c, of_b] = hessian[:, of_b, c] = (weighted @ cross).T
-        hessian[:, of_a, of_a] = -(self.member @ bent).T
-        hessian[:, of_a, of_b] = hessian[:, of_b, of_a] = (self.member @ cross).T
-        hessian[:, of_b, of_b] = hess_bb.T
+        hessian = torch.zeros(len(at), *(2 * [len(gradient)]), dtype=torch.float64)
+        hessian[:, :n_covariates, :n_covariates] = (squares.T @ cells.second[0, 0]).T.unflatten(
+            1, 2 * [n_covariates]
+        )
+        for (p, q), bend in cells.second.items():
+            own = self.member @ bend
+            if p == q == 1:
+                own += rising.hess_bb.view_as(b)
+            of_p, of_q = (torch.arange(n_labels) + n_covariates + n_labels * which for which in (p, q))
+            hessian[:, of_p, of_q] = hessian[:, of_q, of_p] = own.T
+            if p == 0:
+                for c in range(n_covariates):
+                    hessian[:, c, of_q] = hessian[:, of_q, c] = ((self.member * self.z[:, c]) @ bend).T
         return _Curve(value, gradient.T, hessian)
 
 
@@ -760,14 +809,21 @@ def _fit_gamma_block(
     design: _Design, data: _LabelledCounts, genes: np.ndarray, plain: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``_fit_point_block``, with log_inv_disp, which begins at ``plain`` (labels, all genes)."""
-    counts = data.counts[:, genes]
     log_mean, _, coefficients = _fit_point_block(design, data, genes)
-    silent = torch.from_numpy(
-        np.stack([_gene_totals(counts[data.codes == k]) for k in range(data.n_labels)]) == 0
-    )
+    problem = _negative_binomials(design, data, genes)
+    begin = torch.cat([coefficients, log_mean, plain[:, genes].clamp(*START_WITH_DESIGN)]).T
+    end, _ = _climb(problem, begin, *_gamma_bounds(design, problem))
+    coefficients, log_mean, log_inv_disp = problem.numbers(end)
+    log_likelihood = problem.by_label(end) + _label_constants(data, genes)
+    log_mean, log_likelihood = _silent_at_the_floor(data, problem, coefficients, log_mean, log_likelihood)
+    return log_mean, log_inv_disp, log_likelihood, coefficients
+
+
+def _negative_binomials(design: _Design, data: _LabelledCounts, genes: np.ndarray) -> _NegativeBinomialDesign:
+    counts = data.counts[:, genes]
     with np.errstate(divide="ignore"):
         log_size = torch.from_numpy(np.log(data.sizes))  # empty cells: their share of every sum is 0
-    problem = _NegativeBinomialDesign(
+    return _NegativeBinomialDesign(
         design.z,
         log_size,
         torch.from_numpy(data.codes),
@@ -775,19 +831,156 @@ def _fit_gamma_block(
         torch.from_numpy(counts.toarray().astype(np.float64)),
         _rising_part(counts, data),
     )
-    limit = design.limits[:, None].expand(-1, genes.size)
-    low_b, high_b = (torch.full_like(log_mean, bound) for bound in LOG_INV_DISP_RANGE)
-    # silent labels have no part in the coefficients
-    low = torch.cat([-limit, torch.full_like(log_mean, NO_MEAN), torch.where(silent, high_b, low_b)]).T
-    high = torch.cat([limit, torch.where(silent, NO_MEAN, -NO_MEAN), high_b]).T
-    begin = torch.cat([coefficients, log_mean, plain[:, genes].clamp(*START_WITH_DESIGN)]).T
-    end, _ = _climb(problem, begin, low, high)
-    coefficients, log_mean, log_inv_disp = end.T.split([len(limit), data.n_labels, data.n_labels])
-    log_likelihood = problem.by_label(end) + _label_constants(data, genes)
-    size = _membership(data) @ (torch.from_numpy(data.sizes)[:, None] * torch.exp(design.z @ coefficients))
-    log_mean = torch.where(silent, _silent_log_mean(data, size), log_mean)
-    log_likelihood = torch.where(silent, -size * torch.exp(log_mean), log_likelihood)
-    return log_mean, log_inv_disp, log_likelihood, coefficients
+
+
+def _gamma_bounds(design: _Design, problem: _NegativeBinomialDesign) -> tuple[Tensor, Tensor]:
+    """Of c, a and b (problems, covariates + 2 labels); silent labels have no part in the coefficients."""
+    silent = problem.silent
+    limit = design.limits[:, None].expand(-1, silent.shape[1])
+    mean = torch.full(silent.shape, NO_MEAN, dtype=torch.float64)
+    low_b, high_b = (torch.full_like(mean, bound) for bound in LOG_INV_DISP_RANGE)
+    low = torch.cat([-limit, mean, torch.where(silent, high_b, low_b)]).T
+    return low, torch.cat([limit, torch.where(silent, mean, -mean), high_b]).T
+
+
+def _silent_at_the_floor(
+    data: _LabelledCounts,
+    problem: _NegativeBinomialDesign,
+    coefficients: Tensor,
+    log_mean: Tensor,
+    log_likelihood: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """log_mean and log_likelihood (labels, problems) with the floor where a gene is silent in a label."""
+    grown = torch.from_numpy(data.sizes)[:, None] * torch.exp(problem.z @ coefficients)
+    size = problem.member @ grown
+    log_mean = torch.where(problem.silent, _silent_log_mean(data, size), log_mean)
+    return log_mean, torch.where(problem.silent, -size * torch.exp(log_mean), log_likelihood)
+
+
+@dataclass
+class _ZeroInflatedDesign:
+    """Log likelihood of zero-inflated genes in their coefficients and each label's m, b = ln r, l = logit pi.
+
+    m = ln((1 - pi) mu), as in ``_ZeroInflated``.
+
+    Attributes:
+        gamma: the negative binomials.
+        empty: (cells, problems) whether the count is 0.
+    """
+
+    gamma: _NegativeBinomialDesign
+    empty: Tensor
+
+    def subset(self, keep: Tensor) -> _ZeroInflatedDesign:
+        return _ZeroInflatedDesign(self.gamma.subset(keep), self.empty[:, keep])
+
+    def of_gamma(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the negative binomials are (problems, covariates + 2 labels), and l (labels, problems)."""
+        c, m, b, logit = self.gamma.numbers(at)
+        return torch.cat([c, m + softplus(logit), b]).T, logit
+
+    def by_label(self, at: Tensor) -> Tensor:
+        """(labels, problems) values at (problems, covariates + 3 labels); l may be -inf."""
+        place, by_label = self.of_gamma(at)
+        logit = by_label[self.gamma.codes]
+        return self.gamma.by_label(place) + self.gamma.member @ self._inflation(
+            self.gamma.cells(place).value, logit
+        )
+
+    def _inflation(self, gamma: Tensor, logit: Tensor) -> Tensor:
+        """(cells, problems) what pi adds to the values ``gamma``, which are -g at zeros."""
+        return torch.where(self.empty, softplus(logit - gamma), 0.0) - softplus(logit)
+
+    def curve(self, at: Tensor) -> _Curve:
+        place, by_label = self.of_gamma(at)
+        gamma, logit = self.gamma.cells(place), by_label[self.gamma.codes]
+        zero = torch.sigmoid(logit)
+        # that a zero is the point mass's
+        inflated = torch.where(self.empty, torch.sigmoid(logit - gamma.value), 0.0)
+        ours, mixed = 1 - inflated, inflated * (1 - inflated)
+        a, b = gamma.first
+        aa, ab, bb = (
+            ours * bend + mixed * gamma.first[p] * gamma.first[q] for (p, q), bend in gamma.second.items()
+        )
+        al, bl, ll = -mixed * a, -mixed * b, mixed - zero * (1 - zero)
+        a, b = ours * a, ours * b
+        # from a to m, of which da / dl = pi
+        ll = ll + zero * (2 * al + zero * aa + (1 - zero) * a)
+        al, bl = al + zero * aa, bl + zero * ab
+        terms = _CellTerms(
+            gamma.value + self._inflation(gamma.value, logit),
+            (a, b, inflated - zero + zero * a),
+            {(0, 0): aa, (0, 1): ab, (1, 1): bb, (0, 2): al, (1, 2): bl, (2, 2): ll},
+        )
+        return self.gamma.summed(terms, place)
+
+
+def _fit_point_gamma_with(design: _Design, data: _LabelledCounts) -> PointGammaFit:
+    plain = _fit_point_gamma(data)
+    blocks = [_fit_point_gamma_block(design, data, genes, plain) for genes in _gene_blocks(data)]
+    parts = (torch.cat(part, dim=1) for part in zip(*blocks, strict=True))
+    log_mean, log_inv_disp, logit_zero, log_likelihood, coefficients = parts
+    log_mean, coefficients = design.original(log_mean, coefficients.T)
+    return PointGammaFit(data.values, log_mean, log_inv_disp, logit_zero, log_likelihood, coefficients)
+
+
+def _fit_point_gamma_block(
+    design: _Design, data: _LabelledCounts, genes: np.ndarray, plain: PointGammaFit
+) -> tuple[Tensor, ...]:
+    """As ``_fit_gamma_block``, with logit_zero third; ``plain`` is the fit without covariates."""
+    log_mean, log_inv_disp, log_likelihood, coefficients = _fit_gamma_block(
+        design, data, genes, plain.log_inv_disp
+    )
+    gamma = _negative_binomials(design, data, genes)
+    problem = _ZeroInflatedDesign(gamma, gamma.x == 0)
+    least = math.log(FEWEST_ZEROS / data.n_cells)
+    lowest = torch.full_like(log_mean, least)
+    low, high = _gamma_bounds(design, gamma)
+    low = torch.cat([low, lowest.T], dim=1)
+    high = torch.cat([high, torch.where(gamma.silent, lowest, -lowest).T], dim=1)
+    best: tuple[Tensor, ...] = (
+        log_mean,
+        log_inv_disp,
+        torch.full_like(log_mean, -math.inf),
+        log_likelihood,
+        coefficients,
+    )
+    begin = torch.cat([coefficients, torch.where(gamma.silent, NO_MEAN, log_mean), log_inv_disp])
+    for start in _point_gamma_design_starts(data, genes, begin.T, plain):
+        at, _ = _climb(problem, start, low, high)
+        # a point mass at its bound holds next to no cell
+        others, logit_zero = at.T.split([at.shape[1] - data.n_labels, data.n_labels])
+        logit_zero = torch.where(logit_zero <= least, -math.inf, logit_zero)
+        at = torch.cat([others, logit_zero]).T
+        log_likelihood = problem.by_label(at) + _label_constants(data, genes)
+        coefficients, log_mean, log_inv_disp = gamma.numbers(problem.of_gamma(at)[0])
+        log_mean, log_likelihood = _silent_at_the_floor(data, gamma, coefficients, log_mean, log_likelihood)
+        better = log_likelihood.sum(0) > best[3].sum(0) + LEAST_GAIN
+        found = (log_mean, log_inv_disp, logit_zero, log_likelihood, coefficients)
+        best = tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))
+    return best
+
+
+def _point_gamma_design_starts(
+    data: _LabelledCounts, genes: np.ndarray, gamma: Tensor, plain: PointGammaFit
+) -> list[Tensor]:
+    """Where to begin (genes, covariates + 3 labels): from the gamma fit c, a, b (genes, ...), or with its c.
+
+    The gamma fit a little inflated; the fit without covariates; narrow Gammas, and the zeros they leave.
+    """
+    coefficients, log_mean, _ = gamma.split(
+        [gamma.shape[1] - 2 * data.n_labels, data.n_labels, data.n_labels], dim=1
+    )
+    little = torch.full_like(log_mean, LITTLE_LOGIT_ZERO)
+    logit = plain.logit_zero[:, genes].T
+    logit = torch.where(torch.isinf(logit), little, logit)
+    mean = torch.where(log_mean == NO_MEAN, NO_MEAN, plain.log_mean[:, genes].T - softplus(logit))
+    of_plain = torch.cat([coefficients, mean, plain.log_inv_disp[:, genes].T, logit], dim=1)
+    labelled = [data.of(k) for k in range(data.n_labels)]
+    much = torch.stack([_zeros_left_by_poisson(counts[:, genes], sizes) for counts, sizes in labelled], 1)
+    steep = torch.full_like(log_mean, INFLATED_LOG_INV_DISP)
+    narrow = torch.cat([coefficients, log_mean, steep, much], dim=1)
+    return [torch.cat([gamma, little], dim=1), of_plain, narrow]
 
 
 def _rising_part(counts: sp.csr_matrix, data: _LabelledCounts) -> ExpectedLogLikelihood:

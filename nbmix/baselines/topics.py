@@ -16,7 +16,9 @@ def topic_weights(
 
         w_ik = l_ik sum_j f_kj / sum_l l_il sum_j f_lj
 
-    so that rows sum to 1. The cluster of a cell is its largest topic.
+    so that rows sum to 1. The cluster of a cell is its largest topic. It depends on where NMF starts, at
+    random here; scikit-learn's own default (``init="nndsvda"``) is behind after 100 iterations, and scores
+    far less (``benchmarks/RESULTS.md``).
 
     Args:
         data: cells with counts in memory.

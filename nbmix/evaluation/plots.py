@@ -18,11 +18,12 @@ from scipy.stats import gamma
 from nbmix.evaluation.calibration import Reliability
 from nbmix.evaluation.metrics import match_components, overlap_table
 
-# Okabe and Ito (2008), then 22 colours added one at a time, each the farthest in OKLab from all before as
-# seen with normal, protanopic and deuteranopic vision (Machado et al. 2009). No 30 colours are all easy to
-# tell apart, so the figures also write component numbers beside the data.
+# Okabe and Ito (2008), their yellow last, as it is pale on white; then 22 colours added one at a time, each
+# the farthest in OKLab from all before as seen with normal, protanopic and deuteranopic vision (Machado et
+# al. 2009). No 30 colours are all easy to tell apart, so the figures also write component numbers beside the
+# data.
 PALETTE = (
-    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442", "#000000"),
+    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000", "#f0e442"),
     *("#5a0f00", "#000078", "#6900ff", "#a50f5a", "#00f0c3", "#8778ff", "#5a2d96", "#1e5a00"),
     *("#0f2d3c", "#d200b4", "#96b487", "#b4d2ff", "#0000d2", "#1e5a69", "#ffc387", "#876978"),
     *("#ff78d2", "#ff4b5a", "#4b3c2d", "#f00ff0", "#964b96", "#b44b4b"),
@@ -336,7 +337,7 @@ def poisson_against_negative_binomial(
     titles = [_short(name) for name in (range(n_components) if names is None else names)]
     columns = min(n_components, 5)
     rows = -(-n_components // columns)
-    figure = _figure(1.0 + 2.1 * columns, 0.8 + 2.1 * rows)
+    figure = _figure(1.2 + 2.1 * columns, 0.9 + 2.2 * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     low, high = 1.0, 10.0
     if heard.any():
@@ -351,11 +352,11 @@ def poisson_against_negative_binomial(
         axes.scatter(x, y, s=2.5, color=color, alpha=0.25, linewidths=0.0, rasterized=True)
         axes.set(xscale="log", yscale="log", xlim=(high, low), ylim=(high, low))
         axes.minorticks_off()  # of thirty panels they take seconds
-        axes.set_title(f"{titles[k]}: gain {(x - y).sum():,.0f} nats", loc="left", fontsize="small")
+        axes.set_title(f"{titles[k]}\ngain {(x - y).sum():,.0f} nats", loc="left", fontsize="small")
         axes.tick_params(labelsize="small")
         _bare(axes)
     figure.supxlabel("minus log likelihood, Poisson (nats)", fontsize="medium")
-    figure.supylabel("minus log likelihood,\nnegative binomial (nats)", fontsize="medium")
+    figure.supylabel("minus log likelihood,\nnegative binomial (nats)", fontsize="medium", ma="center")
     return figure
 
 

@@ -218,11 +218,15 @@ def test_poisson_against_negative_binomial():
     gain = np.array([[10.0, 0.0, 0.0], [1.0, 0.0, 0.5]])
     figure = plots.poisson_against_negative_binomial(poisson, poisson + gain, ["B", "T"])
     left, right = figure.axes
-    assert [axes.get_title(loc="left") for axes in (left, right)] == ["B: gain 10 nats", "T: gain 2 nats"]
+    assert [axes.get_title(loc="left") for axes in (left, right)] == ["B\ngain 10 nats", "T\ngain 2 nats"]
     np.testing.assert_allclose(left.collections[0].get_offsets(), [[30, 20], [20, 20]])
     np.testing.assert_allclose(right.collections[0].get_offsets(), [[5, 4], [8, 7.5]])
     assert left.get_xlim()[0] > left.get_xlim()[1] > 0  # from bad to good
     assert_drawn(figure)
+    for label in figure.texts:  # both names fit
+        extent = label.get_window_extent()
+        assert (extent.min >= 0).all()
+        assert (extent.max <= figure.bbox.max).all()
 
 
 @pytest.mark.parametrize("n_components", [1, 7])
