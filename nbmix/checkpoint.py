@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +15,15 @@ import torch
 
 from nbmix.components import Components
 from nbmix.errors import InputError
+from nbmix.folder import whole_file
 
 SECTION = "nbmix"  # where a checkpoint holds what Lightning does not know of
+CHECKSUM = "checksum"  # of all the rest, in that section
 
-_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, TypeError, ValueError)
+_UNREADABLE = (
+    *(RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, TypeError, ValueError),
+    *(AttributeError, MemoryError),
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +38,8 @@ class Checkpoint(NamedTuple):
         median_size_factor: of the cells that were fitted.
         cells: fingerprint of the cells that were fitted, in their order.
         state: tensors by name.
+        choice: of the number of components, where it was left open; see ``nbmix.start.choice``.
+        sealed: the file has a checksum, and it is right.
     """
 
     model: str
@@ -38,11 +48,49 @@ class Checkpoint(NamedTuple):
     median_size_factor: float
     cells: str
     state: dict[str, torch.Tensor]
+    choice: dict[str, Any] | None = None
+    sealed: bool = False
 
     @property
     def components(self) -> Components:
         """The components fitted to all cells, (K, genes)."""
         return Components(self.state["mixture.log_mean"][-1], self.state["mixture.log_inv_disp"][-1])
+
+
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write ``content`` with a checksum of it, whole or not at all.
+
+    A path that ends in ".part" is written as it is, for a later ``nbmix.folder.commit``.
+    """
+    sealed = {**content, SECTION: {**content[SECTION], CHECKSUM: checksum(content)}}
+    buffer = io.BytesIO()  # a disk that is full in the midst of torch.save would end the process
+    torch.save(sealed, buffer)
+    if path.suffix == ".part":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getbuffer())
+        return
+    with whole_file(path) as part:
+        part.write_bytes(buffer.getbuffer())
+
+
+def checksum(value: Any, crc: int = 0) -> int:
+    """CRC-32 of plain values and tensors, in dicts and lists of any depth; that of a seal is left out."""
+    if isinstance(value, torch.Tensor):
+        crc = zlib.crc32(f"{value.dtype}{tuple(value.shape)}".encode(), crc)
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return zlib.crc32(content.numpy().data, crc)
+    if isinstance(value, Mapping):
+        crc = zlib.crc32(f"dict{len(value) - (CHECKSUM in value)}".encode(), crc)
+        for key, inner in value.items():
+            if key != CHECKSUM:
+                crc = checksum(inner, zlib.crc32(repr(key).encode(), crc))
+        return crc
+    if isinstance(value, list | tuple):
+        crc = zlib.crc32(f"list{len(value)}".encode(), crc)
+        for inner in value:
+            crc = checksum(inner, crc)
+        return crc
+    return zlib.crc32(repr(value).encode(errors="backslashreplace"), crc)
 
 
 def load_checkpoint(path: str | Path, setting: str = "ckpt_path") -> Checkpoint:
@@ -57,6 +105,9 @@ def load_checkpoint(path: str | Path, setting: str = "ckpt_path") -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         section = content[SECTION]
+        seal = section.get(CHECKSUM)
+        if seal is not None and seal != checksum(content):
+            raise ValueError("checksum")
         return _checked(
             Checkpoint(
                 section["model"],
@@ -65,6 +116,8 @@ def load_checkpoint(path: str | Path, setting: str = "ckpt_path") -> Checkpoint:
                 section["median_size_factor"],
                 section["cells"],
                 content["state_dict"],
+                section.get("choice"),
+                seal is not None,
             )
         )
     except _UNREADABLE:

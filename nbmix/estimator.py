@@ -32,7 +32,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from nbmix.checkpoint import SECTION, Checkpoint, align_to_genes, load_checkpoint
+from nbmix.checkpoint import SECTION, Checkpoint, align_to_genes, load_checkpoint, write_checkpoint
 from nbmix.data.batches import CellBatches
 from nbmix.data.check import make_count_data
 from nbmix.data.counts import CountData
@@ -358,10 +358,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
                 "gene_names": None if names is None else names.tolist(),
             },
         }
-        path = Path(path)
-        part = path.with_name(f"{path.name}.part")
-        torch.save(content, part)
-        os.replace(part, path)
+        write_checkpoint(content, Path(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NBMixture:

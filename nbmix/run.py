@@ -5,31 +5,41 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import re
+import shlex
+import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from nbmix.checkpoint import align_to_genes
+from nbmix.cli import Stopped, stoppable
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.evaluation.results import Results, gather_predictions, score, write_outcome
+from nbmix.folder import held, why_unwritable
 from nbmix.mixture import MixtureSettings
 from nbmix.models import MixtureModule, check_resumable, load_checkpoint, restore
+from nbmix.settings import check_settings
 from nbmix.start.base import Start, check_components
 from nbmix.start.choice import Choice, Range, choose_n_components
 from nbmix.start.random import RandomStart
+from nbmix.trainer import end_other_ranks, end_with_parent
 
 log = logging.getLogger(__name__)
 
 UNIT_RATIO = 30.0  # between medians of size factors: more is no difference in sequencing depth
+LAST = "checkpoints/last.ckpt"  # in the run folder
 VERSIONS = ("nbmix", "torch", "pytorch-lightning", "numpy", "scipy", "anndata")
 
 
@@ -40,9 +50,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         The content of metrics.json.
 
     Raises:
-        InputError: a file, field or setting cannot be used.
+        InputError: a file, field or setting cannot be used; or a file cannot be written.
+        Stopped: by Ctrl-C or SIGTERM.
     """
     began = time.perf_counter()
+    check_settings(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     if cfg.task not in ("fit", "predict"):
         raise InputError(f"task={cfg.task}: choose fit or predict")
     pl.seed_everything(cfg.seed, verbose=False)
@@ -53,6 +65,25 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     )
     if not trainer.is_global_zero:
         logging.getLogger().setLevel(logging.ERROR)  # rank 0 says it
+        end_with_parent()
+    folder = Path(cfg.output_dir)
+    try:
+        with stoppable(), held(folder) if trainer.is_global_zero else nullcontext():
+            return work(cfg, trainer, began)
+    except BaseException as error:
+        end_other_ranks(trainer)
+        if isinstance(error, Stopped):
+            error.advice = how_to_go_on(folder) if cfg.task == "fit" else ""
+        elif (reason := why_unwritable(error)) is not None:
+            raise InputError(
+                f"hydra.run.dir={folder}: {reason}; make room, or choose another folder; what checkpoints/ "
+                "holds is whole, and ckpt_path=last goes on from it"
+            ) from error
+        raise
+
+
+def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
+    """Fit or restore, predict, score, write."""
     choice: Choice | None = None
     if cfg.task == "fit":
         data, model, choice = fit(cfg, trainer)
@@ -93,8 +124,11 @@ def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, Mixture
     generator = np.random.default_rng(cfg.seed)
     start: Start = instantiate(cfg.start)
     choice, n_components = None, cfg.model.n_components
-    if allowed is not None and cfg.ckpt_path is not None:
-        n_components = load_checkpoint(cfg.ckpt_path).settings["n_components"]
+    path = checkpoint_path(cfg)
+    checkpoint = None if path is None else load_checkpoint(path)
+    if allowed is not None and checkpoint is not None:
+        n_components = checkpoint.settings.get("n_components")
+        choice = None if checkpoint.choice is None else Choice.of(checkpoint.choice)
     elif allowed is not None:
         search = start if isinstance(start, RandomStart) else None
         settings = MixtureSettings(1, weights=cfg.model.get("weights", "learned"))
@@ -102,23 +136,75 @@ def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, Mixture
         n_components = choice.recommended
     model: MixtureModule = instantiate(cfg.model, gene_names=data.data.gene_names, n_components=n_components)
     check_components(training, model.mixture.settings)
-    if cfg.ckpt_path is not None:
-        check_resumable(load_checkpoint(cfg.ckpt_path), model, data, f"ckpt_path={cfg.ckpt_path}")
-    elif choice is not None and isinstance(start, RandomStart):
-        model.begin(choice.start, data)
+    model.choice = None if choice is None else choice.plain
+    if checkpoint is None:
+        state = choice.start if choice is not None and isinstance(start, RandomStart) else None
+        model.begin(state or start(training, model.mixture.settings, generator), data)
+        if trainer.is_global_zero:  # what is there is not of this fit
+            (Path(cfg.output_dir) / "metrics.json").unlink(missing_ok=True)
     else:
-        model.begin(start(training, model.mixture.settings, generator), data)
+        check_resumable(checkpoint, model, data, f"ckpt_path={path}")
+        if not checkpoint.sealed:
+            raise InputError(
+                f"ckpt_path={path}: has no checksum; only what train.py saves can be gone on with"
+            )
     del training  # a copy of most counts, if they are in memory
     trainer.loggers = [instantiate(cfg.logger)]  # now that all input is known to be good
-    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if checkpoint is None or model.has_begun or isinstance(error, InputError):
+            raise
+        raise InputError(f"ckpt_path={path}: is damaged, or of another version of nbmix") from error
     return data, model, choice
+
+
+def checkpoint_path(cfg: DictConfig) -> str | None:
+    """The file that ``ckpt_path`` means; "last" is that of the run folder, None if there is none yet.
+
+    Raises:
+        InputError: "last", and nobody has said in which folder.
+    """
+    if cfg.ckpt_path != "last":
+        return cfg.ckpt_path
+    path = Path(cfg.output_dir) / LAST
+    if path.is_file():
+        return str(path)
+    if cfg.task == "predict" or (HydraConfig.initialized() and not _names_folder(HydraConfig.get())):
+        raise InputError(
+            f"ckpt_path=last: {path} is not there; say with hydra.run.dir=FOLDER which run it is of"
+        )
+    log.info("ckpt_path=last: %s is not there yet; the fit begins anew", path)
+    return None
+
+
+def _names_folder(hydra: HydraConf) -> bool:
+    given = [override.lstrip("+").split("=")[0] for override in (*hydra.overrides.hydra, *sys.argv)]
+    return any(key in given for key in ("hydra.run.dir", "hydra.sweep.dir"))
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The command that goes on with a fit that was stopped."""
+    if not (folder / LAST).is_file() or not HydraConfig.initialized():
+        return ", before there was anything to save"
+    hydra = HydraConfig.get()
+    key, where = "hydra.run.dir", folder
+    if hydra.mode == RunMode.MULTIRUN:
+        key, where = "hydra.sweep.dir", Path(hydra.sweep.dir)
+    again = [word for word in sys.argv[1:] if not word.startswith((f"{key}=", "ckpt_path="))]
+    shown = os.path.relpath(where)
+    quoted = shown if re.fullmatch(r"[\w./-]+", shown) else f"'{shown}'"  # for Hydra; the shell has its own
+    command = [Path(sys.executable).name, sys.argv[0], *again, f"{key}={quoted}", "ckpt_path=last"]
+    return f"; the fit is saved, go on with: {shlex.join(command)}"
 
 
 def prepare_prediction(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, MixtureModule]:
     """Restore a checkpoint and bring new cells to its genes, matched by name."""
     if cfg.ckpt_path is None:
         raise InputError("task=predict: set ckpt_path to a checkpoint of a fit")
-    checkpoint = load_checkpoint(cfg.ckpt_path)
+    path = checkpoint_path(cfg)
+    assert path is not None
+    checkpoint = load_checkpoint(path)
     if checkpoint.model != model_class(cfg).kind:
         raise InputError(f"ckpt_path={cfg.ckpt_path}: set model={checkpoint.model}, which it was saved by")
     # a gene that is silent in the new cells is seen all the same

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
+import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from pytorch_lightning.utilities import rank_zero_only
 
+from nbmix.checkpoint import write_checkpoint
 from nbmix.errors import InputError
 
 # of Lightning, about what is meant to be so here
 _EXPECTED_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # torch's, of Lightning's own use
-    r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # EM: first epoch
-    r"Checkpoint directory .* exists and is not empty",  # a fit goes on in its own folder
-    r"The dirpath has changed from",  # or in another
     r"Total length of `list` across ranks is zero",  # nothing is held out
     r"It is recommended to use `self.log\(.*sync_dist=True\)`",  # all numbers are those of all ranks already
 )
@@ -75,6 +81,10 @@ def build_trainer(
     strategy: Any = "auto"
     if devices * num_nodes > 1:
         strategy = DDPStrategy(process_group_backend=None if gpus else "gloo")
+    plugins: list[Any] = [WholeCheckpoints()]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        # Lightning would save in the midst of an epoch and go on from there, whatever ckpt_path says
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     _silence()
     return pl.Trainer(
         accelerator="gpu" if gpus else "cpu",
@@ -82,7 +92,8 @@ def build_trainer(
         num_nodes=num_nodes,
         strategy=strategy,
         max_epochs=max_epochs,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, OwnSignals()],
+        plugins=plugins,
         logger=logger if logger is not None else False,
         use_distributed_sampler=False,  # Lightning's own repeats cells to make shards equal
         num_sanity_val_steps=0,
@@ -91,6 +102,54 @@ def build_trainer(
         enable_progress_bar=False,  # ours is a callback
         **options,
     )
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all, with a checksum."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+
+class OwnSignals(pl.Callback):
+    """Keeps the process's own answer to SIGTERM; Lightning's talks to other ranks from inside the handler."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
+
+    on_predict_start = on_train_start
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all that fit together; the environment says it, before any trainer."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def end_with_parent() -> None:
+    """End this process soon after the one that started it, which it could wait for half an hour."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_other_ranks(trainer: pl.Trainer) -> None:
+    """Kill the processes that ``trainer`` has started, which would wait for this one."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        for process in launcher.procs:
+            process.kill()
+            process.wait()
 
 
 def _silence() -> None:

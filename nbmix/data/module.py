@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 from collections.abc import Callable
@@ -208,19 +209,19 @@ BATCH_SETTINGS = ("batch_size", "validation_share", "folds", "shuffle")
 
 def from_h5ad(path: str | os.PathLike[str] | None, *, seed: int = 0, **settings: Any) -> CountsDataModule:
     """Cells of an .h5ad file; ``settings`` are those of ``read_h5ad`` and ``CountsDataModule``."""
-    batches, reading = _split(settings)
+    batches, reading = _split(settings, read_h5ad)
     return CountsDataModule(lambda: read_h5ad(path, seed=seed, **reading), seed=seed, **batches)
 
 
 def from_tenx(path: str | os.PathLike[str] | None, *, seed: int = 0, **settings: Any) -> CountsDataModule:
     """Cells as Cell Ranger leaves them; ``settings`` are those of ``read_tenx`` and ``CountsDataModule``."""
-    batches, reading = _split(settings)
+    batches, reading = _split(settings, read_tenx)
     return CountsDataModule(lambda: read_tenx(path, seed=seed, **reading), seed=seed, **batches)
 
 
 def from_zheng(mixture: str, *, seed: int = 0, **settings: Any) -> CountsDataModule:
     """Sorted populations, "mix2" to "mix10"; ``settings`` of ``read_zheng`` and ``CountsDataModule``."""
-    batches, reading = _split(settings)
+    batches, reading = _split(settings, read_zheng)
     if mixture not in MIXTURES:
         raise InputError(f"data.mixture={mixture}: choose one of {', '.join(MIXTURES)}")
     populations = MIXTURES[mixture]
@@ -231,7 +232,7 @@ def from_simulation(
     *, n_cells: int, n_genes: int, n_components: int, simulation_seed: int, seed: int = 0, **settings: Any
 ) -> CountsDataModule:
     """A simulation; ``settings`` are those of ``simulated_count_data`` and ``CountsDataModule``."""
-    batches, drawing = _split(settings)
+    batches, drawing = _split(settings, simulated_count_data)
     return CountsDataModule(
         lambda: simulated_count_data(n_cells, n_genes, n_components, seed=simulation_seed, **drawing),
         seed=seed,
@@ -239,6 +240,11 @@ def from_simulation(
     )
 
 
-def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(
+    settings: dict[str, Any], reader: Callable[..., CountData]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of ``CountsDataModule``, and those of ``reader``."""
     batches = {name: settings.pop(name) for name in BATCH_SETTINGS if name in settings}
+    if unknown := settings.keys() - inspect.signature(reader).parameters.keys():
+        raise InputError(f"data.{min(unknown)}: there is no such setting of this data")
     return batches, settings

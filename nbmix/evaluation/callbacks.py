@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import wandb
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -21,6 +23,7 @@ from torch.nn.functional import one_hot
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.evaluation.metrics import SMALLEST_PROBABILITY, LabelTables
+from nbmix.folder import commit, part_of
 from nbmix.products import CellBatch
 
 log = logging.getLogger(__name__)
@@ -32,34 +35,86 @@ _SHOWN = {
 }
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """Saves best.ckpt, by held-out log likelihood; where nothing is held out, by the objective.
+class BestCheckpoint(Checkpoint):
+    """Keeps best.ckpt, by held-out log likelihood; where nothing is held out, by the objective.
 
-    A fit that goes on in another folder begins its best.ckpt anew.
+    It is best.ckpt.part until the next last.ckpt, so that the two on the disk belong together. A fit that
+    goes on in another folder begins its best.ckpt anew.
 
     Args:
         dirpath: its folder.
     """
 
     def __init__(self, dirpath: str) -> None:
-        super().__init__(dirpath, "best", "heldout_log_likelihood", mode="max", enable_version_counter=False)
+        self.path = Path(dirpath).absolute() / "best.ckpt"
+        self.best = -math.inf
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:  # of a run that was killed
+            part_of(self.path).unlink(missing_ok=True)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data: CountsDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and not data.validation_rows.size:
-            self.monitor = "objective"
+        name = "heldout_log_likelihood" if data.validation_rows.size else "objective"
+        # EM has no objective in its first iteration
+        now = float(trainer.callback_metrics.get(name, -math.inf))
+        if trainer.strategy.reduce_boolean_decision(now > self.best):
+            self.best = now
+            trainer.save_checkpoint(part_of(self.path), weights_only=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.commit(trainer)
+
+    def commit(self, trainer: pl.Trainer) -> None:
+        """Make the best so far best.ckpt."""
+        part = part_of(self.path)
+        if trainer.is_global_zero and part.exists():
+            commit(part, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "path": str(self.path)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["path"] == str(self.path):
+            self.best = state_dict["best"]
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Saves last.ckpt after every epoch; ``save_last`` of the above would wait for a better one.
+class LastCheckpoint(Checkpoint):
+    """Saves last.ckpt after the start and after epochs, of which it leaves out some where these are short.
+
+    A fit that goes on from it reaches what the whole one reaches. The last epoch is always saved.
 
     Args:
         dirpath: its folder.
     """
 
+    SHARE = 0.1  # of the time that may go into it
+
     def __init__(self, dirpath: str) -> None:
-        super().__init__(dirpath, "last", enable_version_counter=False)
+        self.path = Path(dirpath).absolute() / "last.ckpt"
+        self._next = -math.inf  # seconds of ``time.perf_counter``
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.ckpt_path is None:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        is_last = (
+            trainer.should_stop
+            or trainer.current_epoch + 1 == trainer.max_epochs
+            or trainer.global_step == trainer.max_steps
+        )
+        if trainer.strategy.broadcast(is_last or time.perf_counter() >= self._next):
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        began = time.perf_counter()
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, BestCheckpoint):
+                callback.commit(trainer)
+        trainer.save_checkpoint(self.path, weights_only=False)
+        now = time.perf_counter()
+        self._next = now + (now - began) / self.SHARE
 
 
 def csv_logger(*, save_dir: str) -> CSVLogger:

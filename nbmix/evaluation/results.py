@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +36,7 @@ from nbmix.evaluation.embedding import embed
 from nbmix.evaluation.markers import Markers, compare_with_poisson, find_markers, marker_table
 from nbmix.evaluation.metrics import clustering_metrics, log_loss, match_cells, overlap_table
 from nbmix.evaluation.report import NAMED_MARKERS, TOP_MARKERS, ComponentLine, Picture, Report
+from nbmix.folder import whole_file, why_unwritable
 from nbmix.likelihood import component_log_likelihood
 from nbmix.mixture import fold_blocks, fold_members
 from nbmix.models import MixtureEM
@@ -281,10 +281,8 @@ def score(results: Results) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_result(results: Results, path: Path) -> None:
@@ -330,16 +328,17 @@ def write_result(results: Results, path: Path) -> None:
             }
         },
     )
-    part = path.with_suffix(".part")
-    try:
-        _write_h5ad(own if data.annotations is None else _merged(own, data.annotations), part)
-    except Exception as error:  # a fit must not be lost to fields that it has not used
-        if data.annotations is None:
-            raise
-        reason = " ".join(str(error).split())
-        log.warning("%s: goes without what else the input holds, which cannot be written (%s)", path, reason)
-        _write_h5ad(own, part)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        try:
+            _write_h5ad(own if data.annotations is None else _merged(own, data.annotations), part)
+        except Exception as error:  # a fit must not be lost to fields that it has not used
+            if data.annotations is None or why_unwritable(error) is not None:
+                raise
+            reason = " ".join(str(error).split())
+            log.warning(
+                "%s: goes without what else the input holds, which cannot be written (%s)", path, reason
+            )
+            _write_h5ad(own, part)
 
 
 def _merged(own: ad.AnnData, given: ad.AnnData) -> ad.AnnData:
@@ -380,7 +379,6 @@ def write_outcome(
         max_umap_cells: see ``embed``.
         choice: of the number of components, where it was left open; also written as n_components.csv.
     """
-    write_json(folder / "metrics.json", metrics)
     if choice is not None:
         write_choice(choice, folder / "n_components.csv")
     write_result(results, folder / "result.h5ad")
@@ -390,6 +388,7 @@ def write_outcome(
         results, folder / "figures", loggers, max_umap_cells=max_umap_cells, choice=choice
     )
     write_report(results, metrics, table, figures, folder / "report.html")
+    write_json(folder / "metrics.json", metrics)  # the last: where it is, all is there
 
 
 def named_markers(results: Results) -> pd.DataFrame:
@@ -409,9 +408,8 @@ def write_choice(choice: Choice, path: Path) -> None:
 
 def write_markers(table: pd.DataFrame, path: Path) -> None:
     """markers.csv: every component and gene, see ``marker_table``; five significant digits."""
-    part = path.with_suffix(".part")
-    table.to_csv(part, index=False, float_format="%.5g")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        table.to_csv(part, index=False, float_format="%.5g")
 
 
 def write_report(
@@ -428,9 +426,8 @@ def write_report(
     page = Report(
         metrics, component_lines(results, table), pictures, top, results.data.data.n_genes, results.provenance
     ).render()
-    part = path.with_suffix(".part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(page, encoding="utf-8")
 
 
 def component_lines(results: Results, table: pd.DataFrame) -> list[ComponentLine]:

@@ -62,7 +62,7 @@ def check_resumable(checkpoint: Checkpoint, model: MixtureModule, data: CountsDa
     other = [
         f"model.{name}={value}"
         for name, value in checkpoint.settings.items()
-        if name not in FREE_TO_CHANGE and model.plain[name] != value
+        if name not in FREE_TO_CHANGE and model.plain.get(name) != value
     ]
     if other:
         raise InputError(f"{where}: was fitted with {' '.join(other)}; {advice}")

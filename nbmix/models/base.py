@@ -67,6 +67,8 @@ class MixtureModule(pl.LightningModule):
     converged: bool | None = None  # None where a fit has no such notion
     n_iterations: int = 0
     n_genes_missing: int | None = None  # of a restored model, in the data it is applied to
+    choice: dict[str, Any] | None = None  # of the number of components, see ``nbmix.start.choice``
+    has_begun: bool = False  # the fit, with all that a checkpoint may have brought
 
     def __init__(self, gene_names: np.ndarray, settings: MixtureSettings, plain: dict[str, Any]) -> None:
         super().__init__()
@@ -96,7 +98,11 @@ class MixtureModule(pl.LightningModule):
             "gene_names": self.gene_names.tolist(),
             "median_size_factor": float(np.median(self.data.data.size_factors[self.data.training_rows])),
             "cells": self.data.fingerprint,
+            "choice": self.choice,
         }
+
+    def on_train_start(self) -> None:
+        self.has_begun = True
 
     def restrict_genes(self, positions: np.ndarray) -> None:
         """Keep the genes at ``positions`` alone, for data that lacks the others."""

@@ -67,7 +67,9 @@ class MixtureEM(MixtureModule):
         self.automatic_optimization = False
         self.stopping = StoppingRule(tolerance, patience)
         self.converged = False
-        self._start: Tensor | None = None
+        self._start: Tensor | None = None  # (cells, K) given responsibilities, until an M step has used them
+        self._assigned: Tensor | None = None  # (cells,) component in the last iteration
+        self._given = False  # a checkpoint from before the first iteration brought components
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         if start.components is not None:
@@ -102,13 +104,15 @@ class MixtureEM(MixtureModule):
 
     def _count_changes(self, batch: CellBatch, q: Tensor) -> None:
         rows, now = batch.rows.cpu(), q.argmax(1).cpu()
-        if not hasattr(self, "_assigned"):
-            n_cells = self.data.data.n_cells
-            self._assigned = torch.full((n_cells,), -1)
+        if self._assigned is None:
+            self._assigned = torch.full((self.data.data.n_cells,), -1)
         self._changed += int((self._assigned[rows] != now).sum())
         self._assigned[rows] = now
 
     def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._given:  # the mixture has to know that they may have seen the cells
+            self.mixture.set_components(self.mixture.components())
         self.trainer.should_stop = bool(self.converged)  # a resumed fit that had converged
         if self._start is not None:
             self._start = self.from_first_rank(self._start)
@@ -158,20 +162,23 @@ class MixtureEM(MixtureModule):
             "converged": self.converged,
             "n_iterations": self.n_iterations,
             "assigned": self._assigned,
+            "start": self._start,
+            "given": not self.mixture.honest,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         em = checkpoint["em"]
         n_cells = self.data.data.n_cells
-        if len(em["assigned"]) != n_cells:
-            raise InputError(
-                f"ckpt_path: was saved in a fit of {len(em['assigned'])} cells, the data has {n_cells}; "
-                "to go on, give the same data"
-            )
+        for kept in (em["assigned"], em["start"]):
+            if kept is not None and len(kept) != n_cells:
+                raise InputError(
+                    f"ckpt_path: was saved in a fit of {len(kept)} cells, the data has {n_cells}; "
+                    "to go on, give the same data"
+                )
         self.objective, self.converged, self._assigned = em["objective"], em["converged"], em["assigned"]
         self.stopping.best, self.stopping.waited = em["best"], em["waited"]
         self.n_iterations = em["n_iterations"]
-        self._start = None
+        self._start, self._given = em["start"], em["given"]
 
 
 class MStepOptimizer(torch.optim.Optimizer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,14 +34,27 @@ class Choice(NamedTuple):
             to be compared with each other alone.
         gain_error: (candidates,) standard error of the gain over one component less; 0 for K = 1.
         recommended: K.
-        start: where a fit of so many components begins.
+        start: where a fit of so many components begins; None where it has begun already.
     """
 
     n_components: np.ndarray
     log_likelihood: np.ndarray
     gain_error: np.ndarray
     recommended: int
-    start: StartState
+    start: StartState | None
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """All but the start, for a checkpoint."""
+        arrays = (self.n_components, self.log_likelihood, self.gain_error)
+        named = dict(zip(self._fields, (array.tolist() for array in arrays), strict=False))
+        return {**named, "recommended": self.recommended}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Choice:
+        """The choice that a checkpoint holds."""
+        candidates, curve, errors = (np.array(plain[name]) for name in cls._fields[:3])
+        return cls(candidates, curve, errors, plain["recommended"], None)
 
     def table(self) -> pd.DataFrame:
         """A row a candidate: K, log likelihood, gain over K - 1 and its error, whether to take it."""

@@ -46,7 +46,7 @@ def fit(model, data, callbacks, *, epochs=3, **batches):
     trainer = build_trainer(
         max_epochs=epochs,
         callbacks=[*callbacks, recorder],
-        enable_checkpointing=any(isinstance(c, pl.callbacks.ModelCheckpoint) for c in callbacks),
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
     )
     trainer.fit(model, datamodule=module)
     return recorder.epochs

@@ -9,7 +9,7 @@ import pytest
 
 from nbmix.errors import InputError
 from nbmix.mixture import MixtureSettings
-from nbmix.start.choice import Range, choose_n_components, elbow
+from nbmix.start.choice import Choice, Range, choose_n_components, elbow
 from nbmix.start.random import RandomStart
 from tests.running import small_data
 
@@ -71,3 +71,11 @@ def test_the_number_of_a_simulation_is_found_without_labels():
     assert runs[0].start.responsibilities.shape == (data.n_cells, 2)
     for name in ("log_likelihood", "gain_error"):
         assert (getattr(runs[0], name) == getattr(runs[1], name)).all()
+
+
+def test_a_choice_comes_back_from_plain_values():
+    choice = Choice(np.array([1, 2, 3]), np.array([-3.0, -2.1, -2.0]), np.array([0.0, 0.1, 0.1]), 2, None)
+    again = Choice.of(choice.plain)
+    for name in ("n_components", "log_likelihood", "gain_error"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(choice, name))
+    assert (again.recommended, again.start) == (2, None)
