@@ -434,10 +434,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
                 settings["n_components"] = choice.recommended
             module: MixtureModule = kind(data.gene_names, **settings)
             check_components(data, module.mixture.settings)
-            if choice is not None and search is not None:
-                module.begin(choice.start, cells)
-            else:
-                module.begin(start(data, module.mixture.settings, generator), cells)
+            found_start = choice.start if choice is not None and search is not None else None
+            module.begin(found_start or start(data, module.mixture.settings, generator), cells)
             with _quiet_trainer():
                 # of this process alone, also in a job of many
                 trainer = build_trainer(
