@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nbmix.components import Components, GenePrior, NewtonMStep
 from nbmix.errors import InputError
@@ -53,6 +54,7 @@ FIRST_LOADING_VARIANCE = 0.05  # as of ln mu between components
 LEAST_LOADING_VARIANCE = 1e-6
 LOADING_STEPS = 2  # of Newton for every M step
 CELLS_AT_ONCE = 64  # in a compiled loop
+UNROLLED = 16  # components at a time in it: what is left over would be taken one by one
 LEAST_SHARE = 1e-8  # of a cell: what statistics take of smaller responsibilities is beyond float32
 FIRST_ROUNDS = 3  # of loadings and components in the first M step, which begins at no loading
 
@@ -162,7 +164,7 @@ class FactorMixture:
             batch.size_factors,
             torch.log(batch.size_factors) - self.log_centre,
             copy.loadings[:, 0].contiguous(),
-            torch.exp(a_levels - b_levels).T.contiguous(),
+            pad(torch.exp(a_levels - b_levels).T, (0, -len(a_levels) % UNROLLED)).contiguous(),
             self.levels,
         )
         arrays = [t.numpy() for t in arguments]

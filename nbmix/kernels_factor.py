@@ -36,10 +36,10 @@ def joint_rows(begin, end, indptr, codes, gene, count, linear, size, depth, powe
 
     indptr, codes: the cells' pairs. gene, count: (used,) of each. linear: (used, K + 1 + axes), what a pair
     adds to each component, to d_i and to each axis. size, depth: (cells,) s and d = ln(s / s_0). power:
-    (genes,) g. rho: (genes, K L). levels: (L, axes).
+    (genes,) g. rho: (genes, K L or more, for speed). levels: (L, axes).
     """
     n_all, n_levels, n_axes = rho.shape[1], levels.shape[0], levels.shape[1]
-    n_components = n_all // n_levels
+    n_components = linear.shape[1] - 1 - n_axes
     product, exponents, logs = np.empty(n_all), np.empty(n_all), np.empty(n_all)
     bits = product.view(np.uint64)
     x, grown, share, whole = np.empty(n_all), np.empty(n_all), np.empty(n_all), np.empty(n_all)

@@ -42,8 +42,9 @@ def log_pca(
         return scores
 
     scale = np.divide(np.median(size[filled]), size, out=np.zeros(n_cells), where=filled)  # (cells,)
+    data = counts.data
     values = np.repeat(scale, np.diff(counts.indptr))  # changed in place: as large as the counts twice over
-    values *= counts.data
+    values *= data
     np.log1p(values, out=values)
     values = values.astype(np.float32)
     log_counts = csr_array((values, counts.indices, counts.indptr), shape=counts.shape)
