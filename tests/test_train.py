@@ -123,3 +123,21 @@ def test_two_processes_say_what_one_says(model, tmp_path):
         np.testing.assert_allclose(q_one, q_two, atol=1e-6)
     else:  # other minibatches, so another path to about the same place
         assert two["ari"] == one["ari"] == 1
+
+
+@pytest.mark.slow
+def test_three_processes_of_which_some_have_no_cells(tmp_path):
+    """Seven cells in two folds, and one that is held out: fewer than a batch, and uneven shares."""
+    settings = (
+        *("data.n_cells=8", "data.n_genes=30", "data.n_components=2", "model.n_components=2"),
+        *("data.validation_share=0.125", "model.folds=2", "start=labels", "trainer.max_epochs=3"),
+        "model.dtype=float64",  # so that ranks alone can make a difference
+    )
+    one = run_here(tmp_path / "one", *settings)
+    done = run_train(*settings, "logger=csv", "trainer.processes=3", f"hydra.run.dir={tmp_path}/three")
+    assert done.returncode == 0, done.stderr
+    three = json.loads((tmp_path / "three" / "metrics.json").read_text())
+    for name in ("log_likelihood", "heldout_log_likelihood", "crossfit_log_likelihood"):
+        assert three[name] == pytest.approx(one[name], rel=1e-6), name
+    q, theirs = (ad.read_h5ad(tmp_path / run / "result.h5ad").obsm["X_nbmix"] for run in ("one", "three"))
+    np.testing.assert_allclose(q, theirs, atol=1e-6)
