@@ -26,7 +26,6 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from numpy.typing import ArrayLike
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_consistent_length
@@ -437,10 +436,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             found_start = choice.start if choice is not None and search is not None else None
             module.begin(found_start or start(data, module.mixture.settings, generator), cells)
             with _quiet_trainer():
-                # of this process alone, also in a job of many
-                trainer = build_trainer(
-                    max_epochs=max_iter, enable_checkpointing=False, plugins=LightningEnvironment()
-                )
+                trainer = build_trainer(max_epochs=max_iter, enable_checkpointing=False, alone=True)
                 trainer.fit(module, datamodule=cells)
             found = _apply(module, cast(Iterable[CellBatch], cells.predict_dataloader()), data.n_cells)
         state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

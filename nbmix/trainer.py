@@ -14,7 +14,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -38,6 +42,7 @@ def build_trainer(
     num_nodes: int = 1,
     max_epochs: int = 100,
     multirun: bool = False,
+    alone: bool = False,
     callbacks: Sequence[pl.Callback] = (),
     logger: Any = None,
     **options: Any,
@@ -50,6 +55,7 @@ def build_trainer(
         num_nodes: machines.
         max_epochs: at most; for EM an epoch is an iteration.
         multirun: this run is one of a sweep in this process (Hydra's ``-m``).
+        alone: a trainer of this process only, also in a job of many.
         callbacks, logger, options: passed to ``pytorch_lightning.Trainer``.
 
     Raises:
@@ -82,7 +88,9 @@ def build_trainer(
     if devices * num_nodes > 1:
         strategy = DDPStrategy(process_group_backend=None if gpus else "gloo")
     plugins: list[Any] = [WholeCheckpoints()]
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+    if alone:
+        plugins.append(LightningEnvironment())
+    elif SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         # Lightning would save in the midst of an epoch and go on from there, whatever ckpt_path says
         plugins.append(SLURMEnvironment(auto_requeue=False))
     _silence()
