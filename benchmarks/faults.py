@@ -138,6 +138,8 @@ def same(one: Any, two: Any) -> bool:
 def trials(model: str, arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """The fit that is left alone, and one trial after the other."""
     whole = folder / model
+    fit(settings(model, folder / "warm-up"))  # so that moments are drawn from as long as the others take
+    shutil.rmtree(folder / "warm-up", ignore_errors=True)
     status, seconds = fit(settings(model, whole))
     if status:
         raise RuntimeError(f"the fit that nothing happens to ends with {status}")
