@@ -77,6 +77,7 @@ def log_count_product(batch: CellBatch, levels: CountLevels, weight: Tensor) -> 
 
 
 class _LogCountProduct(torch.autograd.Function):
+    # narrowed as above
     @staticmethod
     def forward(ctx: Any, weight: Tensor, batch: CellBatch, levels: CountLevels) -> Tensor:  # type: ignore[override]
         value = torch.log1p(levels.count[batch.used]).to(weight.dtype)

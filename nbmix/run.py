@@ -54,6 +54,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         Stopped: by Ctrl-C or SIGTERM.
     """
     began = time.perf_counter()
+    # a DictConfig becomes a dict with text as keys, which OmegaConf's type does not say
     check_settings(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     if cfg.task not in ("fit", "predict"):
         raise InputError(f"task={cfg.task}: choose fit or predict")

@@ -53,9 +53,10 @@ def test_equals_the_tables_that_other_devices_use(problem, generator):
     components = problem.log_mean, problem.log_inv_disp
     weight = torch.randn(40, 3, dtype=torch.float64, generator=generator)
     value, slopes = with_gradient(likelihood(problem), components, weight)
-    tables = lambda a, b: differentiable_log_likelihood(  # noqa: E731
-        a, b, problem.batch, problem.basis, torch.float64
-    )
+
+    def tables(a, b):
+        return differentiable_log_likelihood(a, b, problem.batch, problem.basis, torch.float64)
+
     wanted, wanted_slopes = with_gradient(tables, components, weight)
     torch.testing.assert_close(value, wanted, rtol=1e-8, atol=0)
     torch.testing.assert_close(slopes, wanted_slopes, rtol=1e-7, atol=1e-4)
@@ -88,10 +89,11 @@ def test_encoder_layer_equals_the_dense_product(problem, dtype, generator):
     log_counts = torch.log1p(torch.from_numpy(problem.counts.toarray()).to(dtype))
     got = with_gradient(lambda w: log_count_product(problem.batch, levels, w), (weight,), out)
     torch.testing.assert_close(got, with_gradient(lambda w: log_counts @ w, (weight,), out))
-    by_pairs = lambda w: pair_product(  # noqa: E731
-        problem.batch,
-        w[levels.gene[problem.batch.used]] * torch.log1p(levels.count[problem.batch.used])[:, None].to(dtype),
-    )
+
+    def by_pairs(w):
+        size = torch.log1p(levels.count[problem.batch.used])[:, None].to(dtype)
+        return pair_product(problem.batch, w[levels.gene[problem.batch.used]] * size)
+
     torch.testing.assert_close(got, with_gradient(by_pairs, (weight,), out))
 
 

@@ -54,6 +54,7 @@ class BestCheckpoint(Checkpoint):
             part_of(self.path).unlink(missing_ok=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning sets it, and does not declare it
         data: CountsDataModule = trainer.datamodule  # type: ignore[attr-defined]
         name = "heldout_log_likelihood" if data.validation_rows.size else "objective"
         # EM has no objective in its first iteration
@@ -208,6 +209,7 @@ class LabelScores(pl.Callback):
             return
         r = outputs["responsibilities"].double()  # (cells, components)
         if self._sums is None:
+            # Lightning sets it, and does not declare it
             data: CountsDataModule = trainer.datamodule  # type: ignore[attr-defined]
             self._sums = r.new_zeros(len(LabelTables._fields), data.n_labels, r.shape[1])
         assigned = one_hot(r.argmax(1), r.shape[1]).double()
