@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -10,14 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
+import nbmix.evaluation.results
 from nbmix.evaluation.callbacks import LastCheckpoint
-from tests.running import ROOT
+from nbmix.folder import held
+from tests.running import ROOT, run_here
 
 sys.path.append(str(ROOT / "benchmarks"))
-from faults import differences, same
+from faults import differences
 
-__all__ = ["At", "apart", "at", "differences", "same"]
+__all__ = ["At", "apart", "at", "differences", "hold", "run_until_written", "run_without_figures"]
+SECONDS = 300  # in which a fit of a few epochs ends on any machine
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([__name__])
 
 
 class At(pl.Callback):
@@ -46,23 +53,44 @@ def at(batch: int, number: int = signal.SIGKILL) -> tuple[str, ...]:
     return tuple(f"+callbacks.fault.{setting}" for setting in own)
 
 
-def apart(work: Callable[[], Any], said: Path | None = None) -> int:
+def apart(work: Callable[..., Any], *arguments: Any) -> int:
     """Do something in a process of its own, which it may end; the status, below 0 for a signal.
 
+    The process comes from a server without threads: one forked from the tests waits forever for the OpenMP
+    threads of a fit that they have made before.
+
     Args:
-        work: what to do; an exception is a status of 70.
-        said: file for what the process prints.
+        work: a function of a module, so that it can be sent.
+        arguments: its own.
     """
-    if not (child := os.fork()):
-        status = 70
-        try:
-            if said is not None:
-                for descriptor in (1, 2):
-                    os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
-            work()
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 70
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    process = SERVER.Process(target=_with_threads, args=(torch.get_num_threads(), work, *arguments))
+    process.start()
+    process.join(SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(f"{work.__name__} took more than {SECONDS} s")
+    return process.exitcode
+
+
+def _with_threads(n_threads: int, work: Callable[..., Any], *arguments: Any) -> None:
+    torch.set_num_threads(n_threads)
+    work(*arguments)
+
+
+def run_without_figures(folder: Path, *settings: str) -> None:
+    """``run_here``, without what would take most of the time and is not compared."""
+    nbmix.evaluation.results.draw = lambda *_: {}
+    run_here(folder, *settings)
+
+
+def run_until_written(call: int, folder: Path, *settings: str) -> None:
+    """``run_without_figures``, killed when something has to reach the disk for the ``call``-th time."""
+    real, calls = os.fsync, iter(range(1, 100))
+    os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == call else real(file)
+    run_without_figures(folder, *settings)
+
+
+def hold(folder: Path) -> None:
+    """Hold a folder until killed."""
+    with held(folder):
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -16,7 +16,7 @@ from nbmix.cli import Stopped, is_bad_input, one_line
 from nbmix.errors import InputError
 from nbmix.folder import held, part_of, whole_file
 from nbmix.models import load_checkpoint
-from tests.faults import apart, at, differences
+from tests.faults import apart, at, differences, hold, run_until_written, run_without_figures
 from tests.running import TINY, run_here, run_train
 
 LAST = "checkpoints/last.ckpt"
@@ -55,7 +55,7 @@ def epoch_of(folder: Path) -> int:
 @MODELS
 @pytest.mark.parametrize("batch", [1, 7], ids=["first epoch", "third epoch"])
 def test_a_killed_fit_ends_with_the_same_bits(model, batch, whole, tmp_path):
-    status = apart(lambda: run_here(tmp_path, *FITS[model], *at(batch)))
+    status = apart(run_without_figures, tmp_path, *FITS[model], *at(batch))
     assert status == -signal.SIGKILL
     assert epoch_of(tmp_path) == max(0, batch // 3 - 1)
     run_here(tmp_path, *FITS[model], "ckpt_path=last")
@@ -72,13 +72,7 @@ def test_killed_before_there_is_a_checkpoint(whole, tmp_path, caplog):
 @pytest.mark.parametrize("call", [5, 8])
 def test_killed_while_files_are_put_in_place(call, whole, tmp_path):
     """Of best.ckpt and last.ckpt, the new content or the new name waits for the disk."""
-
-    def run_until_then():
-        real, calls = os.fsync, iter(range(1, 100))
-        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == call else real(file)
-        run_here(tmp_path, *FITS["em"], *at(100))
-
-    assert apart(run_until_then) == -signal.SIGKILL
+    assert apart(run_until_written, call, tmp_path, *FITS["em"], *at(100)) == -signal.SIGKILL
     run_here(tmp_path, *FITS["em"], "ckpt_path=last")
     assert not list(tmp_path.rglob("*.part"))
     assert differences(whole["em"], tmp_path) == []
@@ -169,11 +163,7 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path):
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
-    def hold():
-        with held(tmp_path):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert apart(hold) == -signal.SIGKILL
+    assert apart(hold, tmp_path) == -signal.SIGKILL
     with held(tmp_path):
         assert (tmp_path / ".lock").exists()
 
