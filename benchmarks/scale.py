@@ -110,10 +110,8 @@ def measure_fit(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         start = RandomStart()(data, settings, generator)
     with clock("prepare"):
         basis, batches = prepare(data, settings.folds, generator)
-        mixture = new_mixture(data, settings, basis)
+        mixture = new_mixture(data, settings, basis, start)
     with clock("em"):
-        if start.components is not None:
-            mixture.set_components(start.components, start.log_weights)
         run = run_em(
             mixture,
             batches,

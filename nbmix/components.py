@@ -57,18 +57,21 @@ class Curvature(NamedTuple):
 
 
 class GenePrior(NamedTuple):
-    """What components are expected to be: ln mu_kj ~ N(m_j, tau_j^2), ln r_kj ~ N(b, sigma^2).
+    """What components are expected to be: ln mu_kj ~ N(m_j, tau_j^2), ln r_kj ~ N(b_j, sigma^2).
 
     Attributes:
         log_mean: (genes,) m, the pooled gene's.
         log_mean_variance: (genes,) tau^2.
-        log_inv_disp, log_inv_disp_variance: () b and sigma^2.
+        log_inv_disp: (genes,) b, what a gene's components have in common.
+        log_inv_disp_variance: () sigma^2.
+        trend: (3,) t_0, t_1 and omega^2 of b_j ~ N(t_0 + t_1 m_j, omega^2).
     """
 
     log_mean: Tensor
     log_mean_variance: Tensor
     log_inv_disp: Tensor
     log_inv_disp_variance: Tensor
+    trend: Tensor
 
     def log_density(self, components: Components) -> Tensor:
         """(K, genes) nats, without the normalising constant."""
@@ -235,7 +238,7 @@ def _flat_prior(prior: GenePrior, n_components: int) -> Tensor:
     rows = (
         prior.log_mean,
         1 / prior.log_mean_variance,
-        prior.log_inv_disp.expand_as(prior.log_mean),
+        prior.log_inv_disp,
         (1 / prior.log_inv_disp_variance).expand_as(prior.log_mean),
     )
     return torch.stack(rows).repeat(1, n_components)

@@ -131,6 +131,15 @@ class FactorMixture:
         self.copies: list[FactorCopy | None] = [None] * folds
         self._statistics = self._empty()
 
+    def take_over(self, other: FactorMixture, kept: np.ndarray) -> None:
+        """Begin at some of another mixture's components, and its powers of depth, but at none of its axes."""
+        for fold in range(self.folds):
+            copy = other._copy(fold)
+            loadings, variance = copy.loadings.clone(), copy.loading_variance.clone()
+            loadings[:, 1:], variance[1:] = 0.0, FIRST_LOADING_VARIANCE
+            components = Components(*(t[kept].contiguous() for t in copy.components))
+            self.copies[fold] = FactorCopy(components, loadings, variance, copy.log_weights[kept], copy.prior)
+
     @property
     def n_levels(self) -> int:
         return len(self.levels)

@@ -120,13 +120,12 @@ class Mixture(nn.Module):
     Attributes:
         log_mean, log_inv_disp: (copies, K, genes) float64; the last copy is fitted to all cells.
         log_weights: (copies, K) float64, ln pi.
-        prior_log_mean, prior_log_mean_variance: (copies, genes), prior_log_inv_disp: (copies, 2) level and
-            variance: the prior of each copy where it is learned; empty otherwise.
+        prior_genes: (copies, 3, genes), prior_disp: (copies, 4): the prior of each copy where it is
+            learned, see ``prior``; empty otherwise.
     """
 
-    prior_log_mean: Tensor
-    prior_log_mean_variance: Tensor
-    prior_log_inv_disp: Tensor
+    prior_genes: Tensor
+    prior_disp: Tensor
 
     def __init__(self, n_genes: int, settings: MixtureSettings) -> None:
         super().__init__()
@@ -136,10 +135,9 @@ class Mixture(nn.Module):
         self.log_inv_disp = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
         uniform = torch.full(shape[:2], -math.log(settings.n_components), dtype=torch.float64)
         self.log_weights = nn.Parameter(uniform)
-        of_prior = (settings.n_copies, n_genes) if settings.learns_prior else (0, 0)
-        for name, size in (("", of_prior), ("_variance", of_prior)):
-            self.register_buffer(f"prior_log_mean{name}", torch.zeros(size, dtype=torch.float64))
-        self.register_buffer("prior_log_inv_disp", torch.zeros(of_prior[0], 2, dtype=torch.float64))
+        n_priors = settings.n_copies if settings.learns_prior else 0
+        self.register_buffer("prior_genes", torch.zeros(n_priors, 3, n_genes, dtype=torch.float64))
+        self.register_buffer("prior_disp", torch.zeros(n_priors, 4, dtype=torch.float64))
         self._basis: Basis | None = None
         self._tables: dict[int, LikelihoodTables] = {}
         self._statistics: dict[int, SufficientStatistics] = {}
@@ -166,12 +164,21 @@ class Mixture(nn.Module):
         return Components(self.log_mean.data[copy], self.log_inv_disp.data[copy])
 
     @torch.no_grad()
-    def set_components(self, components: Components, log_weights: Tensor | None = None) -> None:
-        """Start every copy from the same components (K, genes)."""
+    def set_components(
+        self, components: Components, log_weights: Tensor | None = None, prior: GenePrior | None = None
+    ) -> None:
+        """Start every copy from the same components (K, genes).
+
+        Log weights are taken where weights are learned, and likewise the prior, whose centre then moves to
+        the pooled gene of the cells that are fitted.
+        """
         self.log_mean.copy_(components.log_mean.to(self.log_mean).expand_as(self.log_mean))
         self.log_inv_disp.copy_(components.log_inv_disp.to(self.log_mean).expand_as(self.log_mean))
-        if log_weights is not None:
+        if log_weights is not None and self.settings.weights == "learned":
             self.log_weights.copy_(log_weights.to(self.log_weights).expand_as(self.log_weights))
+        if prior is not None and self.settings.learns_prior:
+            for copy in range(self.settings.n_copies):
+                self._keep_prior(copy, prior)
         self._given = True
         self._tables.clear()
 
@@ -312,7 +319,7 @@ class Mixture(nn.Module):
             if of_copies.numel():
                 of_copies[-1] = of_copies[0]
         if self.settings.learns_prior:
-            self.prior_log_mean[-1] = first_prior(total, self.basis, self.total_size).log_mean
+            self.prior_genes[-1, 0] = first_prior(total, self.basis, self.total_size).log_mean
         for _ in range(WHOLE_ROUNDS):
             self._fit(total, self.settings.n_copies - 1, True)
         self._tables.clear()
@@ -326,7 +333,10 @@ class Mixture(nn.Module):
 
     def _fit(self, seen: SufficientStatistics, copy: int, warm: bool) -> None:
         """M step of one copy on what it has seen; a learned prior then follows the components."""
-        settings, basis, prior = self.settings, self.basis, self._prior(copy, seen)
+        settings, basis, prior = self.settings, self.basis, self.prior(copy)
+        if settings.learns_prior and (prior is None or self._given):
+            first = first_prior(seen, basis, self.total_size)
+            prior = first if prior is None else prior._replace(log_mean=first.log_mean)
         if settings.weights == "learned":
             sizes = seen.weight + (WEIGHT_PSEUDO_CELLS if settings.pseudo_cells != 0 else 0.0)
             self.log_weights.data[copy] = torch.log(sizes / sizes.sum())
@@ -342,17 +352,17 @@ class Mixture(nn.Module):
             self._keep_prior(copy, update_prior(fitted, prior))
         self.log_mean.data[copy], self.log_inv_disp.data[copy] = fitted.components
 
-    def _prior(self, copy: int, seen: SufficientStatistics) -> GenePrior | None:
-        if not self.settings.learns_prior:
+    def prior(self, copy: int = -1) -> GenePrior | None:
+        """What a copy's components are drawn from, or None where that is not learned, or not yet."""
+        if not self.settings.learns_prior or self.prior_disp[copy, 0] == 0:
             return None
-        level, variance = self.prior_log_inv_disp[copy]
-        if variance == 0:  # not begun
-            return first_prior(seen, self.basis, self.total_size)
-        return GenePrior(self.prior_log_mean[copy], self.prior_log_mean_variance[copy], level, variance)
+        log_mean, log_mean_variance, log_inv_disp = self.prior_genes[copy]
+        of_disp = self.prior_disp[copy]
+        return GenePrior(log_mean, log_mean_variance, log_inv_disp, of_disp[0], of_disp[1:])
 
     def _keep_prior(self, copy: int, prior: GenePrior) -> None:
-        self.prior_log_mean[copy], self.prior_log_mean_variance[copy] = prior[:2]
-        self.prior_log_inv_disp[copy] = torch.stack(prior[2:])
+        self.prior_genes[copy] = torch.stack(prior[:3])
+        self.prior_disp[copy] = torch.cat([prior.log_inv_disp_variance[None], prior.trend])
 
     def _empty(self) -> SufficientStatistics:
         return SufficientStatistics.zeros(self.basis, self.settings.n_components, self.log_mean.device)

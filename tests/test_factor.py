@@ -29,7 +29,8 @@ def batches_of(counts, s, basis, folds=3, seed=0):
 
 def some_copy(n_components, n_genes, n_axes, seed=0, size=0.4):
     rng = np.random.default_rng(seed)
-    prior = GenePrior(torch.zeros(n_genes), torch.ones(n_genes), torch.zeros(()), torch.ones(()))
+    zeros = torch.zeros(n_genes)
+    prior = GenePrior(zeros, torch.ones(n_genes), zeros, torch.ones(()), torch.zeros(3))
     return FactorCopy(
         Components(
             torch.from_numpy(rng.uniform(-12, -5, (n_components, n_genes))),

@@ -108,11 +108,13 @@ def random_components(n_components, n_genes, seed=0):
     )
 
 
+PRIOR_ENDS = ((-12, -6), (0.01, 2), (-1, 2))
+
+
 def a_prior(n_genes, seed=0):
     rng = np.random.default_rng(seed)
-    level, spread = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    centre = torch.from_numpy(rng.uniform(-12, -6, n_genes))
-    return GenePrior(centre, torch.from_numpy(rng.uniform(0.01, 2, n_genes)), level, spread)
+    centre, variance, disp = (torch.from_numpy(rng.uniform(*ends, n_genes)) for ends in PRIOR_ENDS)
+    return GenePrior(centre, variance, disp, torch.tensor(2.0, dtype=torch.float64), torch.zeros(3))
 
 
 class Case:

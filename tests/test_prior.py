@@ -7,7 +7,7 @@ from nbmix.components import Components, Curvature, ExpectedLogLikelihood, GeneP
 from nbmix.data.counts import CountData
 from nbmix.data.simulate import simulated_count_data
 from nbmix.mixture import MixtureSettings, responsibilities_of, run_em
-from nbmix.prior import _mean_variance, first_prior, update_prior
+from nbmix.prior import _disp_prior, _mean_variance, first_prior, update_prior
 from nbmix.start.base import new_mixture, one_hot, prepare
 from nbmix.statistics import SufficientStatistics
 
@@ -24,9 +24,9 @@ def fitted():
 
 def a_prior(n_genes: int) -> GenePrior:
     generator = torch.Generator().manual_seed(0)
-    draw = torch.rand(2, n_genes, generator=generator, dtype=torch.float64)
-    scalar = lambda v: torch.tensor(v, dtype=torch.float64)  # noqa: E731
-    return GenePrior(-9 + draw[0], 0.1 + draw[1], scalar(0.5), scalar(2.0))
+    draw = torch.rand(3, n_genes, generator=generator, dtype=torch.float64)
+    two = torch.tensor(2.0, dtype=torch.float64)
+    return GenePrior(-9 + draw[0], 0.1 + draw[1], draw[2], two, torch.zeros(3))
 
 
 @pytest.mark.parametrize("form", ["compiled", "in torch"])
@@ -87,6 +87,32 @@ def test_the_variance_between_components_is_recovered_from_noisy_offsets(true_va
     assert variance.log().mean().exp().item() == pytest.approx(true_variance, rel=0.1)
 
 
+@pytest.mark.parametrize("informed", [1.0, 0.3], ids=["all genes", "a third of the genes"])
+def test_dispersions_of_genes_and_their_trend_are_recovered(informed):
+    """From likelihoods of ln r that are normal ones, some of them flat."""
+    rng = np.random.default_rng(4)
+    log_mean = rng.uniform(-12, -6, 2000)
+    b = 6 + 0.7 * log_mean + rng.normal(0, 0.5, 2000)
+    true = b + rng.normal(0, 0.4, (4, 2000))
+    information = rng.uniform(1, 50, (4, 2000)) * (rng.random(2000) < informed)
+    seen = true + rng.normal(0, 1, (4, 2000)) / np.sqrt(np.maximum(information, 1))
+    information, seen = torch.from_numpy(information), torch.from_numpy(seen)
+    centre = torch.from_numpy(log_mean)
+    one = torch.ones((), dtype=torch.float64)
+    trend = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    prior = GenePrior(centre, torch.ones_like(centre), torch.ones_like(centre), one, trend)
+    for _ in range(30):
+        share = information / (information + 1 / prior.log_inv_disp_variance)
+        fitted = prior.log_inv_disp + share * (seen - prior.log_inv_disp)
+        disp, variance, trend = _disp_prior(fitted, information, prior)
+        prior = prior._replace(log_inv_disp=disp, log_inv_disp_variance=variance, trend=trend)
+    assert prior.log_inv_disp_variance.item() == pytest.approx(0.4**2, rel=0.1)
+    assert prior.trend.tolist() == pytest.approx([6, 0.7, 0.25], rel=0.1)
+    known = information.sum(0) > 0
+    assert (disp - torch.from_numpy(b))[known].square().mean().sqrt() < 0.25  # 0.4 / 2 from ln r alone
+    torch.testing.assert_close(disp[~known], trend[0] + trend[1] * centre[~known], rtol=1e-3, atol=1e-3)
+
+
 def test_genes_that_differ_nowhere_get_a_smaller_variance_than_genes_that_do():
     rng = np.random.default_rng(3)
     log_mean = np.tile(rng.uniform(-8, -6, 80), (2, 1))
@@ -108,7 +134,7 @@ def test_genes_that_differ_nowhere_get_a_smaller_variance_than_genes_that_do():
         fit = NewtonMStep()(seen, basis, begin, total, prior)
         begin, prior = fit.components, update_prior(fit, prior)
     assert prior.log_mean_variance[:20].min() > 5 * prior.log_mean_variance[20:].max()
-    assert prior.log_inv_disp.item() == pytest.approx(np.log(5), abs=0.3)
+    assert prior.log_inv_disp.median().item() == pytest.approx(np.log(5), abs=0.3)
 
 
 def test_the_learned_prior_predicts_left_out_cells_better_than_twenty_pseudo_cells():

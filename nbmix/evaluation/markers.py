@@ -34,7 +34,6 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from nbmix.components import (
-    START_LOG_INV_DISP,
     Components,
     GenePrior,
     NewtonMStep,
@@ -160,8 +159,8 @@ def _fit(
     if prior is None:
         prior = first_prior(statistics, basis, total_size)
     if components is None:
-        centre = prior.log_mean.repeat(statistics.weight.numel(), 1)
-        components = Components(centre, torch.full_like(centre, START_LOG_INV_DISP))
+        n_components = statistics.weight.numel()
+        components = Components(*(t.repeat(n_components, 1) for t in (prior.log_mean, prior.log_inv_disp)))
     if not learned:
         for _ in range(PRIOR_ROUNDS):
             fitted = m_step(statistics, basis, components, total_size, prior)

@@ -204,13 +204,10 @@ def _all_batches(module: CountsDataModule) -> Iterable[CellBatch]:
 def _learned_prior(model: MixtureModule) -> GenePrior | None:
     """The prior of the components of all cells, where the fit that has just ended learned one."""
     mixture, is_prediction = model.mixture, model.n_genes_missing is not None
-    if is_prediction or not mixture.settings.learns_prior:
+    if is_prediction:
         return None
-    level, variance = mixture.prior_log_inv_disp[-1].cpu()
-    if variance == 0:
-        return None
-    log_mean, log_mean_variance = mixture.prior_log_mean[-1], mixture.prior_log_mean_variance[-1]
-    return GenePrior(log_mean.cpu(), log_mean_variance.cpu(), level, variance)
+    prior = mixture.prior()
+    return None if prior is None else GenePrior(*(t.cpu() for t in prior))
 
 
 def gather_predictions(predictions: Any, n_cells: int) -> Prediction:

@@ -117,8 +117,7 @@ class AmortizedMixture(MixtureModule):
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         components, log_weights = start_components(start, data, self.mixture.settings)
-        learned = self.mixture.settings.weights == "learned"
-        self.mixture.set_components(components, log_weights if learned else None)
+        self.mixture.set_components(components, log_weights)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [{"params": list(self.encoder.parameters()), "lr": self.lr}]

@@ -340,8 +340,7 @@ class DeepMixture(MixtureModule):
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         components, log_weights = start_components(start, data, self.mixture.settings)
-        learned = self.mixture.settings.weights == "learned"
-        self.mixture.set_components(components, log_weights if learned else None)
+        self.mixture.set_components(components, log_weights)
         training = data.training_data
         totals = torch.from_numpy(np.asarray(training.counts.sum(0, dtype=np.float64)).ravel())
         with torch.no_grad():

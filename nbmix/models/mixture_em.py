@@ -73,8 +73,7 @@ class MixtureEM(MixtureModule):
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         if start.components is not None:
-            learned = self.mixture.settings.weights == "learned"
-            self.mixture.set_components(start.components, start.log_weights if learned else None)
+            self.mixture.set_components(start.components, start.log_weights, start.prior)
         if start.responsibilities is not None:
             rows = torch.from_numpy(data.training_rows)
             self._start = torch.zeros(data.data.n_cells, start.responsibilities.shape[1], dtype=torch.float64)

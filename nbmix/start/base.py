@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbmix.components import Components
+from nbmix.components import Components, GenePrior
 from nbmix.data.batches import CellBatches, PreparedBatches
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
@@ -22,12 +22,18 @@ BLOCK_SIZE = 16384
 class StartState(NamedTuple):
     """Where a fit begins: responsibilities of the cells (cells, K), or components, or both.
 
-    ``log_weights`` (K,) may come with components.
+    ``log_weights`` (K,) and what has been learned of the ``prior`` may come with components.
     """
 
     responsibilities: Tensor | None = None
     components: Components | None = None
     log_weights: Tensor | None = None
+    prior: GenePrior | None = None
+
+    @classmethod
+    def of(cls, mixture: Mixture) -> StartState:
+        """To go on from the components of all cells that a mixture has."""
+        return cls(None, mixture.components(), mixture.log_weights.data[-1], mixture.prior())
 
 
 class Start(Protocol):
@@ -53,9 +59,14 @@ def prepare(
     return basis, PreparedBatches(CellBatches(data, basis), blocks).all()
 
 
-def new_mixture(data: CountData, settings: MixtureSettings, basis: Basis) -> Mixture:
-    """A mixture without components yet, attached to ``data``."""
-    return Mixture(data.n_genes, settings).attach(basis, float(data.size_factors.sum()))
+def new_mixture(
+    data: CountData, settings: MixtureSettings, basis: Basis, start: StartState | None = None
+) -> Mixture:
+    """A mixture attached to ``data``, at the components of ``start`` if there are any."""
+    mixture = Mixture(data.n_genes, settings).attach(basis, float(data.size_factors.sum()))
+    if start is not None and start.components is not None:
+        mixture.set_components(start.components, start.log_weights, start.prior)
+    return mixture
 
 
 def one_hot(assignments: np.ndarray, n_components: int) -> Tensor:

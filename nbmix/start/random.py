@@ -245,15 +245,30 @@ class _Search:
 
     def run(self, q: Tensor, iterations: int) -> _Run:
         """EM from responsibilities (cells, K)."""
-        model = FactorMixture(
+        return self._run(self._model(q.shape[1]), q, iterations)
+
+    def without(self, run: _Run, k: int) -> _Run:
+        """An iteration of EM from the responsibilities of all components but one.
+
+        Axes begin anew, since they depend on the partition; components begin where they were.
+        """
+        kept = np.delete(np.arange(run.joint.shape[1]), k)
+        model = self._model(kept.size)
+        model.take_over(run.model, kept)
+        return self._run(model, torch.softmax(run.component_joint[:, kept], 1), 1)
+
+    def _model(self, n_components: int) -> FactorMixture:
+        return FactorMixture(
             self.basis,
-            q.shape[1],
+            n_components,
             self.data.size_factors,
             folds=self.folds,
             n_axes=self.n_axes,
             given_weights=self.given,
             m_step=NewtonMStep(tolerance=SEARCH_TOLERANCE),
         )
+
+    def _run(self, model: FactorMixture, q: Tensor, iterations: int) -> _Run:
         begin = model.spread(q, self._scores(q.argmax(1).numpy()))
         return self._state(model, begin, iterations)
 
@@ -261,17 +276,12 @@ class _Search:
         """Take the component away that is missed least, until so many are left.
 
         Those without which the log likelihood falls least as the others stand are tried; what counts is the
-        log likelihood after an iteration, when means and axes have followed. EM begins anew at the
-        responsibilities of those that are left, since axes depend on the partition.
+        log likelihood after an iteration, when means and axes have followed.
         """
         while run.joint.shape[1] > n_components:
-            joint = run.component_joint
-            losses = _losses(joint)
+            losses = _losses(run.component_joint)
             candidates = [k for k in np.argsort(losses)[:CANDIDATES] if losses[k] <= NEARLY * losses.min()]
-            tried = []
-            for k in candidates:
-                kept = np.delete(np.arange(joint.shape[1]), k)
-                tried.append(self.run(torch.softmax(joint[:, kept], 1), 1))
+            tried = [self.without(run, int(k)) for k in candidates]
             run = self.go_on(max(tried, key=lambda run: run.score), iterations - 1)
         return run
 
@@ -343,9 +353,7 @@ def _iterate(
 ) -> StartState:
     """A few iterations of the mixture itself on some cells, with all genes."""
     basis, batches = prepare(seen, settings.folds, generator)
-    mixture = new_mixture(seen, settings, basis)
-    if begin.components is not None:
-        mixture.set_components(begin.components, begin.log_weights)
+    mixture = new_mixture(seen, settings, basis, begin)
     run_em(
         mixture,
         batches,
@@ -353,4 +361,4 @@ def _iterate(
         max_iterations=REFINE_ITERATIONS,
         stopping=_stopping(),
     )
-    return StartState(components=mixture.components(), log_weights=mixture.log_weights.data[-1])
+    return StartState.of(mixture)

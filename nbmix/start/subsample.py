@@ -52,11 +52,9 @@ class SubsampleStart:
         settings = replace(settings, folds=min(self.folds, seen.n_cells))
         begin = self.inner(seen, settings, generator)
         basis, batches = prepare(seen, settings.folds, generator)
-        mixture = new_mixture(seen, settings, basis)
-        if begin.components is not None:
-            mixture.set_components(begin.components, begin.log_weights)
+        mixture = new_mixture(seen, settings, basis, begin)
         run_em(mixture, batches, responsibilities=begin.responsibilities, max_iterations=self.iterations)
-        return StartState(components=mixture.components(), log_weights=mixture.log_weights.data[-1])
+        return StartState.of(mixture)
 
 
 @dataclass(frozen=True)

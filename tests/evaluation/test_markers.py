@@ -36,7 +36,9 @@ KNOWN = {
 
 def normal_prior(log_mean, variance, level=1.5, spread=0.8):
     number = lambda x: torch.tensor(x, dtype=torch.float64)  # noqa: E731 - one line each
-    return GenePrior(torch.as_tensor(log_mean), torch.as_tensor(variance), number(level), number(spread))
+    log_mean = torch.as_tensor(log_mean)
+    disp = torch.full_like(log_mean, level)
+    return GenePrior(log_mean, torch.as_tensor(variance), disp, number(spread), torch.zeros(3))
 
 
 def collect(counts, sizes, q):
@@ -77,7 +79,7 @@ def test_posterior_of_the_log_mean_against_scipy(case):
         filled = nbinom.logpmf(x[:, j], r, r / (r + s * mu)) @ q[1:, k]
         empty = q[0, k] * nbinom.logpmf(0, r, r / (r + problem.size_factors[0] * mu))
         a_prior = (ab[0] - float(prior.log_mean[j])) ** 2 / float(prior.log_mean_variance[j])
-        b_prior = (ab[1] - float(prior.log_inv_disp)) ** 2 / float(prior.log_inv_disp_variance)
+        b_prior = (ab[1] - float(prior.log_inv_disp[j])) ** 2 / float(prior.log_inv_disp_variance)
         return -(filled + empty) + (a_prior + b_prior) / 2
 
     checked = 0
