@@ -143,7 +143,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         folds: int = 5,
         pseudo_cells: float | str = "auto",
         weights: str = "learned",
-        tol: float = 1e-6,
+        tol: float = 1e-5,
         max_iter: int | None = None,
         batch_size: int | None = None,
         model_settings: Mapping[str, Any] | None = None,

@@ -55,6 +55,20 @@ def in_threads(work: Callable[[int], T], n_items: int) -> list[T]:
     return results
 
 
+def side_by_side(work: Callable[[int], T], n_items: int) -> list[T]:
+    """``in_threads`` for work in which torch computes, each on one thread."""
+    n_threads = torch.get_num_threads()
+
+    def alone(index: int) -> T:
+        torch.set_num_threads(1)
+        return work(index)
+
+    try:
+        return in_threads(alone, n_items)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 def over_rows(kernel: Callable[..., None], n_rows: int, rows_at_once: int, *arguments: Any) -> None:
     """Call ``kernel(begin, end, *arguments)`` on ranges that cover ``n_rows``."""
 

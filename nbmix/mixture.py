@@ -394,8 +394,8 @@ def _pseudo_statistics(seen: SufficientStatistics, n_cells: float) -> Sufficient
 class StoppingRule:
     """Stop once ``patience`` iterations in a row raise the best objective by less than ``tolerance``."""
 
-    tolerance: float = 1e-6
-    patience: int = 3
+    tolerance: float = 1e-5
+    patience: int = 2
     best: float = -math.inf
     waited: int = 0
 
@@ -433,7 +433,7 @@ def run_em(
         stopping: when to stop early; never while annealing.
         temperatures: beta of the first E steps, then 1.
     """
-    stopping = stopping or StoppingRule(patience=1 if mixture.settings.folds == 1 else 3)
+    stopping = stopping or StoppingRule(patience=1 if mixture.settings.folds == 1 else 2)
     schedule: Iterator[float] = iter(temperatures)
     trace: list[float] = []
     converged = False

@@ -48,8 +48,8 @@ class MixtureEM(MixtureModule):
         weights: str = "learned",
         dtype: str = "float32",
         m_step: MStep | None = None,
-        tolerance: float = 1e-6,
-        patience: int = 3,
+        tolerance: float = 1e-5,
+        patience: int = 2,
     ) -> None:
         if not tolerance > 0 or patience < 1:
             raise InputError("model.tolerance must be above 0 and model.patience 1 or more")

@@ -26,6 +26,7 @@ from nbmix.components import NewtonMStep
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.factor import FactorMixture
+from nbmix.kernels import side_by_side
 from nbmix.mixture import MixtureSettings, StoppingRule, run_em
 from nbmix.pca import log_pca
 from nbmix.products import Basis, CellBatch, CountLevels, SizeFactorNodes
@@ -168,12 +169,18 @@ class RandomStart:
         if self.surplus > 0 and not given:  # a given prior has its number of components
             n_first += max(LEAST_SURPLUS, math.ceil(self.surplus * n_components))
             n_first = max(n_components, min(n_first, n_cells // CELLS_A_COMPONENT))
-        runs = []
+        begins = []
         for number in range(self.n_starts):
             at_random = given or number % RANDOM_EVERY == RANDOM_EVERY - 1
             begin = search.at_random if at_random else search.by_k_means
-            run = search.run(begin(n_first, generator), FIRST_ITERATIONS)
-            runs.append(search.without_least_missed(run, n_components, ITERATIONS_A_REMOVAL))
+            begins.append(begin(n_first, generator))
+
+        def run_from(number: int) -> _Run:
+            run = search.run(begins[number], FIRST_ITERATIONS)
+            return search.without_least_missed(run, n_components, ITERATIONS_A_REMOVAL)
+
+        # side by side: much of a run is too small to be shared out over threads
+        runs = side_by_side(run_from, self.n_starts)
         best = search.go_on(max(runs, key=lambda run: run.score), LAST_ITERATIONS)
         log.info(
             "random starts, held-out nats per cell: %s; the best ends at %.3f",
@@ -293,7 +300,7 @@ class _Search:
         return self._state(run.model, posterior, iterations)
 
     def _state(self, model: FactorMixture, q: Tensor, iterations: int) -> _Run:
-        joint, _ = model.run(self.batches, q, max_iterations=iterations, stopping=_stopping())
+        joint, _ = model.run(self.batches, q, max_iterations=iterations, stopping=StoppingRule())
         return _Run(model, joint, _score(joint.flatten(1)))
 
     def _scores(self, assigned: np.ndarray) -> Tensor:
@@ -344,10 +351,6 @@ def _losses(joint: Tensor) -> np.ndarray:
     return np.array(losses)
 
 
-def _stopping() -> StoppingRule:
-    return StoppingRule(tolerance=1e-5, patience=2)
-
-
 def _iterate(
     seen: CountData, settings: MixtureSettings, begin: StartState, generator: np.random.Generator
 ) -> StartState:
@@ -359,6 +362,6 @@ def _iterate(
         batches,
         responsibilities=begin.responsibilities,
         max_iterations=REFINE_ITERATIONS,
-        stopping=_stopping(),
+        stopping=StoppingRule(),
     )
     return StartState.of(mixture)
