@@ -8,8 +8,8 @@ INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 run: $(VENV)/.run ## fit the default simulated data; the last line says where the results are
 	$(VENV)/bin/python train.py
 
-test: $(VENV)/.test ## all tests; those that need a GPU skip themselves where there is none
-	$(VENV)/bin/python -m pytest
+test: $(VENV)/.test ## all tests, on two cores; those that need a GPU skip themselves where there is none
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
