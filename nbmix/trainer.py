@@ -122,7 +122,11 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class OwnSignals(pl.Callback):
-    """Keeps the process's own answer to SIGTERM; Lightning's talks to other ranks from inside the handler."""
+    """Keeps the process's own answer to SIGTERM; Lightning's talks to other ranks from inside the handler.
+
+    So there is nothing to ask the first rank for before every batch, which would keep ranks in step, each
+    waiting for the slowest at each batch.
+    """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._handler = signal.getsignal(signal.SIGTERM)
@@ -130,6 +134,7 @@ class OwnSignals(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._handler)
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     on_predict_start = on_train_start
 
