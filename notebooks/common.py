@@ -6,38 +6,101 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's; no bar is shown here
 
 import numpy as np
 import pandas as pd
 import pooch
+import scipy.sparse as sp
 import torch
 
-from nbmix.components import GradientMStep
+from nbmix import component_log_likelihood
+from nbmix.components import Components, curvature, lowest_log_mean
 from nbmix.data.counts import CountData
 from nbmix.data.simulate import simulated_count_data
 from nbmix.data.zheng import MIXTURES, ZHENG_URL, read_zheng
-from nbmix.start.random import RandomStart
+from nbmix.mixture import MixtureSettings
+from nbmix.products import Basis, CellBatch
+from nbmix.start.base import StartState
+from nbmix.statistics import SufficientStatistics
 
 FACS = "pbmc_facs.h5ad"
 CD74 = "ENSG00000019582"
 SIMULATED_CELLS, SIMULATED_GENES = 600, 1000
 
-# of NBMixture: the EM that the source prints, from random responsibilities
-AS_PRINTED: dict[str, Any] = {
-    "start": RandomStart(n_starts=1),
-    "folds": 1,
-    "pseudo_cells": 0,
-    "weights": "uniform",
-    "max_iter": 10,
-    "model_settings": {"m_step": GradientMStep(lr=1e-2, num_epochs=50)},
-}
+
+class SourceFit(NamedTuple):
+    """Components (K, genes) in logarithms, and responsibilities (cells, K): numpy, float64."""
+
+    log_mean: np.ndarray
+    log_inv_disp: np.ndarray
+    responsibilities: np.ndarray
 
 
-def sorted_cells(mixture: str, n_cells: int | None = None, seed: int = 0) -> CountData:
+def source_em(
+    counts: sp.csr_matrix,
+    n_components: int,
+    *,
+    seed: int = 0,
+    responsibilities: np.ndarray | None = None,
+    iterations: int = 10,
+    epochs: int = 50,
+    lr: float = 1e-2,
+) -> SourceFit:
+    """The source's EM from its own random start, as its library does it (``mpebpm.gam_mix``).
+
+    It draws uniform numbers with torch and divides each row by its sum; takes ln mu from them in closed form,
+    as of a Poisson, and ln r = 0; moves both by RMSprop, begun anew in every M step, and sets
+    q_i = softmax(l_i). The gradient is that of the same loss, from sums over cells instead of a dense tensor.
+    The numbers are drawn on the CPU, so they are not those of the source's GPU.
+
+    Args:
+        counts: (cells, genes); row sums are the size factors.
+        n_components: K.
+        seed: of torch.
+        responsibilities: (cells, K) to begin at instead.
+        iterations, epochs, lr: of EM; of RMSprop in each M step; its rate.
+    """
+    s = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    basis = Basis.of(counts, s)
+    cells = CellBatch.build(counts, s, basis)
+    drawn = torch.rand(len(s), n_components, generator=torch.Generator().manual_seed(seed)).double()
+    q = drawn / drawn.sum(1, keepdim=True) if responsibilities is None else torch.as_tensor(responsibilities)
+    total = torch.from_numpy((counts.T.astype(np.float64) @ q.numpy()).T)  # (K, genes)
+    mean = total / (q.T @ torch.from_numpy(s)).clamp(min=1)[:, None]  # a component without cells has none
+    log_mean = mean.log().clamp(min=lowest_log_mean(s.sum())).requires_grad_()
+    log_inv_disp = torch.zeros_like(log_mean).requires_grad_()
+    for _ in range(iterations):
+        statistics = SufficientStatistics.collect(cells, basis, q, torch.float64)
+        optimizer = torch.optim.RMSprop([log_mean, log_inv_disp], lr=lr)
+        for _ in range(epochs):
+            now = curvature(statistics, basis, Components(log_mean.detach(), log_inv_disp.detach()))
+            log_mean.grad, log_inv_disp.grad = -now.grad_a / q.numel(), -now.grad_b / q.numel()
+            optimizer.step()
+        found = log_mean.detach().numpy(), log_inv_disp.detach().numpy()
+        q = torch.softmax(component_log_likelihood(counts, s, *found), dim=1)
+    return SourceFit(*found, q.numpy())
+
+
+@dataclass(frozen=True)
+class KnownStart:
+    """Begin where something that was fitted before has ended."""
+
+    state: StartState
+
+    def __call__(
+        self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
+    ) -> StartState:
+        return self.state
+
+
+def sorted_cells(
+    mixture: str, n_cells: int | None = None, each: int | None = None, seed: int = 0
+) -> CountData:
     """Sorted blood cells of Zheng et al. (2017), or simulated ones with their labels where there are none.
 
     They come from the first that is there: the file that the environment variable NBMIX_PBMC_FACS names,
@@ -46,6 +109,7 @@ def sorted_cells(mixture: str, n_cells: int | None = None, seed: int = 0) -> Cou
     Args:
         mixture: "mix2", "mix4" or "mix10".
         n_cells: drawn at random, at most; default all.
+        each: cells of every population, drawn at random.
         seed: of the draw.
     """
     populations = MIXTURES[mixture]
@@ -56,13 +120,19 @@ def sorted_cells(mixture: str, n_cells: int | None = None, seed: int = 0) -> Cou
     if path is not None or all(archive.exists() for archive in fetched):
         origin = "sorted cells of Zheng et al. (2017)"
         data = read_zheng(populations, path=path)
-        if n_cells is not None and n_cells < data.n_cells:
-            rows = np.sort(np.random.default_rng(seed).choice(data.n_cells, n_cells, replace=False))
-            data = data.select_cells(rows)
-            data = data.select_genes(np.flatnonzero(data.counts.sum(axis=0)))
     else:
         origin = "SIMULATED: no number below is of the sorted cells (NBMIX_PBMC_FACS names their file)"
-        data = _simulated(populations, min(n_cells or SIMULATED_CELLS, SIMULATED_CELLS), seed)
+        data = _simulated(populations, seed)
+    generator = np.random.default_rng(seed)
+    if each is not None:
+        of_label = [np.flatnonzero(data.labels == label) for label in np.unique(data.labels)]
+        rows = np.concatenate([generator.choice(places, each, replace=False) for places in of_label])
+    elif n_cells is not None and n_cells < data.n_cells:
+        rows = generator.choice(data.n_cells, n_cells, replace=False)
+    else:
+        rows = np.arange(data.n_cells)
+    data = data.select_cells(np.sort(rows))
+    data = data.select_genes(np.flatnonzero(data.counts.sum(axis=0)))
     print(f"{data.n_cells:,} cells, {data.n_genes:,} genes; {origin}")
     return data
 
@@ -93,8 +163,8 @@ def leiden(data: CountData, *, normalise: bool = True) -> np.ndarray | None:
     return np.eye(groups.max() + 1)[groups]
 
 
-def _simulated(populations: tuple[str, ...], n_cells: int, seed: int) -> CountData:
-    data = simulated_count_data(n_cells, SIMULATED_GENES, len(populations), seed=seed)
+def _simulated(populations: tuple[str, ...], seed: int) -> CountData:
+    data = simulated_count_data(SIMULATED_CELLS, SIMULATED_GENES, len(populations), seed=seed)
     assert data.labels is not None
     component = np.char.replace(data.labels.astype(str), "component", "").astype(int)
     genes = data.gene_names.copy().astype(object)

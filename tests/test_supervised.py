@@ -197,7 +197,7 @@ def test_scipy_finds_nothing_better_for_200_genes_of_sorted_cells(fit, best):
 
 
 def test_statsmodels_finds_the_same_negative_binomial():
-    discrete = pytest.importorskip("statsmodels.discrete.discrete_model")
+    discrete = pytest.importorskip("statsmodels.discrete.discrete_model", reason="pip install 'nbmix[test]'")
     x, labels, s = simulated(n_cells=300, n_genes=6, n_labels=1, seed=2)
     fit = fit_gamma(x, labels, s)
     for j in range(1, 6):
@@ -333,7 +333,7 @@ def test_scipy_finds_no_better_point_fit_with_covariates():
 
 
 def test_statsmodels_finds_the_same_poisson_regression():
-    api = pytest.importorskip("statsmodels.api")
+    api = pytest.importorskip("statsmodels.api", reason="pip install 'nbmix[test]'")
     x, labels, s, design = batches()
     fit = fit_point(x, labels, s, design)
     z = np.hstack([labels[:, None] == fit.labels, design]).astype(float)

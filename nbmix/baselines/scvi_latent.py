@@ -1,6 +1,6 @@
 """scVI: k-means in the latent space of a variational autoencoder of counts.
 
-scvi-tools is optional, and in no extra of ours: it brings a framework of its own.
+scvi-tools is optional, by the extra ``nbmix[scvi]``: it brings a framework of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def scvi_kmeans(
         InputError: scvi-tools is not installed.
     """
     if not is_installed():
-        raise InputError("scvi is not installed, which this baseline needs: pip install scvi-tools")
+        raise InputError("scvi is not installed, which this baseline needs: pip install 'nbmix[scvi]'")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import scvi
