@@ -3,9 +3,10 @@
     python benchmarks/faults.py --json faults.json
 
 For each model one fit is left alone. Then the same command is started again and again, gets SIGKILL at a
-random moment, and is given once more with ckpt_path=last. Compared with the fit that was left alone are all
-fields of result.h5ad, metrics.json but for the seconds, and last.ckpt and best.ckpt: parameters, state of the
-optimizer and of the fit, trace. Figures are not drawn.
+random moment, and is given once more with ckpt_path=last. One kill in five comes before the first
+checkpoint, the others between it and the end; how long that takes is known from the fit that was left alone.
+Compared with it are all fields of result.h5ad, metrics.json but for the seconds, and last.ckpt and best.ckpt:
+parameters, state of the optimizer and of the fit, trace. Figures are not drawn.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import common
 
+LAST = "checkpoints/last.ckpt"
+
 DATA = ("data=sim", "data.n_cells=300", "data.n_genes=100", "data.batch_size=60", "start=kmeans")
 MODELS = {
-    "em": (*DATA, "model=em", "model.patience=100", "trainer.max_epochs=30"),
-    "amortized": (*DATA, "model=amortized", "trainer.max_epochs=30"),
+    "em": (*DATA, "model=em", "model.patience=1000", "trainer.max_epochs=150"),
+    "amortized": (*DATA, "model=amortized", "trainer.max_epochs=100"),
 }
 QUICK = ("logger=csv", "evaluation.max_umap_cells=0")
 
@@ -41,48 +44,70 @@ def settings(model: str, folder: Path, *more: str) -> list[str]:
     return [*MODELS[model], *QUICK, f"hydra.run.dir={folder}", *more]
 
 
-def fit(words: list[str], kill_after: float = math.inf) -> tuple[int, float]:
-    """Run train.py with these settings in a process of its own, and kill it; its status and its seconds.
+class Fit(NamedTuple):
+    """How a process ended: its exit status, and CPU seconds to its first checkpoint and to its end."""
 
-    The process has imported what it needs: seconds, and moments of death, are those of the work.
+    status: int
+    first_checkpoint: float
+    end: float
+
+
+def fit(model: str, folder: Path, *more: str, kill_at: tuple[bool, float] | None = None) -> Fit:
+    """Run train.py into ``folder`` in a process of its own.
+
+    The process has imported what it needs: seconds, and moments of death, are those of the work. They are
+    of its own CPU time, so that other processes do not matter.
+
+    Args:
+        model, more: its settings.
+        kill_at: whether seconds count from the first checkpoint or from the start, and how many they are.
     """
-    began = time.perf_counter()
     if not (child := os.fork()):
         status = 1
         try:
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, 1)
             os.chdir(common.ROOT)
-            sys.argv = ["train.py", *words]
+            sys.argv = ["train.py", *settings(model, folder, *more)]
             runpy.run_path("train.py", run_name="__main__")
             status = 0
         except SystemExit as end:
             status = int(end.code or 0)
         finally:
             os._exit(status)
+    first_checkpoint, killed = math.nan, False
     while True:
+        seconds = cpu_seconds(child)
+        if math.isnan(first_checkpoint) and (folder / LAST).is_file():
+            first_checkpoint = seconds
         done, status = os.waitpid(child, os.WNOHANG)
-        seconds = time.perf_counter() - began
         if done:
-            return os.waitstatus_to_exitcode(status), seconds
-        if seconds >= kill_after:
-            os.kill(child, signal.SIGKILL)
-            kill_after = math.inf
+            return Fit(os.waitstatus_to_exitcode(status), first_checkpoint, seconds)
+        if kill_at is not None and not killed:
+            since = seconds - first_checkpoint if kill_at[0] else seconds
+            if killed := since >= kill_at[1]:  # never, while there is no checkpoint
+                os.kill(child, signal.SIGKILL)
         time.sleep(0.002)
 
 
-def state_of(folder: Path) -> str:
+def cpu_seconds(child: int) -> float:
+    """What a child process has used, also when it has ended and nobody has waited for it."""
+    user, system = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def state_of(model: str, folder: Path) -> str:
     """How far a killed fit had come."""
     import torch
 
     if (folder / "metrics.json").is_file():
         return "finished"
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        return "before the first checkpoint"
-    content = torch.load(last, weights_only=True)
-    model = content["nbmix"]["model"]
-    return f"after epoch {content[model]['n_iterations']}"
+    unfinished = sorted(file.name for file in folder.rglob("*.part") if file.name != "best.ckpt.part")
+    writing = f", writing {' '.join(unfinished)}" if unfinished else ""
+    if not (folder / LAST).is_file():
+        return f"before the first checkpoint{writing}"
+    iterations = torch.load(folder / LAST, weights_only=True)[model]["n_iterations"]
+    return f"a checkpoint of epoch {iterations}{writing}"
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,25 +163,25 @@ def same(one: Any, two: Any) -> bool:
 def trials(model: str, arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """The fit that is left alone, and one trial after the other."""
     whole = folder / model
-    fit(settings(model, folder / "warm-up"))  # so that moments are drawn from as long as the others take
-    shutil.rmtree(folder / "warm-up", ignore_errors=True)
-    status, seconds = fit(settings(model, whole))
-    if status:
-        raise RuntimeError(f"the fit that nothing happens to ends with {status}")
-    yield {"moment": None, "state": "left alone", "seconds": seconds, "differences": []}
+    fit(model, folder / f"{model}-warm-up")  # so that moments are drawn from as long as the others take
+    alone = fit(model, whole)
+    if alone.status:
+        raise RuntimeError(f"the fit that nothing happens to ends with {alone.status}")
+    yield {"moment": "", "state": "left alone", **alone._asdict(), "differences": []}
     moments = random.Random(arguments.seed)
     for number in range(arguments.trials):
         killed = folder / f"{model}-{number}"
-        moment = moments.uniform(0, seconds)
-        status, _ = fit(settings(model, killed), kill_after=moment)
-        state = state_of(killed)
-        again, _ = fit(settings(model, killed, "ckpt_path=last"))
+        after = number % 5 > 0
+        seconds = moments.uniform(0, alone.end - alone.first_checkpoint if after else alone.first_checkpoint)
+        ended = fit(model, killed, kill_at=(after, seconds))
+        state = state_of(model, killed)
+        again = fit(model, killed, "ckpt_path=last")
         yield {
-            "moment": moment,
-            "killed": status == -signal.SIGKILL,
+            "moment": f"{seconds:.2f} s after {'its first checkpoint' if after else 'the start'}",
+            "killed": ended.status == -signal.SIGKILL,
             "state": state,
-            "exit_status": again,
-            "differences": differences(whole, killed) if again == 0 else ["no result"],
+            "exit_status": again.status,
+            "differences": differences(whole, killed) if again.status == 0 else ["no result"],
         }
         shutil.rmtree(killed)
 
@@ -171,15 +196,14 @@ def main() -> None:
     # figures take most of the time and are not compared; mypy knows no attributes of modules found by name
     importlib.import_module("nbmix.evaluation.results").draw = lambda *_: {}  # type: ignore[attr-defined]
     results: dict[str, list[dict[str, Any]]] = {}
-    print(f"{'model':10} {'killed at':>10}  {'it was':28} the same bits")
+    print(f"{'model':10} {'killed':>35}  {'it had':40} the same bits")
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
             results[model] = []
             for trial in trials(model, arguments, Path(folder)):
                 results[model].append(trial)
-                at = "" if trial["moment"] is None else f"{trial['moment']:.1f} s"
                 same = "yes" if not trial["differences"] else f"NO: {', '.join(trial['differences'][:5])}"
-                print(f"{model:10} {at:>10}  {trial['state']:28} {same}", flush=True)
+                print(f"{model:10} {trial['moment']:>35}  {trial['state']:40} {same}", flush=True)
                 if arguments.json:
                     written = {"machine": common.machine(), "results": results}
                     Path(arguments.json).write_text(json.dumps(written, indent=2) + "\n")

@@ -18,6 +18,7 @@ from nbmix.trainer import is_first_rank
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 _HELD = "NBMIX_HOLDS_ERRORS"
+_OF_LOGGING = "Unable to configure handler"
 _OF_ARGUMENTS = (TypeError, ValueError, ImportError, AttributeError, LookupError)  # while an object is made
 
 
@@ -126,8 +127,10 @@ def one_line(error: BaseException) -> str:
 
 
 def _said(error: BaseException) -> BaseException:
-    """What went wrong inside an object that Hydra was making, in place of Hydra's report of it."""
-    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+    """What went wrong while Hydra made an object, or logging its file, in place of the report of it."""
+    while error.__cause__ is not None and (
+        type(error).__name__ == "InstantiationException" or str(error).startswith(_OF_LOGGING)
+    ):
         error = error.__cause__
     return error
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import resource
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 import nbmix.evaluation.results
 from nbmix.evaluation.callbacks import LastCheckpoint
@@ -21,10 +19,7 @@ from tests.running import ROOT, run_here
 sys.path.append(str(ROOT / "benchmarks"))
 from faults import differences
 
-__all__ = ["At", "apart", "at", "differences", "hold", "run_until_written", "run_without_figures"]
-SECONDS = 300  # in which a fit of a few epochs ends on any machine
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
+__all__ = ["at", "differences", "hold", "no_room", "run_until_written", "run_without_figures"]
 
 
 class At(pl.Callback):
@@ -43,38 +38,37 @@ class At(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if self.batches == 0:
-            os.kill(os.getpid(), self.number)
+            self.happen()
         self.batches -= 1
+
+    def happen(self) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+class NoRoom(At):
+    """From that batch on, no file of this process may have more than ``n_bytes``."""
+
+    def __init__(self, batch: int, n_bytes: int) -> None:
+        super().__init__(batch)
+        self.n_bytes = n_bytes
+
+    def happen(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.n_bytes, self.n_bytes))
 
 
 def at(batch: int, number: int = signal.SIGKILL) -> tuple[str, ...]:
     """The settings of ``At``."""
-    own = (f"_target_={At.__module__}.At", f"batch={batch}", f"number={int(number)}")
+    return _of_callback(At, batch=batch, number=int(number))
+
+
+def no_room(batch: int, n_bytes: int) -> tuple[str, ...]:
+    """The settings of ``NoRoom``."""
+    return _of_callback(NoRoom, batch=batch, n_bytes=n_bytes)
+
+
+def _of_callback(kind: type[pl.Callback], **settings: int) -> tuple[str, ...]:
+    own = (f"_target_={kind.__module__}.{kind.__name__}", *(f"{k}={v}" for k, v in settings.items()))
     return tuple(f"+callbacks.fault.{setting}" for setting in own)
-
-
-def apart(work: Callable[..., Any], *arguments: Any) -> int:
-    """Do something in a process of its own, which it may end; the status, below 0 for a signal.
-
-    The process comes from a server without threads: one forked from the tests waits forever for the OpenMP
-    threads of a fit that they have made before.
-
-    Args:
-        work: a function of a module, so that it can be sent.
-        arguments: its own.
-    """
-    process = SERVER.Process(target=_with_threads, args=(torch.get_num_threads(), work, *arguments))
-    process.start()
-    process.join(SECONDS)
-    if process.exitcode is None:
-        process.kill()
-        raise TimeoutError(f"{work.__name__} took more than {SECONDS} s")
-    return process.exitcode
-
-
-def _with_threads(n_threads: int, work: Callable[..., Any], *arguments: Any) -> None:
-    torch.set_num_threads(n_threads)
-    work(*arguments)
 
 
 def run_without_figures(folder: Path, *settings: str) -> None:

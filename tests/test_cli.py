@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
 from omegaconf.errors import MissingMandatoryValue
@@ -10,10 +12,15 @@ from nbmix.cli import TRACEBACK, is_bad_input, one_line, one_line_errors
 from nbmix.errors import InputError
 
 
-def raised_while_making(cause: Exception) -> InstantiationException:
-    error = InstantiationException(f"Error in call to target 'a.B':\n{cause!r}\nfull_key: model")
+def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
+
+
+def raised_while_making(cause: Exception) -> Exception:
+    return caused(
+        InstantiationException(f"Error in call to target 'a.B':\n{cause!r}\nfull_key: model"), cause
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +59,14 @@ def no_traceback_wanted(monkeypatch):
         (
             MissingMandatoryValue("Missing mandatory value: start.path\n    full_key: start.path"),
             "Missing mandatory value: start.path (see conf/ for what there is)",
+            True,
+        ),
+        (
+            caused(
+                ValueError("Unable to configure handler 'file'"),  # of logging
+                PermissionError(errno.EACCES, "Permission denied", "a.log"),
+            ),
+            "a file cannot be written (Permission denied: a.log); choose another folder by hydra.run.dir",
             True,
         ),
         (KeyError("a"), "KeyError: 'a' (set HYDRA_FULL_ERROR=1 to see where)", False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -43,6 +44,7 @@ def commands() -> list[str]:
     return sorted(set(found))
 
 
+@functools.cache
 def make_settings():
     spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs" / "make_settings.py")
     module = importlib.util.module_from_spec(spec)
@@ -55,6 +57,7 @@ def test_there_are_commands():
     assert any("trainer.num_nodes" in arguments for arguments in commands())
 
 
+@functools.cache
 def keys_and_choices() -> tuple[set[str], set[str]]:
     """All keys of conf/, and all choices as they are typed: start=random, sweep=optuna."""
     settings = make_settings()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shlex
 import signal
 import sys
@@ -16,8 +14,9 @@ from nbmix.cli import Stopped, is_bad_input, one_line
 from nbmix.errors import InputError
 from nbmix.folder import held, part_of, whole_file
 from nbmix.models import load_checkpoint
-from tests.faults import apart, at, differences, hold, run_until_written, run_without_figures
-from tests.running import TINY, run_here, run_train
+from tests.apart import apart, train
+from tests.faults import at, differences, hold, no_room, run_until_written, run_without_figures
+from tests.running import TINY, run_here
 
 LAST = "checkpoints/last.ckpt"
 FITS = {  # three batches an epoch
@@ -27,15 +26,8 @@ FITS = {  # three batches an epoch
         *("trainer.max_epochs=4", "start=kmeans"),
     ),
 }
+pytestmark = pytest.mark.usefixtures("no_figures")
 MODELS = pytest.mark.parametrize("model", FITS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_figures():
-    """They would take most of the time, and are not what is compared."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("nbmix.evaluation.results.draw", lambda *_: {})
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +85,16 @@ def refused(folder, *settings):
     return line
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(whole, tmp_path, monkeypatch):
-    written = []
-
-    def fill(self, content):
-        written.append(self)
-        with open(self, "wb") as file:
-            file.write(content[:100] if len(written) == 5 else content)
-        if len(written) == 5:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("nbmix.evaluation.callbacks.LastCheckpoint.SHARE", float("inf"))
-    with monkeypatch.context() as full:
-        full.setattr(Path, "write_bytes", fill)
-        line = refused(tmp_path, *FITS["em"])
-    assert line.startswith(f"hydra.run.dir={tmp_path}: the disk is full; make room, or")
+def test_no_room_leaves_the_last_checkpoint_whole(whole, tmp_path):
+    """The system ends a write of the third epoch in the midst, as where the disk is full."""
+    size = (whole["em"] / LAST).stat().st_size
+    done = train(*FITS["em"], "logger=csv", *no_room(7, size // 2), f"hydra.run.dir={tmp_path}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 2, done.stderr  # one of progress
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"error: hydra.run.dir={tmp_path}: no file may grow so; make room, or"), line
     assert load_checkpoint(tmp_path / LAST).sealed
+    assert epoch_of(tmp_path) == 1
     run_here(tmp_path, *FITS["em"], "ckpt_path=last")
     assert differences(whole["em"], tmp_path) == []
 
@@ -145,7 +131,7 @@ def test_a_stopped_fit_is_saved(whole, tmp_path):
 
 def test_a_stopped_run_says_how_to_go_on(tmp_path):
     settings = (*FITS["em"], "logger=csv", f"hydra.run.dir={tmp_path}")
-    done = run_train(*settings, *at(4, signal.SIGTERM))
+    done = train(*settings, *at(4, signal.SIGTERM))
     assert done.returncode == 128 + signal.SIGTERM
     *_, said = done.stderr.splitlines()
     assert said.startswith("stopped; the fit is saved, go on with: "), done.stderr

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from nbmix import sweep
 from nbmix.errors import InputError
 from nbmix.sweep import candidates, draw, exit_on_failure, parse_space, read_trials, suggest, tabulate
-from tests.running import ROOT, TINY, configure, run_train
+from tests.apart import train
+from tests.running import ROOT, TINY, configure
 
 SWEEPS = sorted(file.stem for file in (ROOT / "conf/sweep").glob("*.yaml"))
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf/experiment").glob("*.yaml"))
@@ -199,7 +200,7 @@ def test_table_of_a_sweep_that_was_stopped(folder, capsys):
 
 @pytest.mark.slow
 def test_a_trial_that_fails_does_not_stop_the_rest(tmp_path):
-    done = run_train(
+    done = train(
         *TINY, "sweep=components", "model.n_components=100,1,2", "seed=0", "trainer.max_epochs=2",
         "logger=csv", f"hydra.sweep.dir={tmp_path}",
     )  # fmt: skip
@@ -284,7 +285,7 @@ def test_optuna_is_an_extra(monkeypatch):
 @pytest.mark.slow
 def test_a_search(tmp_path):
     pytest.importorskip("optuna")
-    done = run_train(
+    done = train(
         "data.n_cells=60", "data.n_genes=80", "data.n_components=2", "start=kmeans", "trainer.max_epochs=2",
         "logger=csv", "sweep=optuna", "search.n_trials=3",
         'search.space=["model.n_components=choice(2,100)"]', f"hydra.sweep.dir={tmp_path}",

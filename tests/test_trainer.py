@@ -41,6 +41,12 @@ def test_processes_are_for_the_cpu(monkeypatch):
         build_trainer(gpus=1, processes=2)
 
 
+def test_a_sweep_over_several_gpus_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match=r"-m with 2 processes a trial: .*one device.*torchrun.*submitit"):
+        build_trainer(gpus=2, multirun=True)
+
+
 def test_one_process_on_the_cpu_by_default():
     trainer = build_trainer(enable_checkpointing=False)
     assert isinstance(trainer.accelerator, CPUAccelerator)
