@@ -233,7 +233,7 @@ def swapped_crc() -> bytes:
         (b"<html>Not Found</html>", "is damaged ("),
         (pack(members(COUNTS["b_cells"]))[:150], "is damaged ("),
         (swapped_crc(), "is damaged (CRC check failed"),
-        (gzip.compress(b"no tar"), "is damaged ("),
+        (gzip.compress(b"no tar", mtime=0), "is damaged ("),
         (without("genes.tsv"), f"misses {FOLDER}/genes.tsv"),
         (pack(members(COUNTS["b_cells"]) | {f"{FOLDER}/matrix.mtx": b"hello"}), "is damaged ("),
         (
