@@ -9,6 +9,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import h5py
+import numpy as np
 import scipy.sparse as sp
 
 from nbmix.errors import InputError
@@ -109,4 +110,6 @@ def check_structure(matrix: sp.csr_matrix | sp.csc_matrix) -> None:
     for name in ("indices", "indptr"):
         if getattr(matrix, name).dtype.kind != "i":
             raise ValueError(f"{name} are no signed whole numbers")
+    if (np.diff(matrix.indptr) < 0).any():  # which SciPy does not look at where the last one is 0
+        raise ValueError("indptr decreases")
     matrix.check_format(full_check=True)

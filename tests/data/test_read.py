@@ -281,6 +281,16 @@ def test_what_cannot_be_read_and_is_not_asked_for_is_left_out(path, caplog):
         one_line(error)
 
 
+@pytest.mark.parametrize("backed", [False, True])
+def test_row_pointers_that_end_at_zero(path, backed):
+    """SciPy takes such a matrix for one without counts, checks no more, and writes where it must not."""
+    with h5py.File(path, "r+") as file:
+        file["X/indptr"][-1] = 0
+    with pytest.raises(InputError, match="cannot be read") as error:
+        read_h5ad(path, backed=backed)
+    one_line(error)
+
+
 def test_gene_symbols(adata, tmp_path):
     adata.var["name"] = pd.Categorical([f"S{j}" for j in range(6)] + ["", None])
     adata.write_h5ad(tmp_path / "a.h5ad")
