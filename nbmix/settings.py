@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from nbmix.errors import InputError
 
-GROUPS = ("trainer", "data", "model", "start", "logger", "callbacks", "evaluation")
+OBJECTS = ("trainer", "data", "model", "start", "logger")
+GROUPS = (*OBJECTS, "callbacks", "evaluation")
 SUBGROUPS = ("model.m_step", "start.inner")  # where there are any
 
 
@@ -109,6 +110,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
         found, value = _value(config, group)
         if not isinstance(value, Mapping) and (found or group in GROUPS):
             raise InputError(f"{group}={_shown(value)}: is a group of settings; name one that is in conf/")
+        if group in OBJECTS and not isinstance(value.get("_target_"), str):
+            raise InputError(f"{group}={_shown(value)}: has no _target_; name one of conf/{group}/")
     for name, callback in config["callbacks"].items():
         if not isinstance(callback, Mapping):
             raise InputError(

@@ -62,6 +62,7 @@ def test_data_are_of_their_kind(data):
         ("amortized", "start.inner.n_starts", "a", "start.inner.n_starts=a: must be a whole number"),
         ("vaec", "model.n_latent", 0, "model.n_latent=0: must be 1 or more"),
         ("em", "model", None, "model=null: is a group of settings"),
+        ("em", "start", {"a": 1}, "start={'a': 1}: has no _target_; name one of conf/start/"),
         ("em", "callbacks.last", 1, "callbacks.last=1: must be settings"),
         ("em", "model.m_step", "newton", "model.m_step=newton: is a group of settings"),
     ],

@@ -77,8 +77,8 @@ def read_h5ad(
                 "Ranger"
             )
         with open_h5(file_path, where, "an .h5ad file as AnnData.write_h5ad writes it") as file:
-            element = _element(file, layer)
             with reading(where):
+                element, others = _element(file, layer), _others(file, layer)
                 adata = _lazy_anndata(file, where, element, layer, prior_key, backed=backed)
                 counts = open_backed(file, element, where, adata.shape) if backed else None
             rows = picked_rows(
@@ -102,7 +102,7 @@ def read_h5ad(
                 gene_symbol_key=gene_symbol_key,
                 min_counts=min_counts,
                 backed=counts,
-                others=_others(file, layer),
+                others=others,
                 annotate=True,
             )
 
