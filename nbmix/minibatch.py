@@ -41,27 +41,28 @@ class _MinibatchLogLikelihood(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, levels: CountLevels
     ) -> Tensor:
-        a, b = log_mean.double().contiguous(), log_inv_disp.double().contiguous()
-        r, rho = torch.exp(b), torch.exp(a - b)
+        a, b = log_mean.double(), log_inv_disp.double()
+        r, rho = torch.exp(b).contiguous(), torch.exp(a - b).contiguous()
+        of_genes = torch.stack([a.T, r.T, rho.T])
         (n_components, n_genes), n_nodes = a.shape, batch.own_nodes.numel()
         n_chunks = max(1, -(-n_genes // GENES_AT_ONCE))
         grown = torch.empty(n_components, n_nodes, n_genes, dtype=torch.float64)
         zero = torch.zeros(n_chunks, n_components, n_nodes, dtype=torch.float64)
-        total = torch.zeros(n_chunks, n_components, batch.n_cells, dtype=torch.float64)
-        shared = (r, rho, batch.own_nodes, batch.size_factors)
+        total = torch.zeros(n_chunks, batch.n_cells, n_components, dtype=torch.float64)
+        shared = (r, rho, of_genes, batch.own_nodes, batch.size_factors)
         arrays = [t.numpy() for t in shared] + _pairs(batch, levels, levels.count[batch.used])
         sums = [t.numpy() for t in (grown, zero, total)]
-        over_rows(likelihood_rows, n_genes, GENES_AT_ONCE, a.numpy(), *arrays, GENES_AT_ONCE, *sums)
+        over_rows(likelihood_rows, n_genes, GENES_AT_ONCE, *arrays, GENES_AT_ONCE, *sums)
         ctx.arrays, ctx.grown, ctx.weights = arrays, grown, batch.weights
         ctx.dtypes = log_mean.dtype, log_inv_disp.dtype
-        return (total.sum(0) - zero.sum(0) @ batch.weights.T).T + batch.constant[:, None]
+        return total.sum(0) - batch.weights @ zero.sum(0).T + batch.constant[:, None]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        q = grad_outputs[0].T.contiguous()  # (K, cells)
+        q = grad_outputs[0].contiguous()  # (cells, K)
         n_components, _, n_genes = ctx.grown.shape
         out = torch.empty(2, n_components, n_genes, dtype=torch.float64)
-        more = [t.numpy() for t in (ctx.grown, q @ ctx.weights, q, out)]
+        more = [t.numpy() for t in (ctx.grown, q.T @ ctx.weights, q, out)]
         over_rows(likelihood_slope_rows, n_genes, GENES_AT_ONCE, *ctx.arrays, *more)
         grad_a, grad_b = (slope.to(dtype) for slope, dtype in zip(out, ctx.dtypes, strict=True))
         return grad_a, grad_b, None, None
