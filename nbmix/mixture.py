@@ -492,8 +492,8 @@ def fold_blocks(
     """Split cells at random into folds of equal size, and these into blocks of cells of like size factors.
 
     A block holds at most ``block_size`` cells of a rank. With several ranks every rank gets its own cells,
-    none twice, of few folds (see ``shard``), and the same number of blocks of each fold, of which those of
-    other ranks' folds are empty.
+    none twice, of few folds (see ``fold_shares``), and the same number of blocks of each fold, of which
+    those of other ranks' folds are empty.
 
     Args:
         size_factors: (cells,).
@@ -505,9 +505,37 @@ def fold_blocks(
     blocks = []
     for fold in range(folds) if folds > 1 else [-1]:
         rows = np.flatnonzero(member == fold)
-        for some in alike(rows, size_factors[rows]):
-            shares = shard(some, block_size, rank, world_size, fold=fold, folds=folds)
-            blocks += [(fold, np.sort(block)) for block in shares]
+        shares = fold_shares(rows, size_factors[rows], block_size, rank, world_size, fold=fold, folds=folds)
+        blocks += [(fold, share) for share in shares]
+    return blocks
+
+
+def fold_shares(
+    rows: np.ndarray,
+    size_factors: np.ndarray,
+    block_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    fold: int = -1,
+    folds: int = 1,
+) -> list[np.ndarray]:
+    """One rank's share of a fold in blocks of cells of like size factors: as many blocks on every rank.
+
+    All folds laid end to end, each from its shallowest cell to its deepest, are cut into ``world_size`` parts
+    of equal sums of size factors, with which nonzeros and so the work grow. So a rank makes the tables of
+    few copies and of few blocks, and little has to be summed.
+    """
+    work = size_factors / (size_factors.sum() or 1.0)
+    blocks = []
+    done = 0.0
+    for group in alike(np.arange(rows.size), size_factors):
+        share = done + np.cumsum(work[group]) - work[group] / 2
+        done += work[group].sum()
+        of_rank = np.minimum((max(fold, 0) + share) * world_size / folds, world_size - 1).astype(np.int64)
+        largest_share = int(np.bincount(of_rank).max(initial=0))
+        of_this = np.array_split(group[of_rank == rank], max(1, -(-largest_share // block_size)))
+        blocks += [np.sort(rows[some]) for some in of_this]
     return blocks
 
 
@@ -554,23 +582,14 @@ def _cuts(log_s: np.ndarray) -> list[int]:
     return [*_cuts(log_s[:at]), at, *(at + cut for cut in _cuts(log_s[at:]))]
 
 
-def shard(
-    rows: np.ndarray, size: int, rank: int = 0, world_size: int = 1, *, fold: int = -1, folds: int = 1
-) -> list[np.ndarray]:
-    """One rank's share of ``rows`` in batches of at most ``size``: as many batches on every rank.
-
-    Cells of one of several folds go to few ranks, and each rank has cells of few folds: all folds laid end to
-    end are cut into ``world_size`` equal parts. So a rank makes the tables of few copies, and for whole
-    batches, and little has to be summed. A fold that is cut is dealt out cell by cell.
-    """
-    dealt = np.arange(rows.size) % world_size
-    of_rank = dealt if fold < 0 else (fold * world_size + dealt) // folds
-    largest_share = int(np.bincount(of_rank).max(initial=0))
-    return np.array_split(rows[of_rank == rank], max(1, -(-largest_share // size)))
+def shard(rows: np.ndarray, size: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
+    """One rank's share of ``rows``, dealt out one by one, in batches of at most ``size``: as many on each."""
+    largest_share = -(-rows.size // world_size)
+    return np.array_split(rows[rank::world_size], max(1, -(-largest_share // size)))
 
 
 def copy_ranks(folds: int, n_ranks: int) -> list[int]:
-    """Which rank fits each copy of the components: a fold's, one that has many of its cells (``shard``)."""
+    """Which rank fits each copy of the components: a fold's, one that has much of it (``fold_shares``)."""
     if folds == 1:
         return [0]
     ranks = [(fold * n_ranks + n_ranks // 2) // folds for fold in range(folds)]

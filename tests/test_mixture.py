@@ -630,19 +630,31 @@ def test_ranks_share_the_folds_without_overlap_in_as_many_blocks(n_cells, folds,
 
 @pytest.mark.parametrize("folds", [1, 2, 5])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
-def test_ranks_have_as_many_cells_of_few_folds_and_fit_the_copies_of_those(folds, world_size):
+def test_ranks_have_as_much_work_in_few_folds_and_fit_the_copies_of_those(folds, world_size):
     s, fitters = some_sizes(480 * folds), copy_ranks(folds, world_size)
-    met, n_cells = [], []
+    met, work = [], []
     for rank in range(world_size):
         blocks = fold_blocks(s, folds, 100, np.random.default_rng(0), rank=rank, world_size=world_size)
         met.append({fold for fold, rows in blocks if rows.size})
-        n_cells.append(sum(rows.size for _, rows in blocks))
-    assert max(n_cells) - min(n_cells) <= folds
+        work.append([sum(s[rows].sum() for f, rows in blocks if max(f, 0) == fold) for fold in range(folds)])
+    shares = np.array(work) / np.sum(work, axis=0)  # of each fold
+    np.testing.assert_allclose(shares.sum(1), folds / world_size, rtol=0, atol=2 * folds * s.max() / s.sum())
     assert sum(map(len, met)) <= folds + world_size - 1
     assert all(max(fold, 0) in {max(f, 0) for f in met[fitters[fold]]} for fold in range(folds))
     fitted = np.bincount(fitters, minlength=world_size)
     assert fitted.sum() == (1 if folds == 1 else folds + 1)
     assert fitted.max() <= -(-fitted.sum() // world_size) + 1
+
+
+def test_a_fold_that_ranks_share_is_cut_between_shallow_and_deep_cells():
+    s = spread_sizes()
+    first, second = (
+        fold_blocks(s, 3, 10**6, np.random.default_rng(0), rank=rank, world_size=2) for rank in range(2)
+    )
+    shared = [[rows for fold, rows in blocks if fold == 1 and rows.size] for blocks in (first, second)]
+    assert max(s[rows].max() for rows in shared[0]) <= min(s[rows].min() for rows in shared[1])
+    alone = [rows for fold, rows in fold_blocks(s, 3, 10**6, np.random.default_rng(0)) if fold == 1]
+    assert len(shared[0]) + len(shared[1]) <= len(alone) + 1
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -18,7 +18,7 @@ from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, reading
 from nbmix.errors import InputError
 from nbmix.kernels import in_threads
-from nbmix.mixture import alike, shard
+from nbmix.mixture import fold_shares
 from nbmix.products import Basis, CellBatch, CountCensus, CountLevels
 
 SLAB_NONZEROS = 8_000_000  # read at once: 64 MB
@@ -207,7 +207,7 @@ class StreamedBatches(Dataset[CellBatch]):
         basis: of the data.
         fold: (cells,) fold of each cell, -1 for none, OUTSIDE for cells that are left out.
         batch_size: cells at most.
-        rank, world_size: every rank reads each slab and takes its share of it (see ``shard``).
+        rank, world_size: every rank reads each slab and takes its share of it (see ``fold_shares``).
         keep: whether batches need their transpose.
     """
 
@@ -234,9 +234,9 @@ class StreamedBatches(Dataset[CellBatch]):
                 if number == self.OUTSIDE:
                     continue
                 members = rows[fold[rows] == number]
-                for some in alike(members, data.size_factors[members]):
-                    shares = shard(some, batch_size, rank, world_size, fold=int(number), folds=folds)
-                    self.blocks += [(slab, int(number), np.sort(share)) for share in shares]
+                sizes, part = data.size_factors[members], int(number)
+                shares = fold_shares(members, sizes, batch_size, rank, world_size, fold=part, folds=folds)
+                self.blocks += [(slab, part, share) for share in shares]
         self._made: dict[int, CellBatch] = {}  # of one slab, each until it is asked for
         self._coming: tuple[int, Future[Slab]] | None = None
         self._reader = ThreadPoolExecutor(1)
