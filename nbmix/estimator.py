@@ -41,7 +41,7 @@ from nbmix.data.tenx import GENES, tenx_anndata
 from nbmix.errors import InputError
 from nbmix.evaluation.report import TOP_MARKERS
 from nbmix.evaluation.results import Results, named_markers
-from nbmix.mixture import MixtureSettings, shard
+from nbmix.mixture import MixtureSettings, fold_shares
 from nbmix.models import MODELS, MixtureModule, Prediction, restore
 from nbmix.products import Basis, CellBatch
 from nbmix.start.base import BLOCK_SIZE, Start, check_components
@@ -515,7 +515,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             basis = Basis.of(data.counts, data.size_factors)
             module.mixture.attach(basis, float(data.size_factors.sum()))
             cells = CellBatches(data, basis)
-            blocks = shard(np.arange(data.n_cells), BLOCK_SIZE)
+            blocks = fold_shares(np.arange(data.n_cells), data.size_factors, BLOCK_SIZE)
             return _apply(module, (cells.batch(rows) for rows in blocks), data.n_cells)
 
     def _read(self, X: Any, size_factors: ArrayLike | None, *, reset: bool) -> CountData:

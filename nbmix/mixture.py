@@ -582,12 +582,6 @@ def _cuts(log_s: np.ndarray) -> list[int]:
     return [*_cuts(log_s[:at]), at, *(at + cut for cut in _cuts(log_s[at:]))]
 
 
-def shard(rows: np.ndarray, size: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
-    """One rank's share of ``rows``, dealt out one by one, in batches of at most ``size``: as many on each."""
-    largest_share = -(-rows.size // world_size)
-    return np.array_split(rows[rank::world_size], max(1, -(-largest_share // size)))
-
-
 def copy_ranks(folds: int, n_ranks: int) -> list[int]:
     """Which rank fits each copy of the components: a fold's, one that has much of it (``fold_shares``)."""
     if folds == 1:

@@ -22,7 +22,7 @@ from nbmix.data.simulate import simulated_count_data
 from nbmix.data.tenx import read_tenx
 from nbmix.data.zheng import MIXTURES, read_zheng
 from nbmix.errors import InputError
-from nbmix.mixture import fold_blocks, fold_members, shard
+from nbmix.mixture import fold_blocks, fold_members, fold_shares
 from nbmix.products import Basis, CellBatch, SizeFactorNodes
 
 NAMES_AT_ONCE = 65536
@@ -146,6 +146,10 @@ class CountsDataModule(pl.LightningDataModule):
             self._fixed = PreparedBatches(self._cells, [(f, self.training_rows[rows]) for f, rows in blocks])
         return self._fixed
 
+    def _shares(self, rows: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:
+        """This rank's blocks of cells that belong to no fold."""
+        return [(-1, share) for share in fold_shares(rows, self.data.size_factors[rows], size, *self._rank)]
+
     def _streamed(self, *, training: bool, held_out: bool, keep: bool) -> StreamedBatches:
         """Batches of training cells, each in its fold, and of held-out ones, as the file has them."""
         fold = np.full(self.data.n_cells, StreamedBatches.OUTSIDE)
@@ -172,7 +176,7 @@ class CountsDataModule(pl.LightningDataModule):
             if self.data.is_backed:  # few enough to be kept, and a pass over the file less
                 self._held_out = list(self._streamed(training=False, held_out=True, keep=False))
             else:
-                blocks = [(-1, rows) for rows in shard(self.validation_rows, self.batch_size, *self._rank)]
+                blocks = self._shares(self.validation_rows, self.batch_size)
                 self._held_out = PreparedBatches(self._cells, blocks, keep=False).all()
         # a list has all that a DataLoader asks of a Dataset
         return DataLoader(self._held_out, batch_size=None)  # type: ignore[arg-type]
@@ -181,15 +185,14 @@ class CountsDataModule(pl.LightningDataModule):
         """All cells once: training cells with their folds, and held-out ones."""
         if self.data.is_backed:
             return DataLoader(self._streamed(training=True, held_out=True, keep=False), batch_size=None)
-        rank, world_size = self._rank
         training: PreparedBatches | StreamedBatches
         if self.shuffle:
-            rows = shard(self.training_rows, max(self.batch_size, 1024), rank, world_size)
-            training = PreparedBatches(self._cells, [(-1, r) for r in rows], keep=False)
+            blocks = self._shares(self.training_rows, max(self.batch_size, 1024))
+            training = PreparedBatches(self._cells, blocks, keep=False)
         else:
             training = self._training_blocks()
             assert isinstance(training, PreparedBatches)
-        held_out = [(-1, r) for r in shard(self.validation_rows, 4096, rank, world_size)]
+        held_out = self._shares(self.validation_rows, 4096)
         everything = PreparedBatches(self._cells, [*training.blocks, *held_out], keep=False)
         everything.made = list(training.made)  # the first ones are those
         return DataLoader(everything, batch_size=None)

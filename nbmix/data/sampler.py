@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from nbmix.mixture import shard
-
 
 class ShuffledBatches(Sampler[np.ndarray]):
     """New random batches of this rank's cells every epoch; as many batches on every rank.
@@ -35,7 +33,9 @@ class ShuffledBatches(Sampler[np.ndarray]):
 
     def _batches(self) -> list[np.ndarray]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
-        return shard(order, self.batch_size, self.rank, self.world_size)
+        largest_share = -(-order.size // self.world_size)
+        n_batches = max(1, -(-largest_share // self.batch_size))
+        return np.array_split(order[self.rank :: self.world_size], n_batches)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield from self._batches()  # at the first batch: Lightning sets a resumed epoch after iter()
