@@ -112,17 +112,17 @@ def _log1p_and_share(n, x, grown, share, y, bits):
 
 
 @_loose
-def _node_sums(p, k, at, r, rate, node, grown, share):
-    """Sums over the nodes of problem p of component k; both = A + r R; grown and share begin at ``at``."""
+def _node_sums(p, k, r, rate, node, grown, share):
+    """Sums over the nodes of problem p of component k; both = A + r R."""
     both_grown = both_share = both_bent = zero_share = zero_grown = 0.0
     for m in range(node.shape[1]):
         zeros = r * node[k, m]
         both = rate[p, m] + zeros
-        both_grown += both * grown[at, m]
-        both_share += both * share[at, m]
-        both_bent += both * share[at, m] * (1.0 - share[at, m])
-        zero_share += zeros * share[at, m]
-        zero_grown += zeros * grown[at, m]
+        both_grown += both * grown[m]
+        both_share += both * share[m]
+        both_bent += both * share[m] * (1.0 - share[m])
+        zero_share += zeros * share[m]
+        zero_grown += zeros * grown[m]
     return both_grown, both_share, both_bent, zero_share, zero_grown
 
 
@@ -209,32 +209,43 @@ def _curves(
     bits,
     out,
 ):
-    """Q, gradient and Hessian at (a, b) = (ln mu, ln r) of the active problems, into out (problems, 6)."""
+    """Q, gradient and Hessian at (a, b) = (ln mu, ln r) of the active problems, into out (problems, 6).
+
+    S_m rho of all problems, then t / r of all their levels, go through one vectorised logarithm.
+    """
     width, n_components = nodes.shape[1], node.shape[0]
     for place in range(n_active):
         rho = math.exp(a[active[place]] - b[active[place]])
         j = begin + active[place] // n_components
+        of_problem = x[place * width : (place + 1) * width]
         for m in range(width):
-            x[place, m] = nodes[j, m] * rho
-    _log1p_and_share(n_active * width, x.reshape(-1), grown.reshape(-1), share.reshape(-1), y, bits)
+            of_problem[m] = nodes[j, m] * rho
+    n = n_active * width
+    for place in range(n_active):
+        inverse = math.exp(-b[active[place]])
+        j = begin + active[place] // n_components
+        for t in range(1, first[j + 1] - first[j]):
+            x[n] = t * inverse
+            n += 1
+    _log1p_and_share(n, x, grown, share, y, bits)
+    n = n_active * width
     for place in range(n_active):
         p = active[place]
         j, k = begin + p // n_components, p % n_components
         r = math.exp(b[p])
+        here = slice(place * width, (place + 1) * width)
         both_grown, both_share, both_bent, zero_share, zero_grown = _node_sums(
-            p, k, place, r, rates, node, grown, share
+            p, k, r, rates, node, grown[here], share[here]
         )
         value = a[p] * totals[p] - both_grown
         grad_b = both_share - zero_grown
         hess_bb = 2.0 * zero_share - zero_grown - both_bent
         for t in range(1, first[j + 1] - first[j]):
             weight = level_weights[p, t]
-            if weight != 0.0:
-                ratio = t / r
-                part = ratio / (1.0 + ratio)
-                value += weight * math.log1p(ratio)
-                grad_b -= weight * part
-                hess_bb += weight * part * (1.0 - part)
+            value += weight * grown[n]
+            grad_b -= weight * share[n]
+            hess_bb += weight * share[n] * (1.0 - share[n])
+            n += 1
         for h in range(high_first[j + 1] - high_first[j]):
             weight = tail_weights[p, h]
             if weight != 0.0:
@@ -272,8 +283,8 @@ def curvature_rows(begin, end, a, b, nodes, rate, node, pair, first, high_first,
     rates, totals = np.zeros((size, width)), np.empty(size)
     level_weights = np.empty((size, LOW_LEVELS + 1))
     tail_weights = np.empty((size, _most(high_first)))
-    x, grown, share = np.empty((size, width)), np.empty((size, width)), np.empty((size, width))
-    y = np.empty(size * width)
+    n_values = size * (width + LOW_LEVELS)
+    x, grown, share, y = np.empty(n_values), np.empty(n_values), np.empty(n_values), np.empty(n_values)
     bits = y.view(np.int64)
     active = np.arange(size)
     at_a, at_b, now = np.empty(size), np.empty(size), np.empty((size, N_CURVES))
@@ -368,12 +379,13 @@ def newton_rows(
     rates, totals = np.zeros((size, width)), np.empty(size)
     level_weights = np.empty((size, LOW_LEVELS + 1))
     tail_weights = np.empty((size, _most(high_first)))
-    x, grown, share = np.empty((size, width)), np.empty((size, width)), np.empty((size, width))
-    y = np.empty(size * width)
+    n_values = size * (width + LOW_LEVELS)
+    x, grown, share, y = np.empty(n_values), np.empty(n_values), np.empty(n_values), np.empty(n_values)
     bits = y.view(np.int64)
     active = np.empty(size, np.int64)
-    at_a, at_b, next_a, next_b, damping = np.empty((5, size))
-    now, then = np.empty((2, size, N_CURVES))
+    at_a, at_b, damping = np.empty(size), np.empty(size), np.empty(size)
+    next_a, next_b = np.empty(size), np.empty(size)
+    now, then = np.empty((size, N_CURVES)), np.empty((size, N_CURVES))
     for start in range(begin, end, GENES_A_BLOCK):
         stop = min(start + GENES_A_BLOCK, end)
         _load(start, stop, rate, pair, first, high_first, rates, totals, level_weights, tail_weights)
