@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from mmap import ACCESS_READ, mmap
+from mmap import ACCESS_READ, MADV_DONTNEED, mmap
 from pathlib import Path
 
 import h5py
@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from nbmix.errors import InputError
 
 HEAP = b"GCOL\x01\0\0\0"  # how a global heap of HDF5 begins
+WINDOW = 2**26  # bytes of a file that are looked at together
 
 
 @contextmanager
@@ -87,18 +88,25 @@ def check_heaps(path: Path) -> None:
         ValueError: it cannot.
     """
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        start = content.find(HEAP)
-        while start >= 0:
-            end = min(start + int.from_bytes(content[start + 8 : start + 16], "little"), len(content))
-            place = start + 16
-            while place + 16 <= end:
-                size = int.from_bytes(content[place + 8 : place + 16], "little")
-                if content[place : place + 2] != b"\0\0":
-                    size = 16 + -(-size // 8) * 8
-                if size == 0:
-                    raise ValueError("a heap of texts is damaged")
-                place += size
-            start = content.find(HEAP, start + 1)
+        for begin in range(0, len(content), WINDOW):
+            window_end = begin + WINDOW + len(HEAP) - 1
+            start = content.find(HEAP, begin, window_end)
+            while start >= 0:
+                _check_heap(content, start)
+                start = content.find(HEAP, start + 1, window_end)
+            content.madvise(MADV_DONTNEED, begin, min(WINDOW, len(content) - begin))  # else it counts as ours
+
+
+def _check_heap(content: mmap, start: int) -> None:
+    end = min(start + int.from_bytes(content[start + 8 : start + 16], "little"), len(content))
+    place = start + 16
+    while place + 16 <= end:
+        size = int.from_bytes(content[place + 8 : place + 16], "little")
+        if content[place : place + 2] != b"\0\0":
+            size = 16 + -(-size // 8) * 8
+        if size == 0:
+            raise ValueError("a heap of texts is damaged")
+        place += size
 
 
 def check_structure(matrix: sp.csr_matrix | sp.csc_matrix) -> None:
