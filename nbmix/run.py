@@ -105,8 +105,6 @@ def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
             choice=choice,
         )
         report(metrics, folder)
-    if cfg.task == "fit" and cfg.optimized_metric not in metrics:
-        log.warning("optimized_metric=%s: metrics.json has none for a sweep to rank", cfg.optimized_metric)
     return metrics
 
 

@@ -11,14 +11,15 @@ from nbmix.mixture import shard
 
 
 class ShuffledBatches(Sampler[np.ndarray]):
-    """New random batches of this rank's cells every epoch; as many batches on every rank.
+    """This rank's shares of new random batches every epoch; as many on every rank, of which some may be empty.
 
-    The order depends on the seed and the epoch alone, so that a resumed run sees what the whole one saw.
-    Lightning calls ``set_epoch``.
+    All ranks' shares together are the batches that one process would have, of ``world_size`` times as many
+    cells. The order depends on the seed and the epoch alone, so that a resumed run sees what the whole one
+    saw. Lightning calls ``set_epoch``.
 
     Args:
         rows: (cells,) positions of all ranks' cells.
-        batch_size: cells at most.
+        batch_size: cells at most, on each rank.
         seed: of the shuffling.
         rank, world_size: this process and how many there are.
     """
@@ -35,7 +36,8 @@ class ShuffledBatches(Sampler[np.ndarray]):
 
     def _batches(self) -> list[np.ndarray]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
-        return shard(order, self.batch_size, self.rank, self.world_size)
+        together = shard(order, self.batch_size * self.world_size)
+        return [cells[self.rank :: self.world_size] for cells in together]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield from self._batches()  # at the first batch: Lightning sets a resumed epoch after iter()

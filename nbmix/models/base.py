@@ -118,6 +118,15 @@ class MixtureModule(pl.LightningModule):
             torch.distributed.all_reduce(total)
         return total.tolist()
 
+    def step_mean(self, loss: Tensor, n_cells: int) -> Tensor:
+        """A loss () summed over this rank's cells, so that its gradient is that of the mean over all ranks' cells.
+
+        Data-parallel training takes the mean of the ranks' gradients, whose shares of a batch may be uneven.
+        """
+        if self.trainer.world_size == 1:
+            return loss / n_cells
+        return loss * (self.trainer.world_size / self.sum_over_ranks(n_cells)[0])
+
     def from_first_rank(self, tensor: Tensor) -> Tensor:
         """The values that rank 0 has, on every rank; on the device of ``tensor``."""
         if self.trainer.world_size == 1:
