@@ -26,7 +26,7 @@ class KeepResults(Callback):
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # launchers send it to other processes along with their trials; the folder is held in this one
+        return {}  # launchers send it to other processes along with trials; the folder is held in this one
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._check(Path(config.hydra.run.dir), config, ".hydra/config.yaml", hold="search" in config)

@@ -11,11 +11,11 @@ from nbmix.mixture import shard
 
 
 class ShuffledBatches(Sampler[np.ndarray]):
-    """This rank's shares of new random batches every epoch; as many on every rank, of which some may be empty.
+    """This rank's shares of new random batches every epoch, some of which may be empty.
 
-    All ranks' shares together are the batches that one process would have, of ``world_size`` times as many
-    cells. The order depends on the seed and the epoch alone, so that a resumed run sees what the whole one
-    saw. Lightning calls ``set_epoch``.
+    There are as many on every rank. All ranks' shares together are the batches that one process would have,
+    of ``world_size`` times as many cells. The order depends on the seed and the epoch alone, so that a
+    resumed run sees what the whole one saw. Lightning calls ``set_epoch``.
 
     Args:
         rows: (cells,) positions of all ranks' cells.

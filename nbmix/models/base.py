@@ -119,9 +119,10 @@ class MixtureModule(pl.LightningModule):
         return total.tolist()
 
     def step_mean(self, loss: Tensor, n_cells: int) -> Tensor:
-        """A loss () summed over this rank's cells, so that its gradient is that of the mean over all ranks' cells.
+        """The loss () of a step, per cell of all ranks, from its sum over the ``n_cells`` of this rank.
 
-        Data-parallel training takes the mean of the ranks' gradients, whose shares of a batch may be uneven.
+        Data-parallel training takes the mean of the ranks' gradients, and shares may be uneven: this one is
+        scaled so that the mean is the gradient of all cells' mean.
         """
         if self.trainer.world_size == 1:
             return loss / n_cells
