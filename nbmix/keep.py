@@ -25,6 +25,9 @@ class KeepResults(Callback):
     ``overwrite`` is set or the run goes on from a checkpoint of that folder.
     """
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # launchers send it to other processes along with trials; the folder is held in this one
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._check(Path(config.hydra.run.dir), config, ".hydra/config.yaml", hold="search" in config)
 

@@ -105,8 +105,6 @@ def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
             choice=choice,
         )
         report(metrics, folder)
-    if cfg.task == "fit" and cfg.optimized_metric not in metrics:
-        log.warning("optimized_metric=%s: metrics.json has none for a sweep to rank", cfg.optimized_metric)
     return metrics
 
 
@@ -154,9 +152,12 @@ def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, Mixture
     try:
         trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if checkpoint is None or model.has_begun or isinstance(error, InputError):
+        if checkpoint is None or model.has_begun or isinstance(error, InputError | torch.OutOfMemoryError):
             raise
-        raise InputError(f"ckpt_path={path}: is damaged, or of another version of nbmix") from error
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"ckpt_path={path}: is damaged, or of another version of nbmix ({reason:.100})"
+        ) from error
     return data, model, choice
 
 

@@ -76,7 +76,10 @@ def run_trial(cfg: DictConfig) -> float:
     failure = Path(cfg.output_dir) / FAILURE
     failure.unlink(missing_ok=True)
     try:
-        return float(run(cfg).get(cfg.optimized_metric, math.nan))
+        metrics = run(cfg)
+        if cfg.optimized_metric not in metrics:
+            log.warning("optimized_metric=%s: metrics.json has none to rank this trial", cfg.optimized_metric)
+        return float(metrics.get(cfg.optimized_metric, math.nan))
     except Exception as error:
         reason = one_line(error)
         log.error("failed: %s", reason, exc_info=os.environ.get(TRACEBACK) == "1")

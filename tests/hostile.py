@@ -33,7 +33,7 @@ from nbmix.cli import is_bad_input, one_line
 from nbmix.run import run
 from tests.running import TINY, configure
 
-SECONDS = 120  # a run may take; each takes one or two
+SECONDS = 120  # of the processor, that a run may take; each takes one or two
 MODELS = {
     "em": (*TINY, "model.folds=2", "data.batch_size=20", "trainer.max_epochs=3"),
     "amortized": (*TINY, "model=amortized", "start=kmeans", "data.batch_size=20", "trainer.max_epochs=3"),
@@ -182,12 +182,13 @@ def outcome(broken: Broken, folder: Path) -> str:
     """ "ran" or "refused", or what is wrong with how the run ended."""
 
     def too_long(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
+        raise TimeoutError(f"more than {SECONDS} s, or waits for something")
 
     cfg = copy.deepcopy(composed(broken.settings))
     cfg.output_dir = str(folder)
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(SECONDS)
+    before = [signal.signal(number, too_long) for number in (signal.SIGPROF, signal.SIGALRM)]
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(20 * SECONDS)
     try:
         broken.change(cfg)
         metrics = run(cfg)
@@ -197,8 +198,10 @@ def outcome(broken: Broken, folder: Path) -> str:
             return "refused"
         return f"{type(error).__name__}: {line}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in zip((signal.SIGPROF, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
     if not broken.may_run:
         return "ran with what is broken"
     return "ran" if all(math.isfinite(v) for v in metrics.values() if isinstance(v, float)) else "not finite"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from omegaconf import OmegaConf, open_dict
 
@@ -80,3 +82,10 @@ def test_a_sweep_holds_its_folder(tmp_path):
     callback.on_multirun_end(hydra_config(tmp_path))
     with held(tmp_path):
         assert (tmp_path / ".lock").exists()
+
+
+def test_launchers_may_send_it_to_other_processes(tmp_path):
+    callback = KeepResults()
+    callback.on_multirun_start(hydra_config(tmp_path))
+    assert isinstance(pickle.loads(pickle.dumps(callback)), KeepResults)
+    callback.on_multirun_end(hydra_config(tmp_path))

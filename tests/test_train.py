@@ -120,14 +120,13 @@ def of_slurm(rank, n_ranks):
     }
 
 
-def together(launcher, n_ranks, *arguments):
-    """One fit by several processes that a launcher has started; what the first one said."""
+def together(launcher, n_ranks, *arguments, log_lines=0):
+    """One fit by several processes that a launcher has started."""
     port = {"MASTER_PORT": str(find_free_network_port())}
     environments = [launcher(rank, n_ranks) | port for rank in range(n_ranks)]
     first, *others = train_together(environments, f"trainer.processes={n_ranks}", "logger=csv", *arguments)
     assert [(done.returncode, done.stdout, done.stderr) for done in others] == [(0, "", "")] * len(others)
-    our_lines(first)
-    return first
+    our_lines(first, log_lines=log_lines)
 
 
 def same_fit(folder, other):
@@ -168,16 +167,17 @@ def test_three_processes_of_which_some_have_no_cells(launcher, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher, n_ranks, n_cells, accuracy",
-    # 24 cells a step whoever has them; where shares are uneven, so are their weights, which matters less than
-    # the order of the cells does: the ELBO of other seeds differs by 1e-3
-    [(of_torchrun, 2, 60, 1e-6), (of_slurm, 3, 61, 1e-3)],
+    "launcher, n_ranks, n_cells, cells_a_step, log_lines",
+    # of the second some steps have two cells, of the third all: the last process has none
+    [(of_torchrun, 2, 60, 24, 0), (of_slurm, 3, 61, 3, 0), (of_torchrun, 3, 2, 3, 1)],
 )
-def test_amortized_by_several_processes(launcher, n_ranks, n_cells, accuracy, tmp_path):
+def test_amortized_by_several_processes(launcher, n_ranks, n_cells, cells_a_step, log_lines, tmp_path):
+    """The fit of one process whose batches are those of all together, also where shares are uneven."""
     settings = (*TINY, "model=amortized", f"data.n_cells={n_cells}", "trainer.max_epochs=8")
-    one = run_here(tmp_path / "one", *settings, "data.batch_size=24")
-    together(launcher, n_ranks, *settings, f"data.batch_size={24 // n_ranks}", f"hydra.run.dir={tmp_path}/of")
+    one = run_here(tmp_path / "one", *settings, f"data.batch_size={cells_a_step}")
+    each = f"data.batch_size={cells_a_step // n_ranks}"
+    together(launcher, n_ranks, *settings, each, f"hydra.run.dir={tmp_path}/of", log_lines=log_lines)
     of_several = json.loads((tmp_path / "of" / "metrics.json").read_text())
-    assert of_several["ari"] == one["ari"] == 1
-    for name in ("elbo", "log_likelihood", "heldout_log_likelihood"):
-        assert of_several[name] == pytest.approx(one[name], rel=accuracy), name
+    assert of_several.keys() == one.keys()
+    for name in {"ari", "elbo", "log_likelihood", "heldout_log_likelihood"} & one.keys():
+        assert of_several[name] == pytest.approx(one[name], rel=1e-6), name

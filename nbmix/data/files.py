@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from mmap import ACCESS_READ, MADV_DONTNEED, mmap
@@ -75,6 +76,25 @@ def open_h5(path: Path, where: str, wanted: str) -> h5py.File:
     with reading(where):
         check_heaps(path)
         return h5py.File(path, "r")
+
+
+def check_links(group: h5py.Group) -> None:
+    """Whether a group holds no link to itself or to what it is in, which anndata would read over and over.
+
+    Raises:
+        ValueError: it holds one.
+    """
+
+    def in_itself(name: str, link: object) -> str | None:
+        path = posixpath.join(group.name, name)
+        if isinstance(link, h5py.SoftLink):
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link.path))
+            if posixpath.commonpath([target, path]) == target:
+                return path
+        return None
+
+    if (path := group.visititems_links(in_itself)) is not None:
+        raise ValueError(f"{path} is a link to what it is in")
 
 
 def check_heaps(path: Path) -> None:

@@ -18,7 +18,7 @@ from anndata.io import read_elem, sparse_dataset
 from nbmix.data.backed import open_backed
 from nbmix.data.check import DEFAULT_LABEL_KEY, DEFAULT_SYMBOL_KEY, make_count_data
 from nbmix.data.counts import CountData
-from nbmix.data.files import check_structure, existing, open_h5, reading
+from nbmix.data.files import check_links, check_structure, existing, open_h5, reading
 from nbmix.errors import InputError
 
 RAW, RAW_ELEMENT = "raw.X", "raw/X"  # counts put aside before X was normalised: as data.layer, in the file
@@ -211,6 +211,7 @@ def _lazy_anndata(
 
 
 def _table(file: h5py.File, name: str) -> pd.DataFrame:
+    check_links(file[name])
     table = read_elem(file[name])
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"{name} is no table")

@@ -9,14 +9,15 @@ from torch.utils.data import Sampler
 
 
 class ShuffledBatches(Sampler[np.ndarray]):
-    """New random batches of this rank's cells every epoch; as many batches on every rank.
+    """This rank's shares of new random batches every epoch, some of which may be empty.
 
-    The order depends on the seed and the epoch alone, so that a resumed run sees what the whole one saw.
-    Lightning calls ``set_epoch``.
+    There are as many on every rank. All ranks' shares together are the batches that one process would have,
+    of ``world_size`` times as many cells. The order depends on the seed and the epoch alone, so that a
+    resumed run sees what the whole one saw. Lightning calls ``set_epoch``.
 
     Args:
         rows: (cells,) positions of all ranks' cells.
-        batch_size: cells at most.
+        batch_size: cells at most, on each rank.
         seed: of the shuffling.
         rank, world_size: this process and how many there are.
     """
@@ -33,9 +34,8 @@ class ShuffledBatches(Sampler[np.ndarray]):
 
     def _batches(self) -> list[np.ndarray]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
-        largest_share = -(-order.size // self.world_size)
-        n_batches = max(1, -(-largest_share // self.batch_size))
-        return np.array_split(order[self.rank :: self.world_size], n_batches)
+        n_batches = max(1, -(-order.size // (self.batch_size * self.world_size)))
+        return [cells[self.rank :: self.world_size] for cells in np.array_split(order, n_batches)]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield from self._batches()  # at the first batch: Lightning sets a resumed epoch after iter()

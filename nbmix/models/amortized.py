@@ -159,7 +159,10 @@ class AmortizedMixture(MixtureModule):
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum())
         if batch_idx + 1 == self.trainer.num_training_batches:
             self._finish_epoch()
-        return {"loss": loss / max(1, batch.n_cells), "responsibilities": terms.log_q.detach().exp()}
+        return {
+            "loss": self.step_mean(loss, batch.n_cells),
+            "responsibilities": terms.log_q.detach().exp(),
+        }
 
     @property
     def _encoder_alone(self) -> bool:

@@ -68,7 +68,7 @@ class MixtureModule(pl.LightningModule):
     n_iterations: int = 0
     n_genes_missing: int | None = None  # of a restored model, in the data it is applied to
     choice: dict[str, Any] | None = None  # of the number of components, see ``nbmix.start.choice``
-    has_begun: bool = False  # the fit, with all that a checkpoint may have brought
+    _first_epoch: int | None = None  # of this process's fit
 
     def __init__(self, gene_names: np.ndarray, settings: MixtureSettings, plain: dict[str, Any]) -> None:
         super().__init__()
@@ -102,7 +102,12 @@ class MixtureModule(pl.LightningModule):
         }
 
     def on_train_start(self) -> None:
-        self.has_begun = True
+        self._first_epoch = self.current_epoch
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an epoch is over, in which all that a checkpoint may have brought has been used."""
+        return self._first_epoch is not None and self.current_epoch > self._first_epoch
 
     def restrict_genes(self, positions: np.ndarray) -> None:
         """Keep the genes at ``positions`` alone, for data that lacks the others."""
@@ -117,6 +122,16 @@ class MixtureModule(pl.LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(total)
         return total.tolist()
+
+    def step_mean(self, loss: Tensor, n_cells: int) -> Tensor:
+        """The loss () of a step, per cell of all ranks, from its sum over the ``n_cells`` of this rank.
+
+        Data-parallel training takes the mean of the ranks' gradients, and shares may be uneven: this one is
+        scaled so that the mean is the gradient of all cells' mean.
+        """
+        if self.trainer.world_size == 1:
+            return loss / n_cells
+        return loss * (self.trainer.world_size / self.sum_over_ranks(n_cells)[0])
 
     def from_first_rank(self, tensor: Tensor) -> Tensor:
         """The values that rank 0 has, on every rank; on the device of ``tensor``."""

@@ -426,7 +426,10 @@ class DeepMixture(MixtureModule):
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum())
         if batch_idx + 1 == self.trainer.num_training_batches:
             self._finish_epoch()
-        return {"loss": loss / max(1, batch.n_cells), "responsibilities": terms.log_q.detach().exp()}
+        return {
+            "loss": self.step_mean(loss, batch.n_cells),
+            "responsibilities": terms.log_q.detach().exp(),
+        }
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         grads = {name: p.grad.norm() for name, p in self.named_parameters() if p.grad is not None}

@@ -158,6 +158,19 @@ def test_links_in_circles_come_to_an_end(tmp_path):
     assert list(data.annotations.uns) == ["cell_type_colors"]
 
 
+@pytest.mark.parametrize("target", ["/", "/obs", "/obs/depth"])
+def test_a_column_that_is_a_link_to_what_it_is_in(target, tmp_path):
+    """anndata would read the whole file a hundred times over, before its stack ends."""
+    path = tmp_path / "counts.h5ad"
+    write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        del file["obs/depth"]
+        file["obs/depth"] = h5py.SoftLink(target)
+    with pytest.raises(InputError, match="/obs/depth is a link to what it is in") as error:
+        read_h5ad(path)
+    assert "\n" not in str(error.value)
+
+
 def test_a_size_that_nothing_can_hold(tmp_path):
     path = tmp_path / "counts.h5ad"
     write_h5ad(path, np.asarray)

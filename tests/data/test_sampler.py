@@ -20,6 +20,15 @@ def test_all_ranks_together_see_every_cell_once(world_size, batch_size):
     assert max(len(batch) for batches in ranks for batch in batches) <= batch_size
 
 
+@pytest.mark.parametrize("n_cells", [2, 25, 37])
+def test_ranks_share_the_batches_of_one_process(n_cells):
+    whole = ShuffledBatches(ROWS[:n_cells], 12, 0)
+    ranks = [ShuffledBatches(ROWS[:n_cells], 4, 0, rank, 3) for rank in range(3)]
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        assert sorted(batch) == sorted(np.concatenate(shares))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 def test_length_is_the_number_of_batches():
     sampler = ShuffledBatches(ROWS, 4, 0, rank=1, world_size=2)
     assert len(sampler) == len(list(sampler))
