@@ -237,7 +237,8 @@ def posterior_on_embedding(
     title = "components; opacity is the posterior probability"
     handles = [_handle(color, f"{k} ({sizes[k]:,})") for k, color in enumerate(colors)]
     rgba = _rgba(colors, assignments, opacity * own)
-    panels = [(title, rgba, handles, "component (cells)", assignments, range(n_components), colors)]
+    numbers = [str(k) for k in range(n_components)]
+    panels = [(title, rgba, handles, "component (cells)", assignments, numbers, colors)]
 
     groupings = ({} if labels is None else {"labels": labels}) | dict(others or {})
     for place, (name, groups) in enumerate(groupings.items()):
@@ -253,27 +254,26 @@ def posterior_on_embedding(
         codes = np.searchsorted(values, np.asarray(groups))
         rgba = _rgba(group_colors, codes, np.array(opacity))
         legend_title = "label (cells)" if name == "labels" else "group (cells)"
-        panels.insert(place, (_short(name), rgba, handles, legend_title, codes, values, group_colors))
+        group_names = [str(value) for value in values]
+        panels.insert(place, (_short(name), rgba, handles, legend_title, codes, group_names, group_colors))
 
     width = sum(4.4 + _legend_width(handles) for _, _, handles, *_ in panels)
     figure = _figure(width, 4.4)
-    for i, (title, rgba, handles, legend_title, codes, values, group_colors) in enumerate(panels):
+    for i, (title, rgba, handles, legend_title, codes, names, group_colors) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         _scatter(axes, points, rgba, embedding_name, title)
         _legend(axes, handles, legend_title)
-        if all(len(str(value)) <= LONGEST_MARK for value in values):
-            _mark(axes, points, codes, values, group_colors)
+        if all(len(name) <= LONGEST_MARK for name in names):
+            _mark(axes, points, codes, names, group_colors)
     return figure
 
 
-def _mark(
-    axes: Axes, points: NDArray, codes: NDArray, names: Sequence[object] | NDArray, colors: Sequence[str]
-) -> None:
+def _mark(axes: Axes, points: NDArray, codes: NDArray, names: Sequence[str], colors: Sequence[str]) -> None:
     """The name of each group written where most of its cells are, as colours alone are not enough."""
     for k in np.unique(codes):
         x, y = _fullest_place(points, points[codes == k])
         box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": colors[k], "alpha": 0.85}
-        axes.text(x, y, str(names[k]), fontsize=6.5, ha="center", va="center", bbox=box)
+        axes.text(x, y, names[k], fontsize=6.5, ha="center", va="center", bbox=box)
 
 
 def log_mean_differences(log_mean: ArrayLike, names: Sequence[object] | None = None) -> Figure:
