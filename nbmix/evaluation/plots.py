@@ -29,6 +29,7 @@ PALETTE = (
     *("#ff78d2", "#ff4b5a", "#4b3c2d", "#f00ff0", "#964b96", "#b44b4b"),
 )
 LONGEST_NAME = 32  # characters
+LONGEST_MARK = 3  # characters of names that are written on the points
 LEGEND_ROWS = 18
 DPI = 150
 MOST_DOTS = 5000  # side by side along an axis
@@ -215,7 +216,8 @@ def posterior_on_embedding(
     """Cells in the plane, coloured by component, opaque in proportion to the posterior of it.
 
     With labels, a panel on the left shows them, each in the colour of the component matched one-to-one
-    with it, so that agreement is the same colour in the same place. Other groupings likewise.
+    with it, so that agreement is the same colour in the same place. Other groupings likewise. Numbers of
+    components, and names as short, are written on the points too.
 
     Args:
         embedding_name: for the axes, such as "UMAP".
@@ -234,7 +236,9 @@ def posterior_on_embedding(
     own = np.clip(posterior[np.arange(n_cells), assignments], 0.0, 1.0)  # (cells,)
     title = "components; opacity is the posterior probability"
     handles = [_handle(color, f"{k} ({sizes[k]:,})") for k, color in enumerate(colors)]
-    panels = [(title, _rgba(colors, assignments, opacity * own), handles, "component (cells)")]
+    rgba = _rgba(colors, assignments, opacity * own)
+    numbers = [str(k) for k in range(n_components)]
+    panels = [(title, rgba, handles, "component (cells)", assignments, numbers, colors)]
 
     groupings = ({} if labels is None else {"labels": labels}) | dict(others or {})
     for place, (name, groups) in enumerate(groupings.items()):
@@ -247,21 +251,29 @@ def posterior_on_embedding(
             _handle(color, f"{_short(value)} ({count:,})")
             for color, value, count in zip(group_colors, values, table.sum(axis=1), strict=True)
         ]
-        rgba = _rgba(group_colors, np.searchsorted(values, np.asarray(groups)), np.array(opacity))
+        codes = np.searchsorted(values, np.asarray(groups))
+        rgba = _rgba(group_colors, codes, np.array(opacity))
         legend_title = "label (cells)" if name == "labels" else "group (cells)"
-        panels.insert(place, (_short(name), rgba, handles, legend_title))
+        group_names = [str(value) for value in values]
+        panels.insert(place, (_short(name), rgba, handles, legend_title, codes, group_names, group_colors))
 
-    width = sum(4.4 + _legend_width(handles) for _, _, handles, _ in panels)
+    width = sum(4.4 + _legend_width(handles) for _, _, handles, *_ in panels)
     figure = _figure(width, 4.4)
-    for i, (title, rgba, handles, legend_title) in enumerate(panels):
+    for i, (title, rgba, handles, legend_title, codes, names, group_colors) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         _scatter(axes, points, rgba, embedding_name, title)
         _legend(axes, handles, legend_title)
-    for k in np.flatnonzero(sizes):
-        x, y = _fullest_place(points, points[assignments == k])
-        box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": colors[k], "alpha": 0.85}
-        axes.text(x, y, str(k), fontsize=6.5, ha="center", va="center", bbox=box)
+        if all(len(name) <= LONGEST_MARK for name in names):
+            _mark(axes, points, codes, names, group_colors)
     return figure
+
+
+def _mark(axes: Axes, points: NDArray, codes: NDArray, names: Sequence[str], colors: Sequence[str]) -> None:
+    """The name of each group written where most of its cells are, as colours alone are not enough."""
+    for k in np.unique(codes):
+        x, y = _fullest_place(points, points[codes == k])
+        box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": colors[k], "alpha": 0.85}
+        axes.text(x, y, names[k], fontsize=6.5, ha="center", va="center", bbox=box)
 
 
 def log_mean_differences(log_mean: ArrayLike, names: Sequence[object] | None = None) -> Figure:
@@ -432,7 +444,8 @@ def component_label_correlation(labels: ArrayLike, responsibilities: ArrayLike) 
     for (row, column), value in np.ndenumerate(correlation):
         if np.isfinite(value):
             color = "white" if abs(value) > 0.6 else "black" if abs(value) > 0.1 else "0.6"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.0, color=color)
+            text = f"{round(value, 2) + 0.0:.2f}"  # no -0.00
+            axes.text(column, row, text, ha="center", va="center", fontsize=7.0, color=color)
     axes.set_xticks(range(n_components), [str(k) for k in order])
     axes.set_yticks(range(n_labels), [_short(name) for name in label_values])
     axes.tick_params(length=0)

@@ -213,6 +213,16 @@ def test_other_groupings_have_panels_between_labels_and_components():
         assert hexes == [plots.PALETTE[k] for k in (0, 0, 1, 1)]
 
 
+def test_short_names_are_written_where_their_cells_are():
+    coordinates = np.array([[0.0, 0.0], [0.0, 0.0], [5.0, 1.0], [5.0, 1.0]])
+    names = ["cytotoxic_t", "cytotoxic_t", "b_cells", "b_cells"]
+    others = {"Leiden": np.array([12, 12, 3, 3])}
+    figure = plots.posterior_on_embedding("PCA", coordinates, np.eye(2)[[0, 0, 1, 1]], names, others)
+    marks = [{text.get_text(): text.get_position() for text in axes.texts} for axes in figure.axes]
+    places = [(0.0, 0.0), (5.0, 1.0)]
+    assert marks == [{}, dict(zip(("12", "3"), places, strict=True)), dict(zip("01", places, strict=True))]
+
+
 def test_poisson_against_negative_binomial():
     poisson = np.array([[-30.0, -20.0, 0.0], [-5.0, -1e-3, -8.0]])
     gain = np.array([[10.0, 0.0, 0.0], [1.0, 0.0, 0.5]])
@@ -276,6 +286,13 @@ def test_component_label_correlation():
     wanted = np.corrcoef(np.vstack([[labels == name for name in names], posterior[:, order].T]))[:3, 3:]
     np.testing.assert_allclose(axes.images[0].get_array(), wanted, atol=1e-12)
     assert_drawn(figure)
+
+
+def test_no_correlation_is_minus_nothing():
+    first = np.array([0.9, 0.1, 0.9, 0.099])
+    axes = plots.component_label_correlation(["a", "a", "b", "b"], np.stack([first, 1 - first], 1)).axes[0]
+    assert axes.images[0].get_array().min() < 0
+    assert {text.get_text() for text in axes.texts} == {"0.00"}
 
 
 def test_a_component_that_is_nowhere_probable_has_no_correlation():
