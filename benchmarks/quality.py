@@ -189,7 +189,7 @@ def ours(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
     if module.data.labels is not None and rows.size:
         correct = match_cells(module.data.labels, q).correct[rows]
         said["ece_heldout"] = expected_calibration_error(q.max(1)[rows], correct)
-        if results.calibrated is not None:
+        if results.temperature is not None:
             tempered = expected_calibration_error(results.probabilities[rows], correct)
             said |= {"ece_heldout_tempered": tempered, "log_loss_tempered": metrics["log_loss_tempered"]}
     return Found(module.data, q, said)

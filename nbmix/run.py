@@ -28,6 +28,7 @@ from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.evaluation.results import Results, gather_predictions, score, write_outcome
 from nbmix.folder import held, why_unwritable
+from nbmix.memory import give_back
 from nbmix.mixture import MixtureSettings
 from nbmix.models import MixtureModule, check_resumable, load_checkpoint, restore
 from nbmix.settings import check_settings
@@ -91,9 +92,11 @@ def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     else:
         data, model = prepare_prediction(cfg, trainer)
     everything = gather_predictions(trainer.predict(model, datamodule=data), data.data.n_cells)
+    give_back()
     seconds = time.perf_counter() - began
     results = Results(data, model, everything, provenance(cfg))
     metrics = score(results) | {"seconds": seconds}
+    give_back()
     if trainer.is_global_zero:
         folder = Path(cfg.output_dir)
         write_outcome(
@@ -148,6 +151,7 @@ def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, Mixture
                 f"ckpt_path={path}: has no checksum; only what train.py saves can be gone on with"
             )
     del training  # a copy of most counts, if they are in memory
+    give_back()
     trainer.loggers = [instantiate(cfg.logger)]  # now that all input is known to be good
     try:
         trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)

@@ -18,6 +18,7 @@ from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, reading
 from nbmix.errors import InputError
 from nbmix.kernels import in_threads
+from nbmix.memory import give_back
 from nbmix.mixture import fold_shares
 from nbmix.products import Basis, CellBatch, CountCensus, CountLevels
 
@@ -255,6 +256,8 @@ class StreamedBatches(Dataset[CellBatch]):
     def _make(self, number: int) -> None:
         """Cut one slab into its batches; the next one is read while they are in use."""
         self._made.clear()
+        if number == self.blocks[0][0]:
+            give_back()
         coming = self._coming if self._coming and self._coming[0] == number else self._submit(number)
         self._coming = None
         slab = coming[1].result()

@@ -184,6 +184,7 @@ class CountsDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> list[DataLoader[CellBatch]] | DataLoader[CellBatch]:
         """All cells once: training cells with their folds, and held-out ones."""
         if self.data.is_backed:
+            self._held_out = None
             return DataLoader(self._streamed(training=True, held_out=True, keep=False), batch_size=None)
         training: PreparedBatches | StreamedBatches
         if self.shuffle:

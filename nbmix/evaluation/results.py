@@ -38,6 +38,7 @@ from nbmix.evaluation.metrics import clustering_metrics, log_loss, match_cells, 
 from nbmix.evaluation.report import NAMED_MARKERS, TOP_MARKERS, ComponentLine, Picture, Report
 from nbmix.folder import whole_file, why_unwritable
 from nbmix.likelihood import component_log_likelihood
+from nbmix.memory import give_back
 from nbmix.mixture import fold_blocks, fold_members
 from nbmix.models import MixtureEM
 from nbmix.models.base import MixtureModule, Prediction
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 MOST_CELLS_SHOWN = 30_000  # in a picture of cells: more cover each other
 BLOCK_SIZE = 16384
+BATCHES_AT_ONCE = 256  # of predictions, after which the memory of those that were joined is given back
 CAPTIONS = {  # of the report, in its order: file name -> title and caption
     "n_components": (
         "Number of components",
@@ -139,18 +141,19 @@ class Results:
             rows = np.flatnonzero(~seen)
         return fitted_temperature(model.mixture, module.data, rows, folds[rows])
 
-    @cached_property
+    @property
     def calibrated(self) -> NDArray[np.float64] | None:
-        """(cells, K) tempered responsibilities; None where there is no temperature."""
+        """(cells, K) tempered responsibilities, made anew; None where there is no temperature."""
         if self.temperature is None:
             return None
         log_prior = log_prior_of(self.model.mixture, self.data.data)
         return tempered(self.responsibilities, log_prior, self.temperature)
 
-    @property
+    @cached_property
     def probabilities(self) -> NDArray[np.float64]:
         """(cells,) of each cell's assignment, tempered where there is a temperature."""
-        q = self.responsibilities if self.calibrated is None else self.calibrated
+        calibrated = self.calibrated
+        q = self.responsibilities if calibrated is None else calibrated
         return q[np.arange(len(q)), self.assignments]
 
     @cached_property
@@ -225,6 +228,8 @@ def gather_predictions(predictions: Any, n_cells: int) -> Prediction:
         raise RuntimeError("predictions do not hold every cell once")
     joined = Prediction(*(torch.empty(n_cells, *t.shape[1:], dtype=t.dtype) for t in batches[0]))
     while batches:
+        if len(batches) % BATCHES_AT_ONCE == 0:
+            give_back()
         batch = Prediction(*(t.cpu() for t in batches.pop()))
         for whole, part in zip(joined, batch, strict=True):
             whole[batch.rows] = part
@@ -270,9 +275,10 @@ def score(results: Results) -> dict[str, Any]:
         matched = match_cells(data.data.labels, results.responsibilities)
         exact = results.responsibilities.max(1)
         metrics["ece"] = expected_calibration_error(exact, matched.correct)
-        if results.calibrated is not None:
+        calibrated = results.calibrated
+        if calibrated is not None:
             metrics["ece_tempered"] = expected_calibration_error(results.probabilities, matched.correct)
-            metrics["log_loss_tempered"] = log_loss(results.calibrated, matched.own_component)
+            metrics["log_loss_tempered"] = log_loss(calibrated, matched.own_component)
     return metrics
 
 
@@ -379,7 +385,9 @@ def write_outcome(
     if choice is not None:
         write_choice(choice, folder / "n_components.csv")
     write_result(results, folder / "result.h5ad")
+    give_back()
     table = named_markers(results)
+    give_back()
     write_markers(table, folder / "markers.csv")
     figures = write_figures(
         results, folder / "figures", loggers, max_umap_cells=max_umap_cells, choice=choice
