@@ -590,32 +590,38 @@ def step_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
     """
     n_components, n_nodes = rate.shape[1], rate.shape[2]
     n_steps = n_nodes - 1
-    of_means = 2 * n_components + n_components * n_steps
-    steps = np.empty((n_components, n_nodes))
+    n_rests = n_components * n_steps
+    of_means = 2 * n_components + n_rests
+    means, rests, largest = np.empty(n_steps), np.empty(n_rests), 0.0  # of one count of the gene
     shift = ROUNDING_SHIFT * unit
+    of_gene = -1
     for u in range(begin, end):
         j, c = gene[used[u]], count[used[u]]
+        if j != of_gene:
+            of_gene, largest = j, 0.0
+            means[:] = 0.0
+            for k in range(n_components):
+                for m in range(n_steps):
+                    means[m] += (rate[j, k, m + 1] - rate[j, k, 0]) / n_components
+            for k in range(n_components):
+                for m in range(n_steps):
+                    rest = rate[j, k, m + 1] - rate[j, k, 0] - means[m]
+                    rests[k * n_steps + m] = rest
+                    largest = max(largest, abs(rest))
+        row = table[u]
         for k in range(n_components):
             value = c * rate[j, k, 0] + pair[used[u], k]
             coarse = (value + shift) - shift
-            table[u, k] = coarse
-            table[u, n_components + k] = value - coarse
-            for m in range(n_nodes):
-                steps[k, m] = c * (rate[j, k, m] - rate[j, k, 0])
-        bound = 0.0
-        for m in range(1, n_nodes):
-            mean = 0.0
-            for k in range(n_components):
-                mean += steps[k, m]
-            mean /= n_components
-            for k in range(n_components):
-                rest = steps[k, m] - mean
-                table[u, 2 * n_components + k * n_steps + m - 1] = rest
-                bound = max(bound, abs(rest))
-            coarse = (mean + shift) - shift
-            table[u, of_means + m - 1] = coarse
-            table[u, of_means + n_steps + m - 1] = mean - coarse
-        table[u, table.shape[1] - 1] = bound
+            row[k] = coarse
+            row[n_components + k] = value - coarse
+        of_steps = row[2 * n_components : of_means]
+        for q in range(n_rests):
+            of_steps[q] = c * rests[q]
+        for m in range(n_steps):
+            coarse = (c * means[m] + shift) - shift
+            row[of_means + m] = coarse
+            row[of_means + n_steps + m] = c * means[m] - coarse
+        row[row.size - 1] = c * largest
 
 
 @_exact

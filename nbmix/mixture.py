@@ -28,6 +28,7 @@ from nbmix.components import (
 from nbmix.errors import InputError
 from nbmix.prior import first_prior, update_prior
 from nbmix.products import (
+    FEWEST_CELLS_FOR_STEPS,
     NODE_TOLERANCE,
     Basis,
     CellBatch,
@@ -40,8 +41,8 @@ from nbmix.statistics import SufficientStatistics
 
 WEIGHT_SCHEMES = ("uniform", "learned", "given")
 AUTO_PSEUDO_CELLS = 20.0  # where "auto" has no folds, and so no honest view of itself, to learn from
-FEWEST_CELLS = 500  # in a batch that is cut off for its size factors
-BATCH_CELLS = 2500  # what a batch costs besides its cells, in cells: tables for its pairs
+FEWEST_CELLS = FEWEST_CELLS_FOR_STEPS  # in a batch that is cut off for its size factors
+BATCH_CELLS = 400  # what a batch costs besides its cells, in cells: tables for its pairs
 WHOLE_ROUNDS = 3  # M steps and updates of the prior that the copy of all cells takes to catch up
 WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells are on: no weight reaches 0
 

@@ -14,6 +14,7 @@ from nbmix.data.simulate import simulate
 from nbmix.errors import InputError
 from nbmix.mixture import (
     AUTO_PSEUDO_CELLS,
+    FEWEST_CELLS,
     Mixture,
     MixtureSettings,
     StoppingRule,
@@ -696,7 +697,7 @@ def test_an_outlying_size_factor_costs_most_other_cells_no_nodes():
     usual = SizeFactorNodes.spanning(np.delete(s, 17)).log_nodes.numel()
     assert SizeFactorNodes.spanning(s).log_nodes.numel() > 2 * usual
     needed = {len(rows): SizeFactorNodes.spanning(s[rows]).log_nodes.numel() for _, rows in blocks}
-    assert sum(size for size, nodes in needed.items() if nodes > usual) <= 500
+    assert sum(size for size, nodes in needed.items() if nodes > usual) <= FEWEST_CELLS
 
 
 def test_cells_of_one_size_factor_stay_in_one_block():
