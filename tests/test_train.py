@@ -181,3 +181,14 @@ def test_amortized_by_several_processes(launcher, n_ranks, n_cells, cells_a_step
     assert of_several.keys() == one.keys()
     for name in {"ari", "elbo", "log_likelihood", "heldout_log_likelihood"} & one.keys():
         assert of_several[name] == pytest.approx(one[name], rel=1e-6), name
+
+
+@pytest.mark.slow
+def test_deep_models_by_several_processes(tmp_path):
+    """Uneven shares, some of them empty; a cell's noise is what one process draws for it."""
+    settings = (*TINY, "model=vaec", "data.n_cells=61", "model.start_epochs=1", "trainer.max_epochs=3")
+    one = run_here(tmp_path / "one", *settings, "data.batch_size=3")
+    together(of_torchrun, 3, *settings, "data.batch_size=1", f"hydra.run.dir={tmp_path}/of")
+    of_several = json.loads((tmp_path / "of" / "metrics.json").read_text())
+    for name in ("elbo", "log_likelihood", "heldout_log_likelihood"):
+        assert of_several[name] == pytest.approx(one[name], rel=1e-6), name
