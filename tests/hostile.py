@@ -1,7 +1,7 @@
 """Settings and checkpoints that somebody has broken, at random places of their structure.
 
-``python -m tests.hostile N [SEED]`` starts N runs of each kind and says what came of them. The tests start
-a few.
+``python -m tests.hostile N [SEED [KIND ...]]`` starts N runs of each kind, settings and checkpoints, or of
+those named, and says what came of them. The tests start a few.
 
 A run has to end with finite numbers, or be refused in one line as bad input, and soon. What a checkpoint is
 refused for is its checksum, so half of those that are broken get a new one, as if somebody had meant it.
@@ -217,13 +217,13 @@ def outcomes(kind: str, n_cases: int, seed: int, folder: Path) -> Iterator[tuple
         yield broken.what, outcome(broken, folder / str(number))
 
 
-def main(n_cases: int, seed: int = 0) -> int:
+def main(n_cases: int, seed: int = 0, *kinds: str) -> int:
     logging.disable()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     nbmix.evaluation.results.draw = lambda *_: {}  # which would take most of the time
     wrong = 0
-    for kind in ("settings", "checkpoints"):
+    for kind in kinds or ("settings", "checkpoints"):
         counted: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as folder:
             for what, said in outcomes(kind, n_cases, seed, Path(folder)):
@@ -237,4 +237,4 @@ def main(n_cases: int, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])) > 0)
+    sys.exit(main(*map(int, sys.argv[1:3]), *sys.argv[3:]) > 0)

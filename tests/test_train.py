@@ -10,7 +10,8 @@ import pytest
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from tests.apart import train, train_together
-from tests.running import TINY, run_here, run_train
+from tests.data.hostile import write_tenx_folder
+from tests.running import TINY, run_here, run_train, small_data
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -38,6 +39,14 @@ def test_without_arguments(tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["accuracy"] == 1  # as the source's simulation
     assert metrics["converged"] is True
+
+
+def test_the_folder_of_cell_ranger(tmp_path):
+    """The first command of the README; its types of features are strings."""
+    write_tenx_folder(tmp_path / "matrix", x=small_data().counts.astype(int))
+    folders = (f"data.path={tmp_path}/matrix", f"hydra.run.dir={tmp_path}/run")
+    our_lines(train("data=tenx", "model.n_components=1-2", "logger=csv", *folders), log_lines=1)
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_amortized_with_wandb_offline(tmp_path):
@@ -180,4 +189,15 @@ def test_amortized_by_several_processes(launcher, n_ranks, n_cells, cells_a_step
     of_several = json.loads((tmp_path / "of" / "metrics.json").read_text())
     assert of_several.keys() == one.keys()
     for name in {"ari", "elbo", "log_likelihood", "heldout_log_likelihood"} & one.keys():
+        assert of_several[name] == pytest.approx(one[name], rel=1e-6), name
+
+
+@pytest.mark.slow
+def test_deep_models_by_several_processes(tmp_path):
+    """Uneven shares, some of them empty; a cell's noise is what one process draws for it."""
+    settings = (*TINY, "model=vaec", "data.n_cells=61", "model.start_epochs=1", "trainer.max_epochs=3")
+    one = run_here(tmp_path / "one", *settings, "data.batch_size=3")
+    together(of_torchrun, 3, *settings, "data.batch_size=1", f"hydra.run.dir={tmp_path}/of")
+    of_several = json.loads((tmp_path / "of" / "metrics.json").read_text())
+    for name in ("elbo", "log_likelihood", "heldout_log_likelihood"):
         assert of_several[name] == pytest.approx(one[name], rel=1e-6), name

@@ -359,6 +359,7 @@ def _merged(own: ad.AnnData, given: ad.AnnData) -> ad.AnnData:
 
 
 def _write_h5ad(adata: ad.AnnData, path: Path) -> None:
+    logging.getLogger("anndata").setLevel(logging.WARNING)  # it would name every column of strings
     with ad.settings.override(allow_write_nullable_strings=True):
         # level 1: the counts of 100,000 cells take seconds, not a minute
         adata.write_h5ad(path, compression="gzip", compression_opts=1)

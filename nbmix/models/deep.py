@@ -394,6 +394,10 @@ class DeepMixture(MixtureModule):
     def draw(self, batch: CellBatch, generator: torch.Generator, *, common: bool = False) -> DeepTerms:
         """``terms`` at noise from ``generator``; ``common``: the same for every cell."""
         noise = torch.randn(1 if common else batch.n_cells, self.noise_width, generator=generator)
+        return self._draw_at(batch, noise)
+
+    def _draw_at(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
+        """``terms`` at noise (cells, noise_width), or (1, noise_width) for every cell."""
         terms = self.terms(batch, noise.to(self.trunk.first).expand(batch.n_cells, -1))
         # a cell without counts tells nothing: it gets the prior, whatever the networks make of zeros
         empty = (batch.pairs.indptr.diff() == 0)[:, None]
@@ -408,10 +412,7 @@ class DeepMixture(MixtureModule):
         return self.current_epoch < self.start_epochs
 
     def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
-        # of the step alone, so that a resumed fit draws what the whole one drew
-        state = np.random.SeedSequence([self.data.seed, self.global_step, self.global_rank])
-        generator = torch.Generator().manual_seed(int(state.generate_state(1)[0]))
-        terms = self.draw(batch, generator)
+        terms = self._draw_at(batch, self._noise_of_step(batch.n_cells))
         share = min(1.0, (self.current_epoch + 1) / (self.kl_epochs + 1))
         teacher = self.mixture.posterior(batch).responsibilities if self._taught else None
         likelihood, *kls = terms.parts(teacher).values()
@@ -430,6 +431,17 @@ class DeepMixture(MixtureModule):
             "loss": self.step_mean(loss, batch.n_cells),
             "responsibilities": terms.log_q.detach().exp(),
         }
+
+    def _noise_of_step(self, n_cells: int) -> Tensor:
+        """(cells, noise_width) of this rank's cells, what one process would draw for the batch of all ranks.
+
+        It depends on the seed and the step alone, so that a resumed fit draws what the whole one drew.
+        """
+        state = np.random.SeedSequence([self.data.seed, self.global_step])
+        generator = torch.Generator().manual_seed(int(state.generate_state(1)[0]))
+        n_all = int(self.sum_over_ranks(n_cells)[0])
+        noise = torch.randn(n_all, self.noise_width, generator=generator)
+        return noise[self.global_rank :: self.trainer.world_size]  # as ``ShuffledBatches`` deals cells out
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         grads = {name: p.grad.norm() for name, p in self.named_parameters() if p.grad is not None}

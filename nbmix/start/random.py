@@ -341,14 +341,14 @@ def _score(joint: Tensor) -> float:
 
 
 def _losses(joint: Tensor) -> np.ndarray:
-    """(K,) nats by which the log likelihood falls without each component, while the others stand."""
+    """(K,) nats, 0 or more, by which the log likelihood falls without each component as the others stand."""
     whole = torch.logsumexp(joint, 1)
     n_components = joint.shape[1]
     losses = []
     for k in range(n_components):
         others = [other for other in range(n_components) if other != k]
         losses.append(float((whole - torch.logsumexp(joint[:, others], 1)).sum()))
-    return np.array(losses)
+    return np.maximum(losses, 0.0)  # of one without cells rounding can make it negative
 
 
 def _iterate(

@@ -1,7 +1,8 @@
 """Files that somebody has broken, at random places of their structure.
 
-``python -m tests.data.hostile N [SEED]`` breaks N files of each kind, HDF5 also at random bytes, and says
-what came of it. What was dealt with badly is kept in the folder "hostile". The tests break a few of each.
+``python -m tests.data.hostile N [SEED [KIND ...]]`` breaks N files of each kind, or of those named, HDF5 also
+at random bytes, and says what came of it. What was dealt with badly is kept in the folder "hostile". The
+tests break a few of each.
 
 A reader has to give what the file says, which ``plain_h5ad`` and its like find out by the slowest means, or
 refuse it by an ``InputError`` of one line, and soon. Random bytes in HDF5 are left out of the tests, because
@@ -453,11 +454,12 @@ def check_apart(kind: Kind, path: Path) -> str:
     return said or ("never came back" if too_long else f"ended by signal {-status}")
 
 
-def main(n_cases: int, seed: int = 0) -> int:
+def main(n_cases: int, seed: int = 0, *names: str) -> int:
     logging.disable()
     warnings.simplefilter("ignore")
     failed = 0
-    for name, kind in KINDS.items():
+    for name in names or KINDS:
+        kind = KINDS[name]
         ways = {"structure": kind.mutate} | ({"bytes": break_file} if kind.mutate is break_hdf5 else {})
         for way, mutate in ways.items():
             outcomes: Counter[str] = Counter()
@@ -477,4 +479,4 @@ def main(n_cases: int, seed: int = 0) -> int:
 
 if __name__ == "__main__":
     Path("hostile").mkdir(exist_ok=True)
-    sys.exit(main(*map(int, sys.argv[1:])) > 0)
+    sys.exit(main(*map(int, sys.argv[1:3]), *sys.argv[3:]) > 0)

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.mixture import MixtureSettings
-from nbmix.start.random import RandomStart, most_variable_genes
+from nbmix.start.random import RandomStart, _losses, most_variable_genes
 from tests.running import small_data
 
 
@@ -87,6 +87,16 @@ def test_a_rare_kind_is_kept_rather_than_a_large_one_cut():
         found = start.responsibilities.argmax(1).numpy()
         assert adjusted_rand_score(kind, found) > 0.95
         assert (found == found[-1]).sum() == 8
+
+
+def test_no_component_is_missed_by_less_than_nothing():
+    """Else none of those that are tried to be taken away would be within a factor of the least."""
+    for seed in range(20):
+        joint = torch.from_numpy(np.random.default_rng(seed).normal(size=(40, 9)))
+        joint[:, 2] -= 45.0  # no cell's, so that rounding is all that is left of its loss
+        losses = _losses(joint)
+        assert 0 <= losses[2] < 1e-12
+        assert losses.argmin() == 2
 
 
 def test_given_weights_decide_which_component_is_which():
