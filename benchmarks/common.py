@@ -70,6 +70,13 @@ def add_work(parser: argparse.ArgumentParser, kept: str) -> None:
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The argument ``--device``, of torch."""
+    parser.add_argument(
+        "--device", default="cpu", help="where the fits run: cpu or cuda (default: %(default)s)"
+    )
+
+
 def run_all(
     names: Iterable[str], measure: Measure, arguments: argparse.Namespace
 ) -> dict[str, dict[str, Any]] | None:
@@ -105,7 +112,11 @@ def _measured(measure: Measure, arguments: argparse.Namespace) -> dict[str, Any]
     began = time.perf_counter()
     result = measure(arguments.measure, arguments)
     result.setdefault("peak_gb", peak_gb())
-    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else None
+    if torch and torch.cuda.is_initialized():
+        result["gpu"] = torch.cuda.get_device_name()
+        result["gpu_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return result | {
         "process_seconds": time.perf_counter() - began,
         "threads": threads,
@@ -159,9 +170,13 @@ def failed(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 class Clock:
-    """Wall and CPU seconds of named pieces of work, as often as they were done."""
+    """Wall and CPU seconds of named pieces of work, as often as they were done.
 
-    def __init__(self) -> None:
+    Work on a GPU is waited for at the end of each piece.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         self.wall: dict[str, list[float]] = {}
         self.cpu: dict[str, list[float]] = {}
 
@@ -170,6 +185,8 @@ class Clock:
         """Time the body; ``add`` to the last entry of ``name`` rather than begin another."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
+        if self.device != "cpu":
+            sys.modules["torch"].cuda.synchronize()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         for entries, spent in ((self.wall, wall), (self.cpu, cpu)):
             if add and name in entries:
@@ -186,9 +203,11 @@ class Clock:
         return statistics.median(self.cpu[name])
 
 
-def repeat(work: Callable[[], Any], *, warm_up: int = 1, times: int = 5) -> tuple[float, float]:
+def repeat(
+    work: Callable[[], Any], *, warm_up: int = 1, times: int = 5, device: str = "cpu"
+) -> tuple[float, float]:
     """Median wall and CPU seconds of ``work``."""
-    clock = Clock()
+    clock = Clock(device)
     for turn in range(warm_up + times):
         with clock("warm up" if turn < warm_up else "work"):
             work()
@@ -203,6 +222,7 @@ def time_em(
     iterations: int,
     skipped: int,
     seed: int,
+    device: str = "cpu",
 ) -> tuple[dict[str, Any], Mixture]:
     """Seconds of preparing ``data`` and of the parts of an EM iteration.
 
@@ -215,13 +235,16 @@ def time_em(
 
     few = data.select_cells(np.arange(min(512, data.n_cells)))
     prepare(few, settings.folds, np.random.default_rng(seed))  # warm up
-    clock = Clock()
+    clock = Clock(device)
     with clock("prepare"):
         basis, batches = prepare(data, settings.folds, np.random.default_rng(seed))
         mixture = new_mixture(data, settings, basis)
+    with clock("move"):
+        mixture, batches = mixture.to(device), [batch.to(device) for batch in batches]
+        responsibilities = responsibilities.to(device)
     steps: list[dict[str, float]] = []
     for iteration in range(1 + skipped + iterations):
-        parts, cpu = Clock(), time.process_time()
+        parts, cpu = Clock(device), time.process_time()
         mixture.begin()
         for batch in batches:
             q = responsibilities[batch.rows]
@@ -237,6 +260,7 @@ def time_em(
     later = steps[1 + skipped :]
     timed = {
         "prepare_seconds": clock.seconds("prepare"),
+        "move_seconds": clock.seconds("move"),
         "first_m_step_seconds": steps[0]["m_step"],
         "iterations": len(later),
         "seconds": {part: statistics.median(s[part] for s in later) for part in (*EM_PARTS, "total", "cpu")},
@@ -247,7 +271,14 @@ def time_em(
 
 
 def time_amortized_steps(
-    data: CountData, batch_size: int, n_components: int, *, steps: int, seed: int, warm_up: int = 2
+    data: CountData,
+    batch_size: int,
+    n_components: int,
+    *,
+    steps: int,
+    seed: int,
+    warm_up: int = 2,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Seconds of a minibatch step on the ELBO by the model's own code: cutting the batch, and the step."""
     import torch
@@ -271,9 +302,10 @@ def time_amortized_steps(
     begin = new_mixture(few, MixtureSettings(n_components, 1, 1.0), basis)
     run_em(begin, batches, responsibilities=partition(few, n_components, seed), max_iterations=1)
     model.mixture.set_components(begin.components())
+    model.to(device)
     optimizer = model.configure_optimizers()
 
-    clock = Clock()
+    clock = Clock(device)
     iterator = iter(cells.train_dataloader())
     n_cells = []
     for step in range(warm_up + steps):
@@ -283,6 +315,7 @@ def time_amortized_steps(
             if batch is None:
                 iterator = iter(cells.train_dataloader())
                 batch = next(iterator)
+            batch = batch.to(device)
         with clock(f"step{kind}"):
             optimizer.zero_grad()
             loss = -model.terms(batch).elbo.sum() / batch.n_cells

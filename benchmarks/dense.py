@@ -75,13 +75,14 @@ def em_ours(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
 
     settings = MixtureSettings(arguments.components, 1, 0.0, weights="uniform")
     begin = start(data, arguments)
-    clock = common.Clock()
+    clock = common.Clock(arguments.device)
 
     def fit() -> Any:
         with clock("prepare"):
             basis, batches = prepare(data, 1, np.random.default_rng(arguments.seed))
-            mixture = new_mixture(data, settings, basis)
-        q = begin
+            mixture = new_mixture(data, settings, basis).to(arguments.device)
+            batches = [batch.to(arguments.device) for batch in batches]
+        q = begin.to(arguments.device)
         for iteration in range(arguments.dense_iterations):
             with clock("iteration"):
                 mixture.begin()
@@ -94,7 +95,7 @@ def em_ours(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         return mixture.components()
 
     fit()
-    clock = common.Clock()  # the first fit was the warm up
+    clock = common.Clock(arguments.device)  # the first fit was the warm up
     for _ in range(arguments.repeats):
         components = fit()
     return em_figures(clock, data, components, arguments)
@@ -106,9 +107,10 @@ def em_dense(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
 
     from nbmix.likelihood import dense_component_log_likelihood
 
-    counts = torch.from_numpy(data.counts.toarray())
-    sizes = torch.from_numpy(data.size_factors).float()
-    q = start(data, arguments).float()
+    device = arguments.device
+    counts = torch.from_numpy(data.counts.toarray()).to(device)
+    sizes = torch.from_numpy(data.size_factors).float().to(device)
+    q = start(data, arguments).float().to(device)
     batch_size = arguments.dense_batch or data.n_cells
     log_mean = torch.log((q.T @ counts).clamp(min=LEAST_COUNTS) / (q.T @ sizes)[:, None])
     log_inv_disp = torch.ones_like(log_mean)
@@ -123,7 +125,7 @@ def em_dense(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
 
     # at rate 0, so that the warm up moves nothing
     gradient_step(batches[0], torch.optim.Adam(parameters, lr=0.0))
-    clock = common.Clock()
+    clock = common.Clock(device)
     for _ in range(arguments.dense_iterations):
         with clock("iteration"):
             optimizer = torch.optim.Adam(parameters, lr=arguments.dense_lr)
@@ -168,7 +170,7 @@ def log_likelihood(data: Any, log_mean: Any, log_inv_disp: Any) -> float:
 
     from nbmix.likelihood import dense_component_log_likelihood
 
-    components = log_mean.double(), log_inv_disp.double()
+    components = log_mean.cpu().double(), log_inv_disp.cpu().double()
     total = 0.0
     for begin in range(0, data.n_cells, 64):
         rows = slice(begin, begin + 64)
@@ -185,7 +187,12 @@ def log_likelihood(data: Any, log_mean: Any, log_inv_disp: Any) -> float:
 def amortized_ours(data: Any, batch_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Steps of ``AmortizedMixture``."""
     return common.time_amortized_steps(
-        data, batch_size, arguments.components, steps=arguments.steps, seed=arguments.seed
+        data,
+        batch_size,
+        arguments.components,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        device=arguments.device,
     )
 
 
@@ -199,24 +206,24 @@ def amortized_dense(data: Any, batch_size: int, arguments: argparse.Namespace) -
 
     torch.manual_seed(arguments.seed)
     generator = np.random.default_rng(arguments.seed)
-    n_components = arguments.components
+    n_components, device = arguments.components, arguments.device
     encoder = nn.Sequential(
         nn.Linear(data.n_genes, 128), nn.ReLU(), nn.Linear(128, n_components), nn.LogSoftmax(1)
-    )
+    ).to(device)
     q = common.partition(data, n_components, arguments.seed).numpy()
     means = np.maximum(data.counts.T @ q, LEAST_COUNTS).T / (q.T @ data.size_factors)[:, None]
-    log_mean = torch.from_numpy(np.log(means)).float().requires_grad_()
+    log_mean = torch.from_numpy(np.log(means)).float().to(device).requires_grad_()
     log_inv_disp = torch.ones_like(log_mean).detach().requires_grad_()
-    log_weights = torch.zeros(n_components, requires_grad=True)
+    log_weights = torch.zeros(n_components, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([*encoder.parameters(), log_mean, log_inv_disp, log_weights], lr=1e-3)
     warm_up, steps = 2, arguments.dense_steps
-    clock = common.Clock()
+    clock = common.Clock(device)
     for step in range(warm_up + steps):
         kind = " (warm up)" if step < warm_up else ""
         with clock(f"batch{kind}"):
             rows = np.sort(generator.choice(data.n_cells, batch_size, replace=False))
-            counts = torch.from_numpy(data.counts[rows].toarray())
-            sizes = torch.from_numpy(data.size_factors[rows]).float()
+            counts = torch.from_numpy(data.counts[rows].toarray()).to(device)
+            sizes = torch.from_numpy(data.size_factors[rows]).float().to(device)
         with clock(f"step{kind}"):
             optimizer.zero_grad()
             log_q = encoder(torch.log1p(counts))
@@ -290,6 +297,7 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=("em", "amortized"), nargs="+", default=("em", "amortized"), help="some of it"
     )
+    common.add_device(parser)
     arguments = parser.parse_args()
     names = [*EM_NAMES] if "em" in arguments.only else []
     if "amortized" in arguments.only:

@@ -12,8 +12,11 @@ population of the file, or of a simulation where none is given. It is built once
     command          the same by the command line, with prediction, scores and pictures
     amortized_epoch  train.py model=amortized for a few epochs
     amortized_fit    train.py model=amortized as it is
-    scanpy           normalise, log1p, PCA, neighbours, Leiden (igraph)
+    scanpy           normalise, log1p, PCA, neighbours, Leiden (igraph), always on the CPU
+    bandwidth        the products of an E step and of its statistics alone, beside a copy in memory: bytes
+                     a second that their kernels ask for, of each entry its index and its row of the table
 
+With --device cuda all but the random start, preparing and scanpy run on the GPU.
 Every measurement has a process of its own. Labels are seen by plain and crossfit alone, which nothing scores,
 so that their responsibilities look like those of a fit. Run it on an idle machine.
 """
@@ -43,6 +46,7 @@ MEASUREMENTS = (
     "amortized_epoch",
     "amortized_fit",
     "scanpy",
+    "bandwidth",
 )
 GROUPS = {"iteration": ("plain", "crossfit"), "amortized": ("amortized_epoch", "amortized_fit")}
 
@@ -58,6 +62,8 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     data, reading = common.read_large(arguments)
     if name == "product":
         measured = measure_product(data, arguments)
+    elif name == "bandwidth":
+        measured = measure_bandwidth(data, arguments)
     elif name == "fit":
         measured = measure_fit(data, arguments)
     else:
@@ -73,9 +79,44 @@ def measure_product(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     counts = data.counts
     indptr, indices, values = map(torch.from_numpy, (counts.indptr, counts.indices, counts.data))
     matrix = torch.sparse_csr_tensor(indptr, indices, values, counts.shape, check_invariants=False)
-    dense = torch.rand(data.n_genes, arguments.components)
-    wall, cpu = common.repeat(lambda: matrix @ dense, warm_up=3, times=max(5, arguments.repeats))
+    matrix = matrix.to(arguments.device)
+    dense = torch.rand(data.n_genes, arguments.components, device=arguments.device)
+    times = max(5, arguments.repeats)
+    wall, cpu = common.repeat(lambda: matrix @ dense, warm_up=3, times=times, device=arguments.device)
     return {"seconds": wall, "cpu_seconds": cpu}
+
+
+def measure_bandwidth(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Bytes a second of the products, and of a copy (read and written)."""
+    import numpy as np
+    import torch
+
+    from nbmix.start.base import prepare
+
+    device, n_components = arguments.device, arguments.components
+    times = max(5, arguments.repeats)
+    large = torch.rand(2, 2**27, device=device)
+    seconds, _ = common.repeat(lambda: large[0].copy_(large[1]), warm_up=3, times=times, device=device)
+    found = {"copy": {"seconds": seconds, "bytes": 4 * large.numel()}}
+    batches = [batch.to(device) for batch in prepare(data, 5, np.random.default_rng(arguments.seed))[1]]
+    for name in ("e_step", "statistics"):
+        work, n_bytes = [], 0
+        for batch in batches:
+            matrix, n_own = batch.pairs, batch.own_nodes.numel()
+            width = 2 * n_components + (n_components + 2) * (n_own - 1) + 1  # of a table of steps
+            if name == "statistics":
+                matrix, width = batch.turned(), n_components * n_own
+            table = torch.rand(matrix.n_columns, width, device=device)
+            work.append((matrix, table))
+            n_bytes += 4 * (matrix.indices.numel() * (1 + width) + matrix.n_rows * width)
+        seconds, _ = common.repeat(
+            lambda work=work: [matrix.matmul(table) for matrix, table in work],
+            warm_up=2,
+            times=times,
+            device=device,
+        )
+        found[name] = {"seconds": seconds, "bytes": n_bytes}
+    return {"products": found}
 
 
 def measure_iteration(data: Any, crossfit: bool, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -90,6 +131,7 @@ def measure_iteration(data: Any, crossfit: bool, arguments: argparse.Namespace) 
         iterations=arguments.iterations,
         skipped=2,
         seed=arguments.seed,
+        device=arguments.device,
     )
     return timed
 
@@ -105,12 +147,13 @@ def measure_fit(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
 
     settings = MixtureSettings(arguments.components)
     generator = np.random.default_rng(arguments.seed)
-    clock = common.Clock()
+    clock = common.Clock(arguments.device)
     with clock("start"):
         start = RandomStart()(data, settings, generator)
     with clock("prepare"):
         basis, batches = prepare(data, settings.folds, generator)
-        mixture = new_mixture(data, settings, basis, start)
+        mixture = new_mixture(data, settings, basis, start).to(arguments.device)
+        batches = [batch.to(arguments.device) for batch in batches]
     with clock("em"):
         run = run_em(
             mixture,
@@ -143,6 +186,7 @@ def measure_command(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             *("model=em" if name == "command" else "model=amortized",),
             *(f"model.n_components={arguments.components}", f"seed={arguments.seed}"),
             *("evaluation.max_umap_cells=0", "logger=csv", f"hydra.run.dir={folder}/run"),
+            f"trainer.gpus={int(arguments.device != 'cpu')}",
             *(
                 "+callbacks.clock._target_=benchmarks.epoch_clock.EpochClock",
                 f"+callbacks.clock.path={record}",
@@ -256,6 +300,13 @@ def rows(results: dict[str, dict[str, Any]]) -> list[list[Any]]:
             add("  read", result["read_seconds"])
         elif name == "product":
             add("product", result["seconds"], result)
+        elif name == "bandwidth":
+            copy = result["products"]["copy"]
+            speed = copy["bytes"] / copy["seconds"]
+            for part, product in result["products"].items():
+                per_second = product["bytes"] / product["seconds"]
+                asked = f"{per_second / 1e9:.0f} GB/s, {per_second / speed:.2f} of a copy"
+                add(f"products of {part}" if part != "copy" else part, product["seconds"], None, asked)
         else:
             ari = "" if result["ari"] is None else f", ARI {result['ari']:.3f}"
             add(
@@ -284,6 +335,7 @@ def main() -> None:
     parser = common.new_parser(
         __doc__, data="a file with populations in cell_type; default: a simulation", work=True
     )
+    common.add_device(parser)
     parser.add_argument("--components", type=int, default=10, help="K")
     parser.add_argument("--iterations", type=int, default=8, help="of EM that plain and crossfit time")
     parser.add_argument("--max-iterations", type=int, default=100, help="of EM in fit and command")

@@ -1,16 +1,22 @@
 """The same numbers on a GPU as on the CPU."""
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
 
 from nbmix.data.simulate import simulated_count_data
 from nbmix.likelihood import component_log_likelihood
+from nbmix.minibatch import log_count_product, minibatch_log_likelihood
 from nbmix.mixture import Mixture, MixtureSettings
+from nbmix.products import Basis, CellBatch, batch_log_likelihood, likelihood_tables
 from nbmix.start.base import one_hot, prepare
+from tests.conftest import make_problem
+from tests.running import TINY, run_here
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("no_figures"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU"),
 ]
 
@@ -55,3 +61,61 @@ def test_em_iterations(data):
             mixture.m_step(warm=iteration > 0)
         objectives.append(total)
     assert objectives[1] == pytest.approx(objectives[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("n_cells", [40, 1200])  # all values cut in two; a table of steps
+def test_products_in_float32(n_cells):
+    problem = make_problem(n_cells, 300, 4)
+    components = problem.log_mean, problem.log_inv_disp
+    exact = batch_log_likelihood(
+        problem.batch, problem.basis, likelihood_tables(problem.basis, *components, torch.float64)
+    )
+    basis, batch = problem.basis.to("cuda"), problem.batch.to("cuda")
+    tables = likelihood_tables(basis, *(t.to("cuda") for t in components), torch.float32)
+    found = batch_log_likelihood(batch, basis, tables)
+    torch.testing.assert_close(found.cpu(), exact, rtol=0, atol=0.01)
+
+
+def test_a_step_of_minibatches(data):
+    basis = Basis.of(data.counts, data.size_factors)
+    batch = CellBatch.build(data.counts, data.size_factors, basis, pick=np.arange(64))
+    generator = torch.Generator().manual_seed(0)
+    parameters = [
+        -9 + torch.randn(3, data.n_genes, generator=generator, dtype=torch.float64),
+        torch.randn(3, data.n_genes, generator=generator, dtype=torch.float64),
+        torch.randn(data.n_genes, 16, generator=generator),
+    ]
+    found = []
+    for device in ("cpu", "cuda"):
+        a, b, first = (t.to(device).requires_grad_() for t in parameters)
+        here, there = basis.to(device), batch.to(device)
+        value = minibatch_log_likelihood(a, b, there, here, torch.float64)
+        hidden = log_count_product(there, here.levels, first)
+        slopes = torch.autograd.grad(value[:, 1].sum() + hidden.square().sum().double(), (a, b, first))
+        found.append([t.detach().cpu() for t in (value, hidden, *slopes)])
+    for of_cpu, of_gpu in zip(*found, strict=True):
+        torch.testing.assert_close(of_gpu, of_cpu, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["em", "amortized", "vaec", "gmvae"])
+def test_train_and_predict(tmp_path, model):
+    """The fit of the CPU; what it writes is read where there is no GPU."""
+    settings = (*TINY, f"model={model}", "trainer.max_epochs=6")
+    metrics = [run_here(tmp_path / str(gpus), *settings, f"trainer.gpus={gpus}") for gpus in (0, 1)]
+    for name in ("accuracy", "ari"):
+        assert metrics[1][name] == metrics[0][name] == 1
+    assert metrics[1]["log_likelihood"] == pytest.approx(metrics[0]["log_likelihood"], abs=0.1)
+    again = ("task=predict", f"ckpt_path={tmp_path}/1/checkpoints/last.ckpt", "trainer.gpus=0")
+    predicted = run_here(tmp_path / "again", *settings, *again)
+    assert predicted["log_likelihood"] == pytest.approx(metrics[1]["log_likelihood"], abs=0.01)
+    assigned = [ad.read_h5ad(tmp_path / f / "result.h5ad").obsm["X_nbmix"].argmax(1) for f in ("1", "again")]
+    np.testing.assert_array_equal(*assigned)
+
+
+def test_go_on(tmp_path):
+    """A fit that goes on from a checkpoint ends as the one that was left alone, up to the order of sums."""
+    settings = (*TINY, "model.tolerance=1e-12", "trainer.gpus=1")
+    whole = run_here(tmp_path / "whole", *settings, "trainer.max_epochs=6")
+    run_here(tmp_path / "parts", *settings, "trainer.max_epochs=3")
+    parts = run_here(tmp_path / "parts", *settings, "trainer.max_epochs=6", "ckpt_path=last")
+    assert parts["log_likelihood"] == pytest.approx(whole["log_likelihood"], rel=1e-9)
