@@ -11,6 +11,7 @@ whose gradient and 2 x 2 Hessian are sums of the same size. ``NewtonMStep`` maxi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -127,6 +128,31 @@ class ExpectedLogLikelihood:
             levels.high_count[high],
             high_weight[high, high_k],
             None if prior is None else _flat_prior(prior, n_components),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[ExpectedLogLikelihood]) -> ExpectedLogLikelihood:
+        """The problems of all ``parts``, which have the same nodes, one part after another."""
+        first, sizes = parts[0], [part.rate.shape[1] for part in parts]
+        begins = [sum(sizes[:number]) for number in range(len(parts))]
+
+        def along(name: str, dim: int = 0, *, shifted: bool = False) -> Tensor:
+            of_parts = [getattr(part, name) for part in parts]
+            if shifted:
+                of_parts = [at + begin for at, begin in zip(of_parts, begins, strict=True)]
+            return torch.cat(of_parts, dim)
+
+        return cls(
+            first.log_nodes,
+            along("rate", 1),
+            along("node", 1),
+            along("low_at", shifted=True),
+            along("low_level"),
+            along("low_weight"),
+            along("high_at", shifted=True),
+            along("high_count"),
+            along("high_weight"),
+            None if first.prior is None else along("prior", 1),
         )
 
     def subset(self, keep: Tensor) -> ExpectedLogLikelihood:
@@ -269,6 +295,14 @@ class Fit(NamedTuple):
     curvature: Curvature
 
 
+class Task(NamedTuple):
+    """What an M step is to raise Q of, where it begins (K, genes), and the prior if there is one."""
+
+    statistics: SufficientStatistics
+    components: Components
+    prior: GenePrior | None = None
+
+
 class MStep(Protocol):
     """Raises Q, with the log density of a prior if there is one, from where the components stand."""
 
@@ -315,8 +349,7 @@ class NewtonMStep:
     ) -> Fit:
         if components.log_mean.device.type == "cpu":
             return self.solve(statistics, basis.levels, nodes_of_genes(basis), components, total_size, prior)
-        fitted = self._in_torch(statistics, basis, components, total_size, prior)
-        return Fit(fitted, curvature(statistics, basis, fitted, prior))
+        return self.together([Task(statistics, components, prior)], basis, total_size)[0]
 
     def solve(
         self,
@@ -343,38 +376,48 @@ class NewtonMStep:
         over_rows(newton_rows, a.shape[1], rows, *arrays, limits, self.max_steps, out.numpy())
         return Fit(Components(a, b), Curvature(*out))
 
-    def _in_torch(
-        self,
-        statistics: SufficientStatistics,
-        basis: Basis,
-        components: Components,
-        total_size: float,
-        prior: GenePrior | None,
-    ) -> Components:
-        """All problems at once, as a GPU wants them."""
-        problem = ExpectedLogLikelihood.of(statistics, basis, prior)
-        floor = lowest_log_mean(total_size)
+    def together(self, tasks: Sequence[Task], basis: Basis, total_size: float) -> list[Fit]:
+        """Several M steps at once, all their problems in the same torch operations, as a GPU wants them."""
+        shapes = [task.components.log_mean.shape for task in tasks]
+        sizes = [shape.numel() for shape in shapes]
+        problem = ExpectedLogLikelihood.joined(
+            [ExpectedLogLikelihood.of(task.statistics, basis, task.prior) for task in tasks]
+        )
+        log_mean, log_inv_disp = (
+            torch.cat([t.double().flatten() for t in of_tasks])
+            for of_tasks in zip(*(task.components for task in tasks), strict=True)
+        )
+        fitted = self._climb(problem, log_mean, log_inv_disp, lowest_log_mean(total_size))
+        of_tasks = zip(*(t.split(sizes) for t in (*fitted, *problem.curvature(*fitted))), strict=True)
+        viewed = ([t.view(shape) for t in flat] for flat, shape in zip(of_tasks, shapes, strict=True))
+        return [Fit(Components(a, b), Curvature(*curve)) for a, b, *curve in viewed]
+
+    def _climb(
+        self, problem: ExpectedLogLikelihood, a: Tensor, b: Tensor, floor: float
+    ) -> tuple[Tensor, Tensor]:
+        """(problems,) ln mu and ln r, from where they are given."""
         low_b, high_b = LOG_INV_DISP_RANGE
-        shape = components.log_mean.shape
-        best_a = components.log_mean.double().flatten().clamp(min=floor).clone()
-        best_b = components.log_inv_disp.double().flatten().clamp(low_b, high_b).clone()
+        best_a, best_b = a.clamp(min=floor), b.clamp(low_b, high_b)
         left = torch.arange(best_a.numel(), device=best_a.device)
         a, b = best_a.clone(), best_b.clone()
         now = problem.curvature(a, b)
-        damping = torch.zeros_like(a)
+        damping, going = torch.zeros_like(a), torch.ones_like(a, dtype=torch.bool)
         for _ in range(self.max_steps):
             pinned_a = (a <= floor) & (now.grad_a <= 0)
             pinned_b = ((b <= low_b) & (now.grad_b <= 0)) | ((b >= high_b) & (now.grad_b >= 0))
             step_a, step_b, gain = _newton_step(now, pinned_a, pinned_b, damping)
-            going = gain > self.tolerance
-            if not going.all():
+            going = going & (gain > self.tolerance)
+            n_going = int(going.sum())
+            if n_going == 0:
+                break
+            if 2 * n_going <= going.numel():  # picking them out is worth it
                 best_a[left], best_b[left] = a, b
-                if not going.any():
-                    break
                 left, a, b, damping = left[going], a[going], b[going], damping[going]
                 step_a, step_b = step_a[going], step_b[going]
                 problem = problem.subset(going)
-                now = Curvature(*(t[going] for t in now))
+                now, going = Curvature(*(t[going] for t in now)), going[going]
+            else:
+                step_a, step_b = torch.where(going, step_a, 0.0), torch.where(going, step_b, 0.0)
             next_a = (a + step_a.clamp(-self.longest, self.longest)).clamp(min=floor)
             next_b = (b + step_b.clamp(-self.longest, self.longest)).clamp(low_b, high_b)
             then = problem.curvature(next_a, next_b)
@@ -384,7 +427,7 @@ class NewtonMStep:
             damping = torch.where(better, damping / 8, torch.maximum(damping * 8, scale * 0.1))
             now = Curvature(*(torch.where(better, new, old) for new, old in zip(then, now, strict=True)))
         best_a[left], best_b[left] = a, b
-        return Components(best_a.view(shape), best_b.view(shape))
+        return best_a, best_b
 
 
 def _newton_step(

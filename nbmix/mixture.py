@@ -22,6 +22,7 @@ from nbmix.components import (
     GenePrior,
     MStep,
     NewtonMStep,
+    Task,
     expected_log_likelihood,
     moment_components,
 )
@@ -44,6 +45,7 @@ AUTO_PSEUDO_CELLS = 20.0  # where "auto" has no folds, and so no honest view of 
 FEWEST_CELLS = FEWEST_CELLS_FOR_STEPS  # in a batch that is cut off for its size factors
 BATCH_CELLS = 400  # what a batch costs besides its cells, in cells: tables for its pairs
 WHOLE_ROUNDS = 3  # M steps and updates of the prior that the copy of all cells takes to catch up
+PROBLEMS_AT_ONCE = 2_000_000  # (gene, component) pairs in an M step of several copies on a GPU: a few GB
 WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells are on: no weight reaches 0
 
 
@@ -276,10 +278,16 @@ class Mixture(nn.Module):
             raise InputError("there is no cell to fit components to")
         last = settings.n_copies - 1
         penalty = self._log_prior_density(total) if last == 0 and warm else 0.0
-        for copy in range(settings.n_copies if whole or last == 0 else last):
-            if fitters[copy] == rank:
-                seen = total if copy == last else total - (self._statistics.get(copy) or self._empty())
-                self._fit(seen, copy, warm)
+        copies = [
+            copy for copy in range(settings.n_copies if whole or last == 0 else last) if fitters[copy] == rank
+        ]
+        at_once = self._copies_at_once()
+        for first in range(0, len(copies), at_once):
+            seen = {
+                copy: total if copy == last else total - (self._statistics.get(copy) or self._empty())
+                for copy in copies[first : first + at_once]
+            }
+            self._fit(seen, warm)
         if n_ranks > 1:
             self._share_copies(fitters)
         self._given = False
@@ -322,7 +330,7 @@ class Mixture(nn.Module):
         if self.settings.learns_prior:
             self.prior_genes[-1, 0] = first_prior(total, self.basis, self.total_size).log_mean
         for _ in range(WHOLE_ROUNDS):
-            self._fit(total, self.settings.n_copies - 1, True)
+            self._fit({self.settings.n_copies - 1: total}, True)
         self._tables.clear()
 
     def _total(self) -> SufficientStatistics:
@@ -332,8 +340,30 @@ class Mixture(nn.Module):
             total.add_(statistics)
         return total
 
-    def _fit(self, seen: SufficientStatistics, copy: int, warm: bool) -> None:
-        """M step of one copy on what it has seen; a learned prior then follows the components."""
+    def _copies_at_once(self) -> int:
+        """M steps that are taken together; on the CPU one, so that one copy's statistics are in memory."""
+        if self.log_mean.device.type == "cpu":
+            return 1
+        return max(1, PROBLEMS_AT_ONCE // self.log_mean[0].numel())
+
+    def _fit(self, seen: dict[int, SufficientStatistics], warm: bool) -> None:
+        """M steps of copies on what each has seen; learned priors then follow the components."""
+        settings = self.settings
+        tasks = {copy: self._task(of_copy, copy, warm) for copy, of_copy in seen.items()}
+        if isinstance(settings.m_step, NewtonMStep) and len(tasks) > 1:
+            fits = settings.m_step.together(list(tasks.values()), self.basis, self.total_size)
+        else:
+            fits = [
+                settings.m_step(task.statistics, self.basis, task.components, self.total_size, task.prior)
+                for task in tasks.values()
+            ]
+        for (copy, task), fitted in zip(tasks.items(), fits, strict=True):
+            if task.prior is not None:
+                self._keep_prior(copy, update_prior(fitted, task.prior))
+            self.log_mean.data[copy], self.log_inv_disp.data[copy] = fitted.components
+
+    def _task(self, seen: SufficientStatistics, copy: int, warm: bool) -> Task:
+        """What the M step of a copy works on; its weights are fitted here."""
         settings, basis, prior = self.settings, self.basis, self.prior(copy)
         if settings.learns_prior and (prior is None or self._given):
             first = first_prior(seen, basis, self.total_size)
@@ -348,10 +378,7 @@ class Mixture(nn.Module):
             begin = moment_components(seen, basis, self.total_size)
             if prior is not None:  # a silent gene's mean is nowhere near where the prior holds it
                 begin = Components(prior.log_mean.expand_as(begin.log_mean), begin.log_inv_disp)
-        fitted = settings.m_step(seen, basis, begin, self.total_size, prior)
-        if prior is not None:
-            self._keep_prior(copy, update_prior(fitted, prior))
-        self.log_mean.data[copy], self.log_inv_disp.data[copy] = fitted.components
+        return Task(seen, begin, prior)
 
     def prior(self, copy: int = -1) -> GenePrior | None:
         """What a copy's components are drawn from, or None where that is not learned, or not yet."""

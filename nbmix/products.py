@@ -279,18 +279,28 @@ class CountLevels:
 
     def running_sum(self, terms: Tensor) -> Tensor:
         """(low pairs, ...) -> sum over the levels of the same gene up to and with each one."""
-        total = torch.cumsum(terms, 0)
-        before = torch.cat([torch.zeros_like(total[:1]), total])[self.first[self.gene[: self.n_low]]]
-        return total - before
+        return torch.cumsum(self._by_gene(terms), 1).flatten(0, 1)[self._slot]
 
     def reaching(self, pair_weights: Tensor) -> Tensor:
         """(pairs, ...) -> (low pairs, ...): total weight of the counts c > t of the gene, per level t."""
         low, high = pair_weights[: self.n_low], pair_weights[self.n_low :]
-        gene = self.gene[: self.n_low]
-        of_high = torch.zeros(self.n_genes, *low.shape[1:], dtype=low.dtype, device=low.device)
-        of_high.index_add_(0, self.high_gene, high)
-        total = torch.cat([torch.zeros_like(low[:1]), torch.cumsum(low, 0)])
-        return total[self.first[gene + 1]] - total[:-1] + of_high[gene]
+        of_high = low.new_zeros(self.n_genes, *low.shape[1:]).index_add_(0, self.high_gene, high)
+        from_last = torch.cumsum(self._by_gene(low).flip(1), 1).flip(1)
+        return (from_last + of_high[:, None]).flatten(0, 1)[self._slot]
+
+    @property
+    def _slot(self) -> Tensor:
+        """(low pairs,) int64 places in ``_by_gene``, which is flat in its first two dimensions."""
+        return self.gene[: self.n_low] * EXACT_COUNT + self.count[: self.n_low].long() - 1
+
+    def _by_gene(self, low: Tensor) -> Tensor:
+        """(low pairs, ...) -> (genes, EXACT_COUNT, ...), 0 where a gene has no such level.
+
+        One long sum over all pairs would be taken by a single thread of a GPU.
+        """
+        padded = low.new_zeros(self.n_genes * EXACT_COUNT, *low.shape[1:])
+        padded[self._slot] = low
+        return padded.unflatten(0, (self.n_genes, EXACT_COUNT))
 
 
 class CountCensus:

@@ -16,6 +16,7 @@ from nbmix.components import (
     ExpectedLogLikelihood,
     GenePrior,
     NewtonMStep,
+    Task,
     curvature,
     lowest_log_mean,
     moment_components,
@@ -232,7 +233,8 @@ def test_compiled_newton_comes_to_where_torch_comes(case, with_prior, start):
     inside = Components(begin.log_mean.clamp(min=floor), begin.log_inv_disp.clamp(*LOG_INV_DISP_RANGE))
     was = q_of(case, inside, prior)
     found, _ = newton(case.statistics, case.basis, begin, case.total, prior)
-    theirs = newton._in_torch(case.statistics, case.basis, begin, case.total, prior)
+    task = Task(case.statistics, begin, prior)
+    theirs = newton.together([task], case.basis, case.total)[0].components
     mine, other = q_of(case, found, prior), q_of(case, theirs, prior)
     rounding = 1e-11 * (mine.abs() + 1)
     assert ((mine - other).abs() <= newton.tolerance + rounding).all()
@@ -245,10 +247,26 @@ def test_compiled_newton_takes_the_steps_of_torch(case, max_steps):
     begin = random_components(case.n_components, case.n_genes, 5)
     newton = NewtonMStep(max_steps=max_steps)
     arguments = (case.statistics, case.basis, begin, case.total, a_prior(case.n_genes))
-    for mine, theirs in zip(newton(*arguments).components, newton._in_torch(*arguments), strict=True):
+    task = Task(case.statistics, begin, a_prior(case.n_genes))
+    (fit,) = newton.together([task], case.basis, case.total)
+    for mine, theirs in zip(newton(*arguments).components, fit.components, strict=True):
         # a step that is worse by a rounding in one of them is taken in the other
         same = (mine - theirs).abs() < 1e-6 * (1 + theirs.abs())
         assert same.double().mean() > 0.99
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_newton_steps_of_several_tasks_are_those_of_each(case, with_prior):
+    newton = NewtonMStep()
+    prior = a_prior(case.n_genes) if with_prior else None
+    tasks = [
+        Task(case.statistics * share, random_components(case.n_components, case.n_genes, seed), prior)
+        for seed, share in enumerate((1.0, 0.3, 2.0))
+    ]
+    for task, fit in zip(tasks, newton.together(tasks, case.basis, case.total), strict=True):
+        (alone,) = newton.together([task], case.basis, case.total)
+        torch.testing.assert_close(fit.components, alone.components, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(fit.curvature, alone.curvature, rtol=1e-9, atol=1e-9)
 
 
 # ---- tables ----------------------------------------------------------------------------------------
