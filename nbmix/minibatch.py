@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, softplus
 
 from nbmix.kernels import over_rows
 from nbmix.kernels_minibatch import likelihood_rows, likelihood_slope_rows, weight_slope_rows
 from nbmix.likelihood import differentiable_log_likelihood
-from nbmix.products import Basis, CellBatch, CountLevels, pair_product
+from nbmix.products import WIDEST_SOFTPLUS, Basis, CellBatch, CountLevels, pair_product
 
+TERMS_AT_ONCE = 2**25  # nonzeros x K on a GPU: 3 GB; more of them share pairs, and tables over these
 GENES_AT_ONCE = 2048  # in a compiled loop, each with sums of its own
 
 
@@ -28,10 +29,12 @@ def minibatch_log_likelihood(
 ) -> Tensor:
     """(cells, K) float64 component log likelihood, differentiable in the (K, genes) components.
 
-    On the CPU in float64 whatever ``dtype``; elsewhere ``differentiable_log_likelihood``.
+    In float64 whatever ``dtype``, but for large batches on a GPU: ``differentiable_log_likelihood``.
     """
     if log_mean.device.type == "cpu":
         return _MinibatchLogLikelihood.apply(log_mean, log_inv_disp, batch, basis.levels)
+    if batch.pairs.indices.numel() * log_mean.shape[0] <= TERMS_AT_ONCE:
+        return _LikelihoodOfNonzeros.apply(log_mean, log_inv_disp, batch, basis.levels)
     return differentiable_log_likelihood(log_mean, log_inv_disp, batch, basis, dtype)
 
 
@@ -66,6 +69,43 @@ class _MinibatchLogLikelihood(torch.autograd.Function):
         over_rows(likelihood_slope_rows, n_genes, GENES_AT_ONCE, *ctx.arrays, *more)
         grad_a, grad_b = (slope.to(dtype) for slope, dtype in zip(out, ctx.dtypes, strict=True))
         return grad_a, grad_b, None, None
+
+
+class _LikelihoodOfNonzeros(torch.autograd.Function):
+    """The same in a few torch operations, each on all nonzeros x K at once, as a GPU wants them."""
+
+    # narrowed as above
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, levels: CountLevels
+    ) -> Tensor:
+        a, b = log_mean.double().T.contiguous(), log_inv_disp.double().T.contiguous()  # (genes, K)
+        cell = torch.repeat_interleave(batch.pairs.indptr.diff())
+        pair = torch.index_select(batch.used, 0, batch.pairs.indices)
+        gene, count = levels.gene[pair], levels.count[pair][:, None]
+        a_there, b_there = torch.index_select(a, 0, gene), torch.index_select(b, 0, gene)
+        r, scaled = torch.exp(b_there), batch.size_factors[cell, None] * torch.exp(a_there - b_there)
+        of_count = torch.lgamma(count + r) - torch.lgamma(r) - count * b_there
+        terms = count * (a_there - torch.log1p(scaled)) + of_count
+        total = batch.constant[:, None].repeat(1, a.shape[1]).index_add_(0, cell, terms)
+        z = torch.log(batch.own_nodes)[:, None, None] + (a - b)  # (nodes, genes, K)
+        zero = (torch.exp(b) * softplus(z, threshold=WIDEST_SOFTPLUS)).sum(1)
+        ctx.save_for_backward(log_mean, log_inv_disp, cell, gene, count, r, scaled / (1 + scaled), z)
+        ctx.weights = batch.weights
+        return total - batch.weights @ zero
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        log_mean, log_inv_disp, cell, gene, count, r, share, z = ctx.saved_tensors
+        q = grad_outputs[0]  # (cells, K)
+        there = torch.index_select(q, 0, cell)
+        of_count = r * (torch.digamma(count + r) - torch.digamma(r)) - count
+        through_b = torch.exp(log_inv_disp.double().T) * (ctx.weights.T @ q)[:, None]  # (nodes, genes, K)
+        of_zero_a = through_b * torch.sigmoid(z)
+        of_zero_b = through_b * softplus(z, threshold=WIDEST_SOFTPLUS) - of_zero_a
+        grad_a = (-of_zero_a.sum(0)).index_add_(0, gene, there * count * (1 - share))
+        grad_b = (-of_zero_b.sum(0)).index_add_(0, gene, there * (count * share + of_count))
+        return grad_a.T.to(log_mean.dtype), grad_b.T.to(log_inv_disp.dtype), None, None
 
 
 def log_count_product(batch: CellBatch, levels: CountLevels, weight: Tensor) -> Tensor:

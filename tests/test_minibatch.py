@@ -62,6 +62,22 @@ def test_equals_the_tables_that_other_devices_use(problem, generator):
     torch.testing.assert_close(slopes, wanted_slopes, rtol=1e-7, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(40, 25, 3), (300, 9, 1), (3, 600, 12)])
+def test_the_form_of_gpus_equals_the_compiled_one(shape, generator):
+    problem = make_problem(*shape)
+    components = problem.log_mean, problem.log_inv_disp
+    weight = torch.randn(shape[0], shape[2], dtype=torch.float64, generator=generator)
+
+    def of_nonzeros(a, b):
+        return minibatch._LikelihoodOfNonzeros.apply(a, b, problem.batch, problem.basis.levels)
+
+    value, slopes = with_gradient(of_nonzeros, components, weight)
+    wanted, wanted_slopes = with_gradient(likelihood(problem), components, weight)
+    torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-9)
+    for got, want in zip(slopes, wanted_slopes, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9 * float(want.abs().max()))
+
+
 def test_no_result_depends_on_the_number_of_threads(problem, monkeypatch):
     monkeypatch.setattr(minibatch, "GENES_AT_ONCE", 4)
     components, weight = (problem.log_mean, problem.log_inv_disp), torch.ones(40, 3)
@@ -102,6 +118,12 @@ def test_a_batch_without_counts(problem):
     components = problem.log_mean, problem.log_inv_disp
     value, slopes = with_gradient(
         lambda a, b: minibatch_log_likelihood(a, b, batch, problem.basis), components, torch.ones(1, 3)
+    )
+    assert value.abs().max() == 0
+    assert all(slope.abs().max() == 0 for slope in slopes)
+    of_nonzeros = minibatch._LikelihoodOfNonzeros.apply
+    value, slopes = with_gradient(
+        lambda a, b: of_nonzeros(a, b, batch, problem.basis.levels), components, torch.ones(1, 3)
     )
     assert value.abs().max() == 0
     assert all(slope.abs().max() == 0 for slope in slopes)
