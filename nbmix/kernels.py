@@ -8,8 +8,10 @@ the number of threads. The package's cache folder keeps the machine code, so tha
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
-from threading import Thread
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
 import numba
@@ -31,11 +33,43 @@ _exact = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"cont
 _loose = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
 
 
+class _Helpers:
+    """Threads that stay and wait for work: to start one takes as long as many a loop."""
+
+    def __init__(self) -> None:
+        self.forget()
+        os.register_at_fork(after_in_child=self.forget)  # where they do not exist
+
+    def forget(self) -> None:
+        self._lock = Lock()
+        self._coming: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._n_threads = 0
+
+    def ask(self, job: Callable[[], None], n_threads: int) -> None:
+        """Have up to ``n_threads`` threads do the same job, which must not raise."""
+        with self._lock:
+            while self._n_threads < n_threads:
+                self._n_threads += 1
+                Thread(target=self._serve, args=(self._coming,), daemon=True).start()
+        for _ in range(n_threads):
+            self._coming.put(job)
+
+    @staticmethod
+    def _serve(coming: SimpleQueue[Callable[[], None]]) -> None:
+        while True:
+            coming.get()()
+
+
+_helpers = _Helpers()
+
+
 def in_threads(work: Callable[[int], T], n_items: int) -> list[T]:
     """``[work(0), work(1), ...]``, on as many threads as torch uses, this one among them."""
     results: list[Any] = [None] * n_items
     coming = iter(range(n_items))
     failures: list[BaseException] = []
+    lock, last_is_done = Lock(), Event()
+    n_helping, is_over = 0, False
 
     def take() -> None:
         try:
@@ -44,12 +78,28 @@ def in_threads(work: Callable[[int], T], n_items: int) -> list[T]:
         except BaseException as failure:
             failures.append(failure)
 
-    helpers = [Thread(target=take) for _ in range(min(torch.get_num_threads(), n_items) - 1)]
-    for helper in helpers:
-        helper.start()
+    def help_out() -> None:
+        nonlocal n_helping
+        with lock:
+            if is_over:
+                return
+            n_helping += 1
+        take()
+        with lock:
+            n_helping -= 1
+            if is_over and n_helping == 0:
+                last_is_done.set()
+
+    n_helpers = min(torch.get_num_threads(), n_items) - 1
+    if n_helpers > 0:
+        _helpers.ask(help_out, n_helpers)
     take()
-    for helper in helpers:
-        helper.join()
+    # one that has not come by now has nothing to do, and may never come: it may be waiting for this thread
+    with lock:
+        is_over = True
+        must_wait = n_helping > 0
+    if must_wait:
+        last_is_done.wait()
     if failures:
         raise failures[0]
     return results

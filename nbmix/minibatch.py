@@ -8,6 +8,7 @@ as at the head of ``nbmix.products``, without its tables over pairs, which only 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from nbmix.kernels_minibatch import likelihood_rows, likelihood_slope_rows, weig
 from nbmix.likelihood import differentiable_log_likelihood
 from nbmix.products import WIDEST_SOFTPLUS, Basis, CellBatch, CountLevels, pair_product
 
+CHEAP = 16  # so many multiplications make up for a logarithm
 TERMS_AT_ONCE = 2**25  # nonzeros x K on a GPU: 3 GB; more of them share pairs, and tables over these
-GENES_AT_ONCE = 2048  # in a compiled loop, each with sums of its own
+GENES_AT_ONCE = 2048  # at least in a compiled loop, each with sums of its own
+TERMS_IN_A_LOOP = 500_000  # at least: some ms, for which a thread is worth waking
 
 
 def minibatch_log_likelihood(
@@ -48,15 +51,17 @@ class _MinibatchLogLikelihood(torch.autograd.Function):
         r, rho = torch.exp(b).contiguous(), torch.exp(a - b).contiguous()
         of_genes = torch.stack([a.T, r.T, rho.T])
         (n_components, n_genes), n_nodes = a.shape, batch.own_nodes.numel()
-        n_chunks = max(1, -(-n_genes // GENES_AT_ONCE))
+        n_terms = (batch.pairs.indices.numel() + n_genes * n_nodes) * n_components
+        genes_at_once = _genes_at_once(n_genes, n_terms)
+        n_chunks = max(1, -(-n_genes // genes_at_once))
         grown = torch.empty(n_components, n_nodes, n_genes, dtype=torch.float64)
         zero = torch.zeros(n_chunks, n_components, n_nodes, dtype=torch.float64)
         total = torch.zeros(n_chunks, batch.n_cells, n_components, dtype=torch.float64)
         shared = (r, rho, of_genes, batch.own_nodes, batch.size_factors)
         arrays = [t.numpy() for t in shared] + _pairs(batch, levels, levels.count[batch.used])
         sums = [t.numpy() for t in (grown, zero, total)]
-        over_rows(likelihood_rows, n_genes, GENES_AT_ONCE, *arrays, GENES_AT_ONCE, *sums)
-        ctx.arrays, ctx.grown, ctx.weights = arrays, grown, batch.weights
+        over_rows(likelihood_rows, n_genes, genes_at_once, *arrays, genes_at_once, *sums)
+        ctx.genes_at_once, ctx.arrays, ctx.grown, ctx.weights = genes_at_once, arrays, grown, batch.weights
         ctx.dtypes = log_mean.dtype, log_inv_disp.dtype
         return total.sum(0) - batch.weights @ zero.sum(0).T + batch.constant[:, None]
 
@@ -66,7 +71,7 @@ class _MinibatchLogLikelihood(torch.autograd.Function):
         n_components, _, n_genes = ctx.grown.shape
         out = torch.empty(2, n_components, n_genes, dtype=torch.float64)
         more = [t.numpy() for t in (ctx.grown, q.T @ ctx.weights, q, out)]
-        over_rows(likelihood_slope_rows, n_genes, GENES_AT_ONCE, *ctx.arrays, *more)
+        over_rows(likelihood_slope_rows, n_genes, ctx.genes_at_once, *ctx.arrays, *more)
         grad_a, grad_b = (slope.to(dtype) for slope, dtype in zip(out, ctx.dtypes, strict=True))
         return grad_a, grad_b, None, None
 
@@ -80,7 +85,7 @@ class _LikelihoodOfNonzeros(torch.autograd.Function):
         ctx: Any, log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, levels: CountLevels
     ) -> Tensor:
         a, b = log_mean.double().T.contiguous(), log_inv_disp.double().T.contiguous()  # (genes, K)
-        cell = torch.repeat_interleave(batch.pairs.indptr.diff())
+        cell = _cell_of_nonzeros(batch)
         pair = torch.index_select(batch.used, 0, batch.pairs.indices)
         gene, count = levels.gene[pair], levels.count[pair][:, None]
         a_there, b_there = torch.index_select(a, 0, gene), torch.index_select(b, 0, gene)
@@ -110,7 +115,7 @@ class _LikelihoodOfNonzeros(torch.autograd.Function):
 
 def log_count_product(batch: CellBatch, levels: CountLevels, weight: Tensor) -> Tensor:
     """(cells, units) log1p(x) times ``weight`` (genes, units), differentiable in it; never dense in genes."""
-    if weight.device.type == "cpu":
+    if weight.device.type == "cpu" or batch.pairs.indices.numel() * weight.shape[1] <= TERMS_AT_ONCE:
         return _LogCountProduct.apply(weight, batch, levels)
     size = torch.log1p(levels.count[batch.used]).to(weight.dtype)
     # indexing would do, but its gradient sorts
@@ -129,15 +134,42 @@ class _LogCountProduct(torch.autograd.Function):
         gene = levels.gene[batch.used].to(pairs.indices.dtype)
         of_nonzeros = (torch.index_select(t, 0, pairs.indices) for t in (gene, value))
         index, factor = of_nonzeros
+        ctx.save_for_backward(index, factor)
         return embedding_bag(index, weight, pairs.indptr[:-1], mode="sum", per_sample_weights=factor)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        out = grad_outputs[0].new_empty(ctx.shape)
-        pairs = _pairs(ctx.batch, ctx.levels, ctx.value)
         slope = grad_outputs[0].contiguous()
-        over_rows(weight_slope_rows, len(out), GENES_AT_ONCE, *pairs, slope.numpy(), out.numpy())
+        if slope.device.type != "cpu":
+            return _slope_of_nonzeros(ctx, slope), None, None
+        out = slope.new_empty(ctx.shape)
+        pairs = _pairs(ctx.batch, ctx.levels, ctx.value)
+        n_terms = ctx.batch.pairs.indices.numel() * out.shape[1] // CHEAP
+        genes_at_once = _genes_at_once(len(out), n_terms)
+        over_rows(weight_slope_rows, len(out), genes_at_once, *pairs, slope.numpy(), out.numpy())
         return out, None, None
+
+
+def _slope_of_nonzeros(ctx: Any, slope: Tensor) -> Tensor:
+    """(genes, units) gradient of ``_LogCountProduct``, nonzero by nonzero."""
+    out = slope.new_zeros(ctx.shape)
+    if not ctx.saved_tensors:
+        return out
+    gene, factor = ctx.saved_tensors
+    return out.index_add_(
+        0, gene, torch.index_select(slope, 0, _cell_of_nonzeros(ctx.batch)) * factor[:, None]
+    )
+
+
+def _cell_of_nonzeros(batch: CellBatch) -> Tensor:
+    """(nonzeros,) int64; the size is said so that a GPU need not be asked."""
+    indptr = batch.pairs.indptr
+    return torch.repeat_interleave(indptr.diff(), output_size=batch.pairs.indices.numel()).long()
+
+
+def _genes_at_once(n_genes: int, n_terms: int) -> int:
+    """Genes in a compiled loop over work of ``n_terms`` logarithms."""
+    return max(GENES_AT_ONCE, math.ceil(n_genes * TERMS_IN_A_LOOP / max(n_terms, 1)))
 
 
 def _pairs(batch: CellBatch, levels: CountLevels, value: Tensor) -> list[np.ndarray]:

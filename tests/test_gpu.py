@@ -114,7 +114,7 @@ def test_train_and_predict(tmp_path, model):
 
 def test_go_on(tmp_path):
     """A fit that goes on from a checkpoint ends as the one that was left alone, up to the order of sums."""
-    settings = (*TINY, "model.tolerance=1e-12", "trainer.gpus=1")
+    settings = (*TINY, "model.tolerance=1e-12", "model.dtype=float64", "trainer.gpus=1")
     whole = run_here(tmp_path / "whole", *settings, "trainer.max_epochs=6")
     run_here(tmp_path / "parts", *settings, "trainer.max_epochs=3")
     parts = run_here(tmp_path / "parts", *settings, "trainer.max_epochs=6", "ckpt_path=last")

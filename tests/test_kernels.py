@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -395,6 +396,25 @@ def test_results_do_not_depend_on_the_number_of_threads(more_threads):
 def test_work_in_threads_comes_back_in_order(more_threads, n_items):
     more_threads()
     assert list(in_threads(lambda i: i * i, n_items)) == [i * i for i in range(n_items)]
+
+
+def test_work_in_threads_may_itself_use_threads(more_threads):
+    more_threads()  # all of them wait here for what the others would have to do
+
+    def outer(i):
+        return sum(in_threads(lambda j: i * j, 6))
+
+    assert in_threads(outer, 8) == [i * 15 for i in range(8)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12
+def test_work_in_threads_in_a_forked_process(more_threads):
+    more_threads()
+    in_threads(lambda i: i, 4)  # threads that the child will not have
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if in_threads(lambda i: i * i, 5) == [0, 1, 4, 9, 16] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_an_error_in_a_thread_is_raised(more_threads):

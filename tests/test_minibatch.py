@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,7 @@ def likelihood(problem):
 @pytest.mark.parametrize("shape", [(40, 25, 3), (300, 9, 1), (3, 600, 12)])
 def test_equals_scipy_and_autograd_through_the_dense_form(shape, genes_at_once, generator, monkeypatch):
     monkeypatch.setattr(minibatch, "GENES_AT_ONCE", genes_at_once)
+    monkeypatch.setattr(minibatch, "TERMS_IN_A_LOOP", 0)
     problem = make_problem(*shape)
     components = problem.log_mean, problem.log_inv_disp
     weight = torch.randn(shape[0], shape[2], dtype=torch.float64, generator=generator)
@@ -80,6 +83,7 @@ def test_the_form_of_gpus_equals_the_compiled_one(shape, generator):
 
 def test_no_result_depends_on_the_number_of_threads(problem, monkeypatch):
     monkeypatch.setattr(minibatch, "GENES_AT_ONCE", 4)
+    monkeypatch.setattr(minibatch, "TERMS_IN_A_LOOP", 0)
     components, weight = (problem.log_mean, problem.log_inv_disp), torch.ones(40, 3)
     results = []
     for n_threads in (1, 3):
@@ -111,6 +115,11 @@ def test_encoder_layer_equals_the_dense_product(problem, dtype, generator):
         return pair_product(problem.batch, w[levels.gene[problem.batch.used]] * size)
 
     torch.testing.assert_close(got, with_gradient(by_pairs, (weight,), out))
+    # the gradient that GPUs take
+    ctx = SimpleNamespace(shape=weight.shape, batch=problem.batch)
+    of_pairs = (levels.gene[problem.batch.used], torch.log1p(levels.count[problem.batch.used]).to(dtype))
+    ctx.saved_tensors = [t[problem.batch.pairs.indices] for t in of_pairs]
+    torch.testing.assert_close(minibatch._slope_of_nonzeros(ctx, out), got[1][0])
 
 
 def test_a_batch_without_counts(problem):
