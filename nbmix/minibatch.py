@@ -115,7 +115,7 @@ class _LikelihoodOfNonzeros(torch.autograd.Function):
 
 def log_count_product(batch: CellBatch, levels: CountLevels, weight: Tensor) -> Tensor:
     """(cells, units) log1p(x) times ``weight`` (genes, units), differentiable in it; never dense in genes."""
-    if weight.device.type == "cpu" or batch.pairs.indices.numel() * weight.shape[1] <= TERMS_AT_ONCE:
+    if weight.device.type == "cpu" or batch.pairs.indices.numel() * weight.shape[1] <= 4 * TERMS_AT_ONCE:
         return _LogCountProduct.apply(weight, batch, levels)
     size = torch.log1p(levels.count[batch.used]).to(weight.dtype)
     # indexing would do, but its gradient sorts
