@@ -237,7 +237,8 @@ def time_em(
     prepare(few, settings.folds, np.random.default_rng(seed))  # warm up
     clock = Clock(device)
     with clock("prepare"):
-        basis, batches = prepare(data, settings.folds, np.random.default_rng(seed))
+        generator = np.random.default_rng(seed)
+        basis, batches = prepare(data, settings.folds, generator, dtype=settings.torch_dtype)
         mixture = new_mixture(data, settings, basis)
     with clock("move"):
         mixture, batches = mixture.to(device), [batch.to(device) for batch in batches]
@@ -290,7 +291,12 @@ def time_amortized_steps(
 
     torch.manual_seed(seed)
     cells = CountsDataModule(
-        lambda: data, batch_size=batch_size, validation_share=0.0, shuffle=True, seed=seed
+        lambda: data,
+        batch_size=batch_size,
+        validation_share=0.0,
+        shuffle=True,
+        seed=seed,
+        dtype="float32",
     )
     cells.setup()
     model = AmortizedMixture(data.gene_names, n_components=n_components)

@@ -79,7 +79,8 @@ def em_ours(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
 
     def fit() -> Any:
         with clock("prepare"):
-            basis, batches = prepare(data, 1, np.random.default_rng(arguments.seed))
+            generator = np.random.default_rng(arguments.seed)
+            basis, batches = prepare(data, 1, generator, dtype=settings.torch_dtype)
             mixture = new_mixture(data, settings, basis).to(arguments.device)
             batches = [batch.to(arguments.device) for batch in batches]
         q = begin.to(arguments.device)

@@ -98,7 +98,8 @@ def measure_bandwidth(data: Any, arguments: argparse.Namespace) -> dict[str, Any
     large = torch.rand(2, 2**27, device=device)
     seconds, _ = common.repeat(lambda: large[0].copy_(large[1]), warm_up=3, times=times, device=device)
     found = {"copy": {"seconds": seconds, "bytes": 4 * large.numel()}}
-    batches = [batch.to(device) for batch in prepare(data, 5, np.random.default_rng(arguments.seed))[1]]
+    prepared = prepare(data, 5, np.random.default_rng(arguments.seed), dtype=torch.float32)[1]
+    batches = [batch.to(device) for batch in prepared]
     for name in ("e_step", "statistics"):
         work, n_bytes = [], 0
         for batch in batches:
@@ -151,7 +152,7 @@ def measure_fit(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     with clock("start"):
         start = RandomStart()(data, settings, generator)
     with clock("prepare"):
-        basis, batches = prepare(data, settings.folds, generator)
+        basis, batches = prepare(data, settings.folds, generator, dtype=settings.torch_dtype)
         mixture = new_mixture(data, settings, basis, start).to(arguments.device)
         batches = [batch.to(arguments.device) for batch in batches]
     with clock("em"):

@@ -419,6 +419,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             validation_share=0.0,
             folds=settings.get("folds", 1),
             shuffle=kind.shuffle,
+            dtype=settings.get("dtype", "float32"),
             seed=seed,
         )
         cells.setup()

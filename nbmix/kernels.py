@@ -614,7 +614,7 @@ def pair_rows(begin, end, b, first, high_first, high_count, pair):
 def split_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
     """What used pairs begin..end add, cut into a multiple of ``unit`` and the rest.
 
-    rate: (genes, K, nodes). pair: (pairs, K). table: (used, 2 K nodes) float32.
+    rate: (genes, K, nodes). pair: (pairs, K). table: (used, 2 K nodes or more) float32.
     """
     n_components, n_nodes = rate.shape[1], rate.shape[2]
     width = n_components * n_nodes
@@ -635,8 +635,8 @@ def step_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
     """As ``split_table_rows`` for the first node, then the steps from it to the others.
 
     Steps are split into their mean over components, itself cut like the values, and the rest.
-    table (used, width) float32: coarse part and rest of K values at the first node, K (nodes - 1) steps less
-    their means, coarse part and rest of the nodes - 1 means, and a bound on the steps less their means.
+    table (used, width or more) float32: coarse part and rest of K values at the first node, K (nodes - 1)
+    steps less their means, coarse part and rest of the nodes - 1 means, and a bound on the steps less theirs.
     """
     n_components, n_nodes = rate.shape[1], rate.shape[2]
     n_steps = n_nodes - 1
@@ -671,7 +671,61 @@ def step_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
             coarse = (c * means[m] + shift) - shift
             row[of_means + m] = coarse
             row[of_means + n_steps + m] = c * means[m] - coarse
-        row[row.size - 1] = c * largest
+        row[of_means + 2 * n_steps] = c * largest
+
+
+@_exact
+def _at_or_after(used, place):
+    """The first position in ``used``, which ascends, of ``place`` or more."""
+    low, high = 0, used.size
+    while low < high:
+        middle = (low + high) // 2
+        if used[middle] < place:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@_exact
+def _add_summed(c, summed, by_node, of_pair):
+    """Add what the cells of a used pair, of count c, sum to: (K nodes or more) to (K, nodes)."""
+    n_components, n_nodes = by_node.shape
+    for k in range(n_components):
+        of_component, into = summed[k * n_nodes : (k + 1) * n_nodes], by_node[k]
+        total = 0.0
+        for m in range(n_nodes):
+            into[m] += c * of_component[m]
+            total += of_component[m]
+        of_pair[k] += total
+
+
+@_exact
+def gathered_rows(begin, end, used, first, high_first, high_count, summed, to_all, rate, pair):
+    """Add a batch's sums to rate (genes, K, nodes) and pair (pairs, K) of the genes begin..end.
+
+    used: the pairs of the batch. first, high_first, high_count: see ``CountLevels``. summed: (used, K own
+    nodes or more) of q w. to_all: (own nodes, nodes), how sums at the batch's nodes spread to those of all.
+    """
+    n_low, n_components = first[-1], rate.shape[1]
+    by_node = np.empty((n_components, to_all.shape[0]))
+    low, high = _at_or_after(used, first[begin]), _at_or_after(used, n_low + high_first[begin])
+    for j in range(begin, end):
+        is_there = False
+        by_node[:] = 0.0
+        while low < used.size and used[low] < first[j + 1]:
+            _add_summed(float(used[low] - first[j] + 1), summed[low], by_node, pair[used[low]])
+            low, is_there = low + 1, True
+        while high < used.size and used[high] < n_low + high_first[j + 1]:
+            _add_summed(high_count[used[high] - n_low], summed[high], by_node, pair[used[high]])
+            high, is_there = high + 1, True
+        if is_there:
+            for k in range(n_components):
+                into = rate[j, k]
+                for m in range(to_all.shape[0]):
+                    value, spread = by_node[k, m], to_all[m]
+                    for n in range(into.size):
+                        into[n] += value * spread[n]
 
 
 @_exact

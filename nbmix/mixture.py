@@ -30,7 +30,6 @@ from nbmix.errors import InputError
 from nbmix.prior import first_prior, update_prior
 from nbmix.products import (
     FEWEST_CELLS_FOR_STEPS,
-    NODE_TOLERANCE,
     Basis,
     CellBatch,
     LikelihoodTables,
@@ -43,6 +42,7 @@ from nbmix.statistics import SufficientStatistics
 WEIGHT_SCHEMES = ("uniform", "learned", "given")
 AUTO_PSEUDO_CELLS = 20.0  # where "auto" has no folds, and so no honest view of itself, to learn from
 FEWEST_CELLS = FEWEST_CELLS_FOR_STEPS  # in a batch that is cut off for its size factors
+CUT_TOLERANCE = 1e-6  # of the nodes that are counted on when cells are cut into batches
 BATCH_CELLS = 400  # what a batch costs besides its cells, in cells: tables for its pairs
 WHOLE_ROUNDS = 3  # M steps and updates of the prior that the copy of all cells takes to catch up
 PROBLEMS_AT_ONCE = 2_000_000  # (gene, component) pairs in an M step of several copies on a GPU: a few GB
@@ -591,7 +591,7 @@ def _cuts(log_s: np.ndarray) -> list[int]:
         if part.size == 0 or part[0] == part[-1]:
             return float(part.size + BATCH_CELLS)
         half = math.ceil((part[-1] - part[0]) * 16) / 32
-        return fewest_nodes(half, NODE_TOLERANCE) * float(part.size + BATCH_CELLS)
+        return fewest_nodes(half, CUT_TOLERANCE) * float(part.size + BATCH_CELLS)
 
     if log_s.size < 2 * FEWEST_CELLS:
         return []

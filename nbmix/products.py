@@ -44,8 +44,11 @@ from nbmix.kernels import (
 from nbmix.special import EXACT_COUNT, level_terms, tail_terms
 
 NODE_TOLERANCE = 1e-8  # relative error of the interpolation in ln s, for every single cell
+FLOAT32_NODE_NATS = 0.01  # bound on its error in a cell where products are float32; seen is a thirtieth of it
+LEAST_COUNTS = 100.0  # that such a bound counts with
 FLOAT32_NATS = 1.25e-4  # half a float32 ulp of the summed steps; the error seen is up to eight times that
 FEWEST_CELLS_FOR_STEPS = 1000  # in smaller batches size factors are seldom alike
+LINE = 16  # float32 in a cache line: rows of tables that begin at one are read a fifth faster
 GENES_AT_ONCE = 512  # in a compiled loop
 PAIRS_AT_ONCE = 4096
 # torch says once a process that CSR tensors are in beta; the products here are tested against SciPy
@@ -309,9 +312,12 @@ class CountCensus:
     def __init__(self, n_genes: int) -> None:
         self._largest = np.zeros(n_genes, np.int64)
         self._high = np.zeros(0, np.int64)  # gene << 32 | count
+        self.deepest = 0.0  # most counts of a cell
 
     def add(self, counts: sp.csr_matrix) -> None:
         """Count in more cells (cells, genes)."""
+        if counts.shape[0]:
+            self.deepest = max(self.deepest, float(counts.sum(axis=1, dtype=np.float64).max()))
         found = largest_and_high(0, counts.nnz, counts.indices, counts.data, self._largest)
         self._high = np.unique(np.concatenate([self._high, found]))
 
@@ -356,18 +362,53 @@ def pair_product(batch: CellBatch, table: Tensor) -> Tensor:
     return _PairProduct.apply(table, batch)
 
 
+class Precision(NamedTuple):
+    """How closely ln(1 + s rho) is interpolated: to a relative error, or where that is more, to some nats."""
+
+    relative: float = NODE_TOLERANCE
+    nats: float = 0.0
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> Precision:
+        """What is lost in products of this type anyway."""
+        return cls(nats=FLOAT32_NODE_NATS) if dtype == torch.float32 else EXACT
+
+    def tolerance(self, deepest: float) -> float:
+        """The relative error that serves cells of up to ``deepest`` counts, each of which adds a few nats."""
+        return max(self.relative, self.nats / max(deepest, LEAST_COUNTS))
+
+
+EXACT = Precision()
+
+
 class Basis(NamedTuple):
-    """What is shared by all products on one data set: nodes for its size factors, levels of its counts."""
+    """What is shared by all products on one data set: nodes for its size factors, levels of its counts.
+
+    Attributes:
+        nodes, levels: of all cells.
+        precision: of the interpolation in ln s, for batches' own nodes too.
+    """
 
     nodes: SizeFactorNodes
     levels: CountLevels
+    precision: Precision = EXACT
 
     @classmethod
-    def of(cls, counts: sp.csr_matrix, size_factors: np.ndarray) -> Basis:
-        return cls(SizeFactorNodes.spanning(size_factors), CountLevels.of(counts))
+    def of(cls, counts: sp.csr_matrix, size_factors: np.ndarray, precision: Precision = EXACT) -> Basis:
+        census = CountCensus(counts.shape[1])
+        census.add(counts)
+        return cls.from_levels(census.levels(), size_factors, census.deepest, precision)
+
+    @classmethod
+    def from_levels(
+        cls, levels: CountLevels, size_factors: np.ndarray, deepest: float, precision: Precision = EXACT
+    ) -> Basis:
+        """Where the levels are known; ``deepest`` is the largest total of a cell."""
+        nodes = SizeFactorNodes.spanning(size_factors, precision.tolerance(deepest))
+        return cls(nodes, levels, precision)
 
     def to(self, device: torch.device | str) -> Basis:
-        return Basis(self.nodes.to(device), self.levels.to(device))
+        return Basis(self.nodes.to(device), self.levels.to(device), self.precision)
 
 
 @dataclass(frozen=True)
@@ -445,7 +486,10 @@ class CellBatch:
             used.size,
         )
         sizes = np.ascontiguousarray(size_factors[pick], dtype=np.float64)
-        own = SizeFactorNodes.spanning(sizes)
+        used_t = torch.from_numpy(used)
+        totals = pairs.matmul(basis.levels.count[used_t][:, None])[:, 0]
+        deepest = float(totals.max()) if totals.numel() else 0.0
+        own = SizeFactorNodes.spanning(sizes, basis.precision.tolerance(deepest))
         own_nodes = torch.exp(own.log_nodes)
         if own.log_nodes.numel() < basis.nodes.log_nodes.numel():
             to_own = basis.nodes.weights(own_nodes)
@@ -453,8 +497,6 @@ class CellBatch:
             own, to_own = basis.nodes, torch.eye(basis.nodes.log_nodes.numel(), dtype=torch.float64)
             own_nodes = torch.exp(own.log_nodes)
         picked = torch.from_numpy(sizes)
-        used_t = torch.from_numpy(used)
-        totals = pairs.matmul(basis.levels.count[used_t][:, None])[:, 0]
         log_s = torch.where(totals > 0, torch.log(picked), 0.0)
         with np.errstate(divide="ignore"):
             log_prior = None if prior is None else torch.from_numpy(np.log(prior))
@@ -468,7 +510,7 @@ class CellBatch:
             own.weights(picked),
             to_own,
             own_nodes,
-            float(totals.max()) if totals.numel() else 0.0,
+            deepest,
             totals * log_s + torch.from_numpy(constant),
             log_prior,
             None if labels is None else torch.from_numpy(labels),
@@ -623,25 +665,25 @@ def _pair_sums_in_float32(
     # no sum exceeds the deepest cell's counts times the largest value of a count
     unit = 2.0 ** (math.ceil(math.log2(max(largest * batch.deepest, 1e-30))) - 23)
     steps_will_do = batch.n_cells >= FEWEST_CELLS_FOR_STEPS
+    n_steps = n_own - 1
+    parts = (n_components, n_components, n_components * n_steps, n_steps, n_steps, 1)
     if steps_will_do:
         summed = batch.pairs.matmul(_step_table(batch, basis, rate, pair, unit))
-        steps_will_do = float(summed[:, -1].amax()) * torch.finfo(torch.float32).eps / 2 <= FLOAT32_NATS
+        coarse_first, rest_first, steps, coarse, rest, bound = summed[:, : sum(parts)].split(parts, 1)
+        steps_will_do = float(bound.amax()) * torch.finfo(torch.float32).eps / 2 <= FLOAT32_NATS
     if not steps_will_do:
         summed = batch.pairs.matmul(_split_table(batch, basis, rate, pair, unit))
         width = n_components * n_own
-        return summed[:, :width].double() + summed[:, width:]
-    first = summed[:, :n_components].double() + summed[:, n_components : 2 * n_components]
-    parts = (n_components * (n_own - 1), n_own - 1, n_own - 1)
-    steps, coarse, rest = summed[:, 2 * n_components : -1].split(parts, 1)
-    others = steps.view(batch.n_cells, n_components, n_own - 1) + (coarse.double() + rest)[:, None]
+        return summed[:, :width].double() + summed[:, width : 2 * width]
+    first = coarse_first.double() + rest_first
+    others = steps.unflatten(1, (n_components, n_steps)) + (coarse.double() + rest)[:, None]
     return torch.cat([first[:, :, None], first[:, :, None] + others], 2).flatten(1)
 
 
 def _step_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
-    """(used, columns) float32, see ``nbmix.kernels.step_table_rows``."""
+    """(used, columns) float32 in whole lines, see ``nbmix.kernels.step_table_rows``."""
     _, n_components, n_own = rate.shape
-    shape = (batch.used.numel(), 2 * n_components + (n_components + 2) * (n_own - 1) + 1)
-    table = rate.new_empty(shape, dtype=torch.float32)
+    table = rows_in_lines(rate, batch.used.numel(), 2 * n_components + (n_components + 2) * (n_own - 1) + 1)
     if rate.device.type == "cpu":
         _fill(step_table_rows, batch, basis, rate, pair, unit, table)
         return table
@@ -652,19 +694,29 @@ def _step_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit
     rests = (steps - means[:, None]).flatten(1)
     coarse = torch.round(means / unit) * unit
     bound = rests.abs().amax(1, keepdim=True) if n_own > 1 else rests.new_zeros(len(rests), 1)
-    return torch.cat([first, values[:, :, 0] - first, rests, coarse, means - coarse, bound], 1, out=table)
+    return _set_rows(table, first, values[:, :, 0] - first, rests, coarse, means - coarse, bound)
 
 
 def _split_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
-    """(used, 2 K nodes) float32: coarse parts, then rests."""
-    shape = (batch.used.numel(), 2 * rate.shape[1] * rate.shape[2])
-    table = rate.new_empty(shape, dtype=torch.float32)
+    """(used, 2 K nodes) float32 in whole lines: coarse parts, then rests."""
+    table = rows_in_lines(rate, batch.used.numel(), 2 * rate.shape[1] * rate.shape[2])
     if rate.device.type == "cpu":
         _fill(split_table_rows, batch, basis, rate, pair, unit, table)
         return table
     values = _pair_values(batch, basis, rate, pair)
     coarse = torch.round(values / unit) * unit
-    return torch.cat([coarse, values - coarse], 1, out=table)
+    return _set_rows(table, coarse, values - coarse)
+
+
+def rows_in_lines(like: Tensor, n_rows: int, width: int) -> Tensor:
+    """(rows, width or more) float32 zeros on the device of ``like``, each row in cache lines of its own."""
+    return like.new_zeros((n_rows, -(-width // LINE) * LINE), dtype=torch.float32)
+
+
+def _set_rows(table: Tensor, *columns: Tensor) -> Tensor:
+    joined = torch.cat(columns, 1)
+    table[:, : joined.shape[1]] = joined
+    return table
 
 
 def _fill(

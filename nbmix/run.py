@@ -119,7 +119,10 @@ def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, Mixture
         )
     allowed = Range.parse(cfg.model.n_components)
     data: CountsDataModule = instantiate(
-        cfg.data, folds=cfg.model.get("folds", 1), shuffle=model_class(cfg).shuffle
+        cfg.data,
+        folds=cfg.model.get("folds", 1),
+        shuffle=model_class(cfg).shuffle,
+        dtype=cfg.model.get("dtype", "float64"),
     )
     data.setup()
     training = data.training_data

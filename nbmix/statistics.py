@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from nbmix.products import Basis, CellBatch
+from nbmix.kernels import gathered_rows, over_rows
+from nbmix.products import GENES_AT_ONCE, Basis, CellBatch, rows_in_lines
 
 
 @dataclass
@@ -51,19 +52,35 @@ class SufficientStatistics:
         self, batch: CellBatch, basis: Basis, q: Tensor, dtype: torch.dtype = torch.float32
     ) -> SufficientStatistics:
         """Add a batch's: its pairs are summed at its own nodes, which then spread to those of the basis."""
-        n_genes, n_components, _ = self.rate.shape
+        n_components, n_own = q.shape[1], batch.weights.shape[1]
         spread = q.double()[:, :, None] * batch.weights[:, None, :]  # (cells, K, own nodes)
-        summed = batch.turned().matmul(spread.flatten(1).to(dtype))  # (used, K own nodes)
-        gene, count = basis.levels.gene[batch.used], basis.levels.count[batch.used]
-        # the weights of a cell sum to 1
-        self.pair[batch.used] += summed.view(-1, n_components, spread.shape[2]).sum(2)
-        by_gene = torch.zeros(n_genes, summed.shape[1], dtype=dtype, device=summed.device)
-        by_gene.index_add_(0, gene, summed.mul_(count[:, None].to(dtype)))
-        own = by_gene.view(n_genes * n_components, -1) @ batch.to_own.to(dtype)
-        self.rate += own.view_as(self.rate)
+        of_cells = spread.flatten(1)
+        if dtype == torch.float32:
+            of_cells = rows_in_lines(q, *of_cells.shape)
+            of_cells[:, : n_components * n_own] = spread.flatten(1)
+        summed = batch.turned().matmul(of_cells)  # (used, K own nodes or more)
+        if q.device.type == "cpu":
+            levels = basis.levels
+            arguments = (batch.used, levels.first, levels.high_first, levels.high_count, summed, batch.to_own)
+            arrays = [t.contiguous().numpy() for t in arguments]
+            into = (self.rate.numpy(), self.pair.numpy())
+            over_rows(gathered_rows, levels.n_genes, GENES_AT_ONCE, *arrays, *into)
+        else:
+            self._gather_in_torch(batch, basis, summed[:, : n_components * n_own])
         self.node += spread.sum(0) @ batch.to_own
         self.weight += q.double().sum(0)
         return self
+
+    def _gather_in_torch(self, batch: CellBatch, basis: Basis, summed: Tensor) -> None:
+        """``summed`` (used, K own nodes) to genes and pairs."""
+        n_genes, n_components, _ = self.rate.shape
+        gene, count = basis.levels.gene[batch.used], basis.levels.count[batch.used]
+        # the weights of a cell sum to 1
+        self.pair[batch.used] += summed.unflatten(1, (n_components, -1)).sum(2)
+        by_gene = summed.new_zeros(n_genes, summed.shape[1])
+        by_gene.index_add_(0, gene, summed * count[:, None].to(summed.dtype))
+        own = by_gene.view(n_genes * n_components, -1) @ batch.to_own.to(summed.dtype)
+        self.rate += own.view_as(self.rate)
 
     def tensors(self) -> list[Tensor]:
         """The four sums, for an all_reduce or a checkpoint."""

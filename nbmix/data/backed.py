@@ -122,6 +122,12 @@ class BackedCounts:
         assert self.census is not None
         return self.census.levels(self.columns)
 
+    @property
+    def deepest(self) -> float:
+        """No cell has more counts."""
+        assert self.census is not None
+        return self.census.deepest
+
     def empty_rows(self) -> np.ndarray:
         """(cells,) bool."""
         empty = np.ones(self.shape[0], bool)

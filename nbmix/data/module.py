@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from nbmix.data.backed import StreamedBatches
@@ -23,7 +24,7 @@ from nbmix.data.tenx import read_tenx
 from nbmix.data.zheng import MIXTURES, read_zheng
 from nbmix.errors import InputError
 from nbmix.mixture import fold_blocks, fold_members, fold_shares
-from nbmix.products import Basis, CellBatch, SizeFactorNodes
+from nbmix.products import Basis, CellBatch, Precision
 
 NAMES_AT_ONCE = 65536
 SIZE_FACTOR_RATIO = 1e9  # between the largest and the smallest: beyond it one of them is not a cell
@@ -40,6 +41,7 @@ class CountsDataModule(pl.LightningDataModule):
         validation_share: of the cells held out, chosen by ``seed`` without regard to labels; 0 for none.
         folds: training cells are split into this many folds, each batch within one (see ``Mixture``).
         shuffle: draw new batches every epoch; else the same prepared ones.
+        dtype: of the products that batches are for, "float32" or "float64".
         seed: of the split, the folds and the shuffling.
     """
 
@@ -51,6 +53,7 @@ class CountsDataModule(pl.LightningDataModule):
         validation_share: float = 0.1,
         folds: int = 1,
         shuffle: bool = False,
+        dtype: str = "float64",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -61,6 +64,7 @@ class CountsDataModule(pl.LightningDataModule):
         self._read = read
         self.batch_size, self.validation_share = batch_size, validation_share
         self.folds, self.shuffle, self.seed = folds, shuffle, seed
+        self._precision = Precision.of(torch.float32 if dtype == "float32" else torch.float64)
         self._data: CountData | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -87,9 +91,10 @@ class CountsDataModule(pl.LightningDataModule):
                 "or set data.backed=false"
             )
         if data.is_backed:
-            self.basis = Basis(SizeFactorNodes.spanning(data.size_factors), data.counts.levels())
+            levels, deepest = data.counts.levels(), data.counts.deepest
+            self.basis = Basis.from_levels(levels, data.size_factors, deepest, self._precision)
         else:
-            self.basis = Basis.of(data.counts, data.size_factors)
+            self.basis = Basis.of(data.counts, data.size_factors, self._precision)
         self._cells = CellBatches(data, self.basis)
         self._fixed: PreparedBatches | StreamedBatches | None = None
         self._held_out: list[CellBatch] | None = None
@@ -208,7 +213,7 @@ def _check_size_factor_range(size_factors: np.ndarray) -> None:
         )
 
 
-BATCH_SETTINGS = ("batch_size", "validation_share", "folds", "shuffle")
+BATCH_SETTINGS = ("batch_size", "validation_share", "folds", "shuffle", "dtype")
 
 
 def from_h5ad(path: str | os.PathLike[str] | None, *, seed: int = 0, **settings: Any) -> CountsDataModule:

@@ -44,7 +44,7 @@ def start_components(
     if start.components is not None:
         return start.components, start.log_weights
     training = data.training_data
-    basis, batches = prepare(training, 1, np.random.default_rng(0))
+    basis, batches = prepare(training, 1, np.random.default_rng(0), dtype=settings.torch_dtype)
     fitted = new_mixture(training, settings, basis)
     run_em(fitted, batches, responsibilities=start.responsibilities, max_iterations=1)
     return fitted.components(), fitted.log_weights.data[-1]

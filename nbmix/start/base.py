@@ -14,7 +14,7 @@ from nbmix.data.batches import CellBatches, PreparedBatches
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.mixture import Mixture, MixtureSettings, fold_blocks
-from nbmix.products import Basis, CellBatch
+from nbmix.products import Basis, CellBatch, Precision
 
 BLOCK_SIZE = 16384
 
@@ -51,10 +51,14 @@ class Start(Protocol):
 
 
 def prepare(
-    data: CountData, folds: int, generator: np.random.Generator, basis: Basis | None = None
+    data: CountData,
+    folds: int,
+    generator: np.random.Generator,
+    basis: Basis | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Basis, Sequence[CellBatch]]:
-    """All cells of ``data`` in memory as batches, each within one fold."""
-    basis = basis or Basis.of(data.counts, data.size_factors)
+    """All cells of ``data`` in memory as batches for products in ``dtype``, each within one fold."""
+    basis = basis or Basis.of(data.counts, data.size_factors, Precision.of(dtype))
     blocks = fold_blocks(data.size_factors, folds, BLOCK_SIZE, generator)
     return basis, PreparedBatches(CellBatches(data, basis), blocks).all()
 

@@ -355,7 +355,7 @@ def _iterate(
     seen: CountData, settings: MixtureSettings, begin: StartState, generator: np.random.Generator
 ) -> StartState:
     """A few iterations of the mixture itself on some cells, with all genes."""
-    basis, batches = prepare(seen, settings.folds, generator)
+    basis, batches = prepare(seen, settings.folds, generator, dtype=settings.torch_dtype)
     mixture = new_mixture(seen, settings, basis, begin)
     run_em(
         mixture,

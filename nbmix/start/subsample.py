@@ -51,7 +51,7 @@ class SubsampleStart:
             )
         settings = replace(settings, folds=min(self.folds, seen.n_cells))
         begin = self.inner(seen, settings, generator)
-        basis, batches = prepare(seen, settings.folds, generator)
+        basis, batches = prepare(seen, settings.folds, generator, dtype=settings.torch_dtype)
         mixture = new_mixture(seen, settings, basis, begin)
         run_em(mixture, batches, responsibilities=begin.responsibilities, max_iterations=self.iterations)
         return StartState.of(mixture)
@@ -72,7 +72,7 @@ class FirstBatchStart:
     ) -> StartState:
         seen = choose_cells(data, self.n_cells, generator)
         q = random_responsibilities(seen.n_cells, settings.n_components, generator)
-        basis, batches = prepare(seen, 1, generator)
+        basis, batches = prepare(seen, 1, generator, dtype=settings.torch_dtype)
         mixture = new_mixture(seen, replace(settings, folds=1), basis)
         run_em(mixture, batches, responsibilities=q, max_iterations=1)
         return StartState(components=mixture.components())
