@@ -199,7 +199,9 @@ class FactorMixture:
 
     def begin(self) -> None:
         """Forget the statistics of the last iteration."""
-        self._statistics = self._empty()
+        for statistics in self._statistics:
+            for tensor in statistics.tensors():
+                tensor.zero_()  # new memory would cost more than filling it
 
     def collect(self, batch: CellBatch, q: Tensor) -> None:
         """Add cells with responsibilities (cells, K, L) for components and levels."""

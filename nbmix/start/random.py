@@ -45,6 +45,7 @@ N_PCS = 20  # that k-means sees
 LEAST_SURPLUS = 4  # components; a rare kind gets none of a few more while a large one is cut in parts
 CELLS_A_COMPONENT = 10  # at least, of those a search begins with
 FIRST_ITERATIONS = 5  # with the surplus components
+GOING_ON = 0.5  # share of the runs, after these; what follows costs three times as much
 CANDIDATES = 3  # to be taken away that are tried, at most
 NEARLY = 5.0  # times the least loss, that a candidate's may be
 ITERATIONS_A_REMOVAL = 1  # in a search, which goes on at its end
@@ -61,8 +62,9 @@ class RandomStart:
     """Several short runs from random beginnings; the best one by held-out likelihood is finished.
 
     Runs begin at one run of k-means on principal components from random centres, but every fourth at
-    responsibilities drawn uniformly from the simplex. A cell is scored by the copy of the components that
-    has not seen it.
+    responsibilities drawn uniformly from the simplex. After a few iterations the better half goes on
+    (successive halving; Jamieson & Talwalkar 2016). A cell is scored by the copy of the components that has
+    not seen it.
 
     Attributes:
         n_starts: runs; 1 returns random responsibilities as they are.
@@ -175,16 +177,18 @@ class RandomStart:
             begin = search.at_random if at_random else search.by_k_means
             begins.append(begin(n_first, generator))
 
-        def run_from(number: int) -> _Run:
-            run = search.run(begins[number], FIRST_ITERATIONS)
-            return search.without_least_missed(run, n_components, ITERATIONS_A_REMOVAL)
-
         # side by side: much of a run is too small to be shared out over threads
-        runs = side_by_side(run_from, self.n_starts)
+        first = side_by_side(lambda number: search.run(begins[number], FIRST_ITERATIONS), self.n_starts)
+        kept = sorted(first, key=lambda run: -run.score)[: math.ceil(self.n_starts * GOING_ON)]
+        runs = side_by_side(
+            lambda number: search.without_least_missed(kept[number], n_components, ITERATIONS_A_REMOVAL),
+            len(kept),
+        )
         best = search.go_on(max(runs, key=lambda run: run.score), LAST_ITERATIONS)
         log.info(
-            "random starts, held-out nats per cell: %s; the best ends at %.3f",
-            [round(run.score / n_cells, 3) for run in runs],
+            "random starts, held-out nats per cell: %s; gone on with %s; the best ends at %.3f",
+            [round(run.score / n_cells, 3) for run in first],
+            [round(run.score / n_cells, 3) for run in kept],
             best.score / n_cells,
         )
         return torch.softmax(best.component_joint, 1)
