@@ -214,7 +214,11 @@ def time_batches(data: CountData, settings: Any, arguments: argparse.Namespace) 
     clock = common.Clock()
     with clock("prepare"):
         module = CountsDataModule(
-            lambda: data, folds=settings.folds, validation_share=0.0, seed=arguments.seed
+            lambda: data,
+            folds=settings.folds,
+            validation_share=0.0,
+            dtype=settings.dtype,
+            seed=arguments.seed,
         )
         module.setup()
         loader = module.train_dataloader()
