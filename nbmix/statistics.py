@@ -60,19 +60,23 @@ class SufficientStatistics:
             of_cells[:, : n_components * n_own] = spread.flatten(1)
         summed = batch.turned().matmul(of_cells)  # (used, K own nodes or more)
         if q.device.type == "cpu":
-            levels = basis.levels
-            arguments = (batch.used, levels.first, levels.high_first, levels.high_count, summed, batch.to_own)
-            arrays = [t.contiguous().numpy() for t in arguments]
-            into = (self.rate.numpy(), self.pair.numpy())
-            over_rows(gathered_rows, levels.n_genes, GENES_AT_ONCE, *arrays, *into)
+            self._gather(batch, basis, summed)
         else:
             self._gather_in_torch(batch, basis, summed[:, : n_components * n_own])
         self.node += spread.sum(0) @ batch.to_own
         self.weight += q.double().sum(0)
         return self
 
+    def _gather(self, batch: CellBatch, basis: Basis, summed: Tensor) -> None:
+        """Add ``summed`` (used, K own nodes or more) to its genes and pairs."""
+        levels = basis.levels
+        arguments = (batch.used, levels.first, levels.high_first, levels.high_count, summed, batch.to_own)
+        arrays = [t.contiguous().numpy() for t in arguments]
+        into = (self.rate.numpy(), self.pair.numpy())
+        over_rows(gathered_rows, levels.n_genes, GENES_AT_ONCE, *arrays, *into)
+
     def _gather_in_torch(self, batch: CellBatch, basis: Basis, summed: Tensor) -> None:
-        """``summed`` (used, K own nodes) to genes and pairs."""
+        """As ``_gather``, of (used, K own nodes)."""
         n_genes, n_components, _ = self.rate.shape
         gene, count = basis.levels.gene[batch.used], basis.levels.count[batch.used]
         # the weights of a cell sum to 1

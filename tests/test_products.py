@@ -12,13 +12,18 @@ import torch
 
 from nbmix.products import (
     FLOAT32_NATS,
+    FLOAT32_NODE_NATS,
+    LINE,
     NODE_TOLERANCE,
     Basis,
     CellBatch,
     CountCensus,
     CountLevels,
     CsrMatrix,
+    Precision,
     SizeFactorNodes,
+    _split_table,
+    _step_table,
     batch_log_likelihood,
     likelihood_tables,
     node_softplus,
@@ -535,6 +540,32 @@ def test_values_are_cut_where_steps_between_nodes_would_round(monkeypatch):
     monkeypatch.setattr("nbmix.products.FLOAT32_NATS", np.inf)
     uncut, _ = in_both(batch, basis, tables)
     assert (uncut - wide).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("depth", [30.0, 2e3, 1e5])
+def test_the_nodes_of_float32_are_fewer_and_lose_no_more_than_they_may(depth):
+    rng = np.random.default_rng(0)
+    s = depth * np.exp(rng.uniform(-1, 1, 300))
+    share = rng.dirichlet(np.full(200, 0.3))
+    counts = csr(rng.poisson(s[:, None] * share))
+    exact, close = (Basis.of(counts, s, Precision.of(dtype)) for dtype in (torch.float64, torch.float32))
+    assert close.nodes.log_nodes.numel() < exact.nodes.log_nodes.numel()
+    log_mean = torch.from_numpy(np.log(share) + rng.normal(0, 1, (4, 200)))
+    log_inv_disp = torch.from_numpy(rng.uniform(-3, 6, (4, 200)))
+    found = []
+    for basis in (exact, close):
+        tables = likelihood_tables(basis, log_mean, log_inv_disp, torch.float64)
+        batches = [CellBatch.build(counts, s, basis, pick=rows) for rows in np.array_split(np.argsort(s), 3)]
+        found.append(torch.cat([batch_log_likelihood(batch, basis, tables) for batch in batches]))
+    assert 0 < (found[0] - found[1]).abs().max() < FLOAT32_NODE_NATS
+
+
+def test_rows_of_float32_tables_begin_at_cache_lines(problem):
+    rate = torch.zeros(25, 3, 2, dtype=torch.float64)
+    pair = torch.zeros(problem.basis.levels.n_pairs, 3, dtype=torch.float64)
+    for make in (_step_table, _split_table):
+        table = make(problem.batch, problem.basis, rate, pair, 2.0**-10)
+        assert table.data_ptr() % (4 * LINE) == table.stride(0) % LINE == 0
 
 
 def test_batches_of_a_basis_give_the_rows_of_the_whole(problem):

@@ -58,6 +58,22 @@ def test_statistics_are_the_sums_they_are_defined_as(problem, generator, keep):
     assert_same(got, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_are_gathered_as_on_other_devices(problem, generator, dtype):
+    batch = CellBatch.build(problem.counts, problem.size_factors, problem.basis, pick=np.arange(5, 30))
+    summed = torch.rand(batch.used.numel(), 3 * batch.own_nodes.numel(), dtype=dtype, generator=generator)
+    mine, theirs = (SufficientStatistics.zeros(problem.basis, 3, "cpu") for _ in range(2))
+    for statistics, gather in ((mine, mine._gather), (theirs, theirs._gather_in_torch)):
+        gather(batch, problem.basis, summed)
+        gather(batch, problem.basis, summed)  # they add
+        assert statistics.pair.sum() > 0
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(
+        mine.rate, theirs.rate, rtol=tolerance, atol=tolerance * float(theirs.rate.max())
+    )
+    torch.testing.assert_close(mine.pair, theirs.pair, rtol=tolerance, atol=0)
+
+
 def test_batches_add_up_to_the_whole(problem, generator):
     q = random_q(40, 3, generator)
     narrow, wide = (SufficientStatistics.zeros(problem.basis, 3, "cpu") for _ in range(2))

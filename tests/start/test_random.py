@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.mixture import MixtureSettings
-from nbmix.start.random import RandomStart, _losses, most_variable_genes
+from nbmix.start.random import RandomStart, _losses, _Search, most_variable_genes
 from tests.running import small_data
 
 
@@ -36,6 +36,27 @@ def test_any_search_ends_with_as_many_components_as_wanted(n_starts, n_axes, sur
     start = make(small_data(), MixtureSettings(3), generator())
     assert start.responsibilities.shape == (60, 3)
     assert torch.isfinite(start.responsibilities).all()
+
+
+@pytest.mark.parametrize(("n_starts", "n_kept"), [(2, 1), (4, 2), (5, 3)])
+def test_the_better_half_of_the_runs_goes_on(n_starts, n_kept, monkeypatch):
+    begun, gone_on = [], []
+    run, without = _Search.run, _Search.without_least_missed
+
+    def running(self, q, iterations):
+        begun.append(run(self, q, iterations))
+        return begun[-1]
+
+    def going_on(self, run, n_components, iterations):
+        gone_on.append(run)
+        return without(self, run, n_components, iterations)
+
+    monkeypatch.setattr(_Search, "run", running)
+    monkeypatch.setattr(_Search, "without_least_missed", going_on)
+    RandomStart(n_starts=n_starts)(small_data(), MixtureSettings(2), generator())
+    best = sorted((run.score for run in begun), reverse=True)
+    assert len(begun) == n_starts
+    assert sorted((run.score for run in gone_on), reverse=True) == best[:n_kept]
 
 
 def test_labels_are_not_seen():
