@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 MOST_COMPONENTS = 12  # of "auto"
 NOISE = 3.0  # standard errors: a smaller gain is none
-NEARLY = 0.9  # of the clearest elbow: a later one that comes so close is taken in its stead
 
 
 class Choice(NamedTuple):
@@ -162,4 +161,4 @@ def elbow(curve: np.ndarray, errors: np.ndarray, least: int, most: int) -> int:
     # a gain of nothing at all has no error, so that its own noise would make too much of the one before
     after = np.maximum(np.append(falling, 0.0)[allowed - 1], noise[allowed - 2])
     ratio = np.where(real, before / np.maximum(after, np.finfo(float).tiny), 0.0)
-    return int(allowed[ratio >= NEARLY * ratio.max()][-1])
+    return int(allowed[np.argmax(ratio)])
