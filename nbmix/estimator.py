@@ -43,7 +43,7 @@ from nbmix.evaluation.report import TOP_MARKERS
 from nbmix.evaluation.results import Results, named_markers
 from nbmix.mixture import MixtureSettings, fold_shares
 from nbmix.models import MODELS, MixtureModule, Prediction, restore
-from nbmix.products import Basis, CellBatch, Precision
+from nbmix.products import Basis, CellBatch
 from nbmix.start.base import BLOCK_SIZE, Start, check_components
 from nbmix.start.choice import Range, choose_n_components
 from nbmix.start.clusters import KMeansStart, LabelsStart, TopicsStart
@@ -513,8 +513,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
                 data = data.select_genes(here)
             else:
                 data = data.select_genes(self._taking_part)
-            precision = Precision.of(module.mixture.settings.torch_dtype)
-            basis = Basis.of(data.counts, data.size_factors, precision)
+            # interpolated exactly: what is said of a cell does not depend on the others
+            basis = Basis.of(data.counts, data.size_factors)
             module.mixture.attach(basis, float(data.size_factors.sum()))
             cells = CellBatches(data, basis)
             blocks = fold_shares(np.arange(data.n_cells), data.size_factors, BLOCK_SIZE)
