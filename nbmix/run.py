@@ -217,14 +217,7 @@ def prepare_prediction(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsData
     if checkpoint.model != model_class(cfg).kind:
         raise InputError(f"ckpt_path={cfg.ckpt_path}: set model={checkpoint.model}, which it was saved by")
     # a gene that is silent in the new cells is seen all the same
-    data: CountsDataModule = instantiate(
-        cfg.data,
-        folds=1,
-        shuffle=False,
-        dtype=checkpoint.settings.get("dtype", "float64"),
-        validation_share=0.0,
-        min_counts=0,
-    )
+    data: CountsDataModule = instantiate(cfg.data, folds=1, shuffle=False, validation_share=0.0, min_counts=0)
     data.setup()
     model = restore(checkpoint)
     there, here = align_to_genes(checkpoint.gene_names, data.data.gene_names, f"ckpt_path={cfg.ckpt_path}")
