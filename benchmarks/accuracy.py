@@ -39,7 +39,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     from nbmix.likelihood import component_log_likelihood, dense_component_log_likelihood
     from nbmix.mixture import fold_blocks
-    from nbmix.products import Basis, CellBatch, batch_log_likelihood, likelihood_tables
+    from nbmix.products import Basis, CellBatch, Precision, batch_log_likelihood, likelihood_tables
 
     data, _ = common.read_large(arguments)
     components = fitted(data, arguments)
@@ -48,16 +48,20 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return component_log_likelihood(data.counts[rows], data.size_factors[rows], *components, dtype=dtype)
 
     differences = Differences()
-    basis = Basis.of(data.counts, data.size_factors)
     # the batches of a default fit: those of like size factors take the shortest way
     blocks = fold_blocks(data.size_factors, 5, arguments.block, np.random.default_rng(arguments.seed))
-    tables = likelihood_tables(basis, *components)
+    dtypes = (torch.float32, torch.float64)
+    bases = [Basis.of(data.counts, data.size_factors, Precision.of(dtype)) for dtype in dtypes]
+    tables = [
+        likelihood_tables(basis, *components, dtype) for basis, dtype in zip(bases, dtypes, strict=True)
+    ]
     with torch.no_grad():
         for _, rows in blocks:
-            batch = CellBatch.build(data.counts, data.size_factors, basis, pick=rows)
             narrow, wide = (
-                batch_log_likelihood(batch, basis, tables._replace(dtype=dtype))
-                for dtype in (torch.float32, torch.float64)
+                batch_log_likelihood(
+                    CellBatch.build(data.counts, data.size_factors, basis, pick=rows), basis, of_basis
+                )
+                for basis, of_basis in zip(bases, tables, strict=True)
             )
             differences.add("float32", narrow, wide)
         generator = np.random.default_rng(arguments.seed)

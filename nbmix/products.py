@@ -46,7 +46,7 @@ from nbmix.special import EXACT_COUNT, level_terms, tail_terms
 NODE_TOLERANCE = 1e-8  # relative error of the interpolation in ln s, for every single cell
 FLOAT32_NODE_NATS = 0.01  # bound on its error in a cell where products are float32; seen is a thirtieth of it
 LEAST_COUNTS = 100.0  # that such a bound counts with
-FLOAT32_NATS = 1.25e-4  # half a float32 ulp of the summed steps; the error seen is up to eight times that
+FLOAT32_NATS = 8e-5  # half a float32 ulp of the summed steps; the error seen is up to ten times that
 FEWEST_CELLS_FOR_STEPS = 1000  # in smaller batches size factors are seldom alike
 LINE = 16  # float32 in a cache line: rows of tables that begin at one are read a fifth faster
 GENES_AT_ONCE = 512  # in a compiled loop
