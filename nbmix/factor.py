@@ -171,7 +171,7 @@ class FactorMixture:
             count,
             linear,
             batch.size_factors,
-            torch.log(batch.size_factors) - self.log_centre,
+            self._depth(batch.size_factors),
             copy.loadings[:, 0].contiguous(),
             pad(torch.exp(a_levels - b_levels).T, (0, -len(a_levels) % UNROLLED)).contiguous(),
             self.levels,
@@ -182,6 +182,10 @@ class FactorMixture:
         nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * self.depth)
         _, zero = tabulate_nodes(nodes, len(log_nodes), a_levels, b_levels)
         return found - _weights(batch) @ zero.T + batch.constant[:, None]
+
+    def _depth(self, size_factors: Tensor) -> Tensor:
+        """(cells,) ln(s / s_0); 0 for an empty cell, which has nothing to multiply it with."""
+        return torch.where(size_factors > 0, torch.log(size_factors) - self.log_centre, 0.0)
 
     def _at_levels(self, copy: FactorCopy) -> tuple[Tensor, Tensor]:
         """(K L, genes) ln mu + v z_l, and ln r."""

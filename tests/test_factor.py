@@ -22,6 +22,21 @@ from nbmix.statistics import SufficientStatistics
 from tests.conftest import make_problem
 
 
+def test_an_empty_cell_has_the_prior_and_leaves_the_others_alone():
+    problem = make_problem(30, 20, 3, seed=1)  # whose first cell is empty, with a size factor
+    copy = some_copy(3, 20, 1)
+    found = []
+    for first in (problem.size_factors[0], 0.0):
+        s = np.concatenate([[first], problem.size_factors[1:]])
+        basis = Basis.of(problem.counts, s)
+        model = FactorMixture(basis, 3, problem.size_factors[1:], folds=3)
+        model.copies = [copy] * 3
+        found.append(model.all_joint(batches_of(problem.counts, s, basis)))
+    torch.testing.assert_close(found[0][1:], found[1][1:], rtol=1e-6, atol=0)
+    prior = copy.log_weights[:, None] + model.log_level_weights
+    torch.testing.assert_close(found[1][0], prior)
+
+
 def batches_of(counts, s, basis, folds=3, seed=0):
     blocks = fold_blocks(s, folds, 1000, np.random.default_rng(seed))
     return [CellBatch.build(counts, s, basis, pick=rows, fold=fold) for fold, rows in blocks]

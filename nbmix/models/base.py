@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ from nbmix.data.module import CountsDataModule
 from nbmix.mixture import Mixture, MixtureSettings, run_em
 from nbmix.products import CellBatch
 from nbmix.start.base import StartState, new_mixture, prepare
+
+# of EM that begins at given responsibilities; from random ones the way is long
+START_CELLS, START_FOLDS, START_ITERATIONS = 10_000, 5, 200
 
 
 class Prediction(NamedTuple):
@@ -39,14 +43,21 @@ class Prediction(NamedTuple):
 def start_components(
     start: StartState, data: CountsDataModule, settings: MixtureSettings
 ) -> tuple[Components, Tensor | None]:
-    """The components of a start, and ln of their weights (K,) if it has them; given responsibilities of the
-    training cells take one M step."""
+    """The components of a start, and ln of their weights (K,) if it has them.
+
+    Where it has responsibilities of the training cells, cross-fitted EM begins at them, on some of the cells:
+    a single M step would leave random ones alike, and gradients of minibatches do not part what is alike.
+    """
     if start.components is not None:
         return start.components, start.log_weights
-    training = data.training_data
-    basis, batches = prepare(training, 1, np.random.default_rng(0), dtype=settings.torch_dtype)
-    fitted = new_mixture(training, settings, basis)
-    run_em(fitted, batches, responsibilities=start.responsibilities, max_iterations=1)
+    assert start.responsibilities is not None
+    training, generator = data.training_data, np.random.default_rng(0)
+    rows = np.sort(generator.permutation(training.n_cells)[:START_CELLS])
+    seen = training.select_cells(rows)
+    settings = replace(settings, folds=min(START_FOLDS, seen.n_cells))
+    basis, batches = prepare(seen, settings.folds, generator, dtype=settings.torch_dtype)
+    fitted = new_mixture(seen, settings, basis)
+    run_em(fitted, batches, responsibilities=start.responsibilities[rows], max_iterations=START_ITERATIONS)
     return fitted.components(), fitted.log_weights.data[-1]
 
 

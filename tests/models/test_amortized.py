@@ -11,6 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from nbmix.errors import InputError
 from nbmix.models import AmortizedMixture
+from nbmix.products import NODE_TOLERANCE
 from nbmix.start.clusters import LabelsStart
 from tests.running import fit, small_data
 
@@ -43,8 +44,9 @@ def test_elbo_is_a_bound_that_the_exact_posterior_reaches(weights):
         with torch.no_grad():
             terms = model.terms(batch)
             exact = model.mixture.posterior(batch).log_likelihood
-        torch.testing.assert_close(terms.elbo, exact, rtol=1e-10, atol=0)
-        torch.testing.assert_close(sum(terms.parts.values()), exact, rtol=1e-10, atol=0)
+        # one interpolates once between nodes, the other twice
+        torch.testing.assert_close(terms.elbo, exact, rtol=NODE_TOLERANCE, atol=0)
+        torch.testing.assert_close(sum(terms.parts.values()), terms.elbo, rtol=1e-10, atol=0)
 
 
 def test_prediction_is_what_the_encoder_says():

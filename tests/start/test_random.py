@@ -59,6 +59,20 @@ def test_the_better_half_of_the_runs_goes_on(n_starts, n_kept, monkeypatch):
     assert sorted((run.score for run in gone_on), reverse=True) == best[:n_kept]
 
 
+@pytest.mark.parametrize("setting", [{}, {"n_axes": 0}, {"surplus": 0.0}])
+def test_empty_cells_do_not_disturb_the_search(setting):
+    data = small_data()
+    counts = data.counts.copy()
+    counts.data[: counts.indptr[2]] = 0
+    counts.eliminate_zeros()
+    sizes = np.where(np.arange(60) < 2, 0.0, data.size_factors)
+    some_empty = replace(data, counts=counts, size_factors=sizes)
+    start = RandomStart(n_starts=2, **setting)(some_empty, MixtureSettings(2), generator())
+    assert torch.isfinite(start.responsibilities).all()
+    found = start.responsibilities.argmax(1).numpy()[2:]
+    assert adjusted_rand_score(data.labels[2:], found) == 1
+
+
 def test_labels_are_not_seen():
     data, make = small_data(), RandomStart(n_starts=2)
     with_labels = make(data, MixtureSettings(2), generator())
