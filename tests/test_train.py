@@ -182,7 +182,13 @@ def test_three_processes_of_which_some_have_no_cells(launcher, tmp_path):
 )
 def test_amortized_by_several_processes(launcher, n_ranks, n_cells, cells_a_step, log_lines, tmp_path):
     """The fit of one process whose batches are those of all together, also where shares are uneven."""
-    settings = (*TINY, "model=amortized", f"data.n_cells={n_cells}", "trainer.max_epochs=8")
+    settings = (
+        *TINY,
+        "model=amortized",
+        "model.dtype=float64",
+        f"data.n_cells={n_cells}",
+        "trainer.max_epochs=8",
+    )
     one = run_here(tmp_path / "one", *settings, f"data.batch_size={cells_a_step}")
     each = f"data.batch_size={cells_a_step // n_ranks}"
     together(launcher, n_ranks, *settings, each, f"hydra.run.dir={tmp_path}/of", log_lines=log_lines)
