@@ -48,9 +48,12 @@ class _Helpers:
     def ask(self, job: Callable[[], None], n_threads: int) -> None:
         """Have up to ``n_threads`` threads do the same job, which must not raise."""
         with self._lock:
-            while self._n_threads < n_threads:
-                self._n_threads += 1
-                Thread(target=self._serve, args=(self._coming,), daemon=True).start()
+            try:
+                while self._n_threads < n_threads:
+                    Thread(target=self._serve, args=(self._coming,), daemon=True).start()
+                    self._n_threads += 1
+            except RuntimeError:  # the system gives no more: those that are there will do
+                n_threads = self._n_threads
         for _ in range(n_threads):
             self._coming.put(job)
 
@@ -64,7 +67,10 @@ _helpers = _Helpers()
 
 
 def in_threads(work: Callable[[int], T], n_items: int) -> list[T]:
-    """``[work(0), work(1), ...]``, on as many threads as torch uses, this one among them."""
+    """``[work(0), work(1), ...]``, on as many threads as torch uses, this one among them.
+
+    For compiled loops; torch, called in ``work``, would keep threads of its own for each of these.
+    """
     results: list[Any] = [None] * n_items
     coming = iter(range(n_items))
     failures: list[BaseException] = []
@@ -77,6 +83,8 @@ def in_threads(work: Callable[[int], T], n_items: int) -> list[T]:
                 results[index] = work(index)
         except BaseException as failure:
             failures.append(failure)
+            for _ in coming:  # leave nothing for the others
+                pass
 
     def help_out() -> None:
         nonlocal n_helping
@@ -91,13 +99,15 @@ def in_threads(work: Callable[[int], T], n_items: int) -> list[T]:
                 last_is_done.set()
 
     n_helpers = min(torch.get_num_threads(), n_items) - 1
-    if n_helpers > 0:
-        _helpers.ask(help_out, n_helpers)
-    take()
-    # one that has not come by now has nothing to do, and may never come: it may be waiting for this thread
-    with lock:
-        is_over = True
-        must_wait = n_helping > 0
+    try:
+        if n_helpers > 0:
+            _helpers.ask(help_out, n_helpers)
+        take()
+    finally:
+        # one that has not come has nothing to do, and may never come: it may be waiting for this thread
+        with lock:
+            is_over = True
+            must_wait = n_helping > 0
     if must_wait:
         last_is_done.wait()
     if failures:

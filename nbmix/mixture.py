@@ -68,7 +68,8 @@ class MixtureSettings:
             (``nbmix.prior``); without folds it is AUTO_PSEUDO_CELLS.
         weights: "uniform", "learned", or "given" per cell with the data.
         m_step: how the expected log likelihood is raised.
-        dtype: of the bulk products, "float32" or "float64"; tables and sums are float64 either way.
+        dtype: of the bulk products, "float32" or "float64", which also says how closely batches interpolate
+            in the size factor (``products.Precision``); tables and sums are float64 either way.
     """
 
     n_components: int
@@ -288,6 +289,7 @@ class Mixture(nn.Module):
                 for copy in copies[first : first + at_once]
             }
             self._fit(seen, warm)
+            seen.clear()  # before those of the next are made
         if n_ranks > 1:
             self._share_copies(fitters)
         self._given = False

@@ -44,7 +44,9 @@ from nbmix.kernels import (
 from nbmix.special import EXACT_COUNT, level_terms, tail_terms
 
 NODE_TOLERANCE = 1e-8  # relative error of the interpolation in ln s, for every single cell
-FLOAT32_NODE_NATS = 0.01  # bound on its error in a cell where products are float32; seen is a thirtieth of it
+# what its error in a cell may be where products are float32 and components expect the counts that cells
+# have; between a thirtieth and a quarter of it is seen
+FLOAT32_NODE_NATS = 0.01
 LEAST_COUNTS = 100.0  # that such a bound counts with
 FLOAT32_NATS = 8e-5  # half a float32 ulp of the summed steps; the error seen is up to ten times that
 FEWEST_CELLS_FOR_STEPS = 1000  # in smaller batches size factors are seldom alike
@@ -312,12 +314,16 @@ class CountCensus:
     def __init__(self, n_genes: int) -> None:
         self._largest = np.zeros(n_genes, np.int64)
         self._high = np.zeros(0, np.int64)  # gene << 32 | count
-        self.deepest = 0.0  # most counts of a cell
+        self.deepest = self.total = 0.0  # most counts of a cell, and of all cells
 
     def add(self, counts: sp.csr_matrix) -> None:
         """Count in more cells (cells, genes)."""
         if counts.shape[0]:
-            self.deepest = max(self.deepest, float(counts.sum(axis=1, dtype=np.float64).max()))
+            totals = counts.sum(axis=1, dtype=np.float64)
+            self.deepest, self.total = (
+                max(self.deepest, float(totals.max())),
+                self.total + float(totals.sum()),
+            )
         found = largest_and_high(0, counts.nnz, counts.indices, counts.data, self._largest)
         self._high = np.unique(np.concatenate([self._high, found]))
 
@@ -374,7 +380,7 @@ class Precision(NamedTuple):
         return cls(nats=FLOAT32_NODE_NATS) if dtype == torch.float32 else EXACT
 
     def tolerance(self, deepest: float) -> float:
-        """The relative error that serves cells of up to ``deepest`` counts, each of which adds a few nats."""
+        """The relative error that serves cells of up to ``deepest`` counts, seen or expected."""
         return max(self.relative, self.nats / max(deepest, LEAST_COUNTS))
 
 
@@ -387,28 +393,36 @@ class Basis(NamedTuple):
     Attributes:
         nodes, levels: of all cells.
         precision: of the interpolation in ln s, for batches' own nodes too.
+        rate: counts per unit of size factor, in all cells together.
     """
 
     nodes: SizeFactorNodes
     levels: CountLevels
     precision: Precision = EXACT
+    rate: float = 0.0
 
     @classmethod
     def of(cls, counts: sp.csr_matrix, size_factors: np.ndarray, precision: Precision = EXACT) -> Basis:
         census = CountCensus(counts.shape[1])
         census.add(counts)
-        return cls.from_levels(census.levels(), size_factors, census.deepest, precision)
+        return cls.from_census(census, census.levels(), size_factors, precision)
 
     @classmethod
-    def from_levels(
-        cls, levels: CountLevels, size_factors: np.ndarray, deepest: float, precision: Precision = EXACT
+    def from_census(
+        cls,
+        census: CountCensus,
+        levels: CountLevels,
+        size_factors: np.ndarray,
+        precision: Precision = EXACT,
     ) -> Basis:
-        """Where the levels are known; ``deepest`` is the largest total of a cell."""
+        """Of cells that a census has been taken of; ``levels`` are some of its."""
+        rate = census.total / max(float(size_factors.sum()), np.finfo(float).tiny)
+        deepest = max(census.deepest, rate * float(size_factors.max(initial=0.0)))
         nodes = SizeFactorNodes.spanning(size_factors, precision.tolerance(deepest))
-        return cls(nodes, levels, precision)
+        return cls(nodes, levels, precision, rate)
 
     def to(self, device: torch.device | str) -> Basis:
-        return Basis(self.nodes.to(device), self.levels.to(device), self.precision)
+        return self._replace(nodes=self.nodes.to(device), levels=self.levels.to(device))
 
 
 @dataclass(frozen=True)
@@ -489,7 +503,9 @@ class CellBatch:
         used_t = torch.from_numpy(used)
         totals = pairs.matmul(basis.levels.count[used_t][:, None])[:, 0]
         deepest = float(totals.max()) if totals.numel() else 0.0
-        own = SizeFactorNodes.spanning(sizes, basis.precision.tolerance(deepest))
+        # a cell may have fewer counts than its size factor lets expect
+        expected = basis.rate * float(sizes.max(initial=0.0))
+        own = SizeFactorNodes.spanning(sizes, basis.precision.tolerance(max(deepest, expected)))
         own_nodes = torch.exp(own.log_nodes)
         if own.log_nodes.numel() < basis.nodes.log_nodes.numel():
             to_own = basis.nodes.weights(own_nodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +24,7 @@ from nbmix.components import (
     moment_components,
     slope,
 )
-from nbmix.kernels import _log1p_and_share, compact_columns, in_threads, over_rows
+from nbmix.kernels import _Helpers, _log1p_and_share, compact_columns, in_threads, over_rows
 from nbmix.products import (
     GENES_AT_ONCE,
     Basis,
@@ -421,6 +422,32 @@ def test_an_error_in_a_thread_is_raised(more_threads):
     more_threads()
     with pytest.raises(ZeroDivisionError):
         over_rows(lambda begin, end: 1 // (begin - 4), 10, 2)
+
+
+def test_after_an_error_nothing_more_is_begun(more_threads):
+    more_threads()
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        if i == 0:
+            raise KeyError
+        time.sleep(0.05)
+
+    with pytest.raises(KeyError):
+        in_threads(work, 200)
+    assert len(begun) <= 8
+
+
+def test_work_is_done_where_the_system_starts_no_thread(more_threads, monkeypatch):
+    more_threads()
+    monkeypatch.setattr("nbmix.kernels._helpers", _Helpers())
+
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("nbmix.kernels.Thread.start", refuse)
+    assert in_threads(lambda i: i * i, 5) == [0, 1, 4, 9, 16]
 
 
 @pytest.mark.parametrize("n_rows", [0, 1, 8, 9])

@@ -542,12 +542,16 @@ def test_values_are_cut_where_steps_between_nodes_would_round(monkeypatch):
     assert (uncut - wide).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("thinned", [1.0, 1e-3])  # cells of far fewer counts than size factors let expect
+@pytest.mark.parametrize("unit", [1.0, 1e-4])
 @pytest.mark.parametrize("depth", [30.0, 2e3, 1e5])
-def test_the_nodes_of_float32_are_fewer_and_lose_no_more_than_they_may(depth):
+def test_the_nodes_of_float32_are_fewer_and_lose_no_more_than_they_may(depth, unit, thinned):
     rng = np.random.default_rng(0)
     s = depth * np.exp(rng.uniform(-1, 1, 300))
     share = rng.dirichlet(np.full(200, 0.3))
-    counts = csr(rng.poisson(s[:, None] * share))
+    kept = np.where(np.arange(300) % 2, thinned, 1.0)
+    counts = csr(rng.poisson((kept * s)[:, None] * share))
+    s, share = s * unit, share / unit
     exact, close = (Basis.of(counts, s, Precision.of(dtype)) for dtype in (torch.float64, torch.float32))
     assert close.nodes.log_nodes.numel() < exact.nodes.log_nodes.numel()
     log_mean = torch.from_numpy(np.log(share) + rng.normal(0, 1, (4, 200)))

@@ -17,7 +17,7 @@ from nbmix.data.batches import label_codes
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, reading
 from nbmix.errors import InputError
-from nbmix.kernels import in_threads
+from nbmix.kernels import side_by_side
 from nbmix.memory import give_back
 from nbmix.mixture import fold_shares
 from nbmix.products import Basis, CellBatch, CountCensus, CountLevels
@@ -121,12 +121,6 @@ class BackedCounts:
         """The pairs of gene and count that may occur."""
         assert self.census is not None
         return self.census.levels(self.columns)
-
-    @property
-    def deepest(self) -> float:
-        """No cell has more counts."""
-        assert self.census is not None
-        return self.census.deepest
 
     def empty_rows(self) -> np.ndarray:
         """(cells,) bool."""
@@ -268,7 +262,7 @@ class StreamedBatches(Dataset[CellBatch]):
         self._coming = None
         slab = coming[1].result()
         indices = [index for index, block in enumerate(self.blocks) if block[0] == number]
-        batches = in_threads(lambda i: self._cut(slab, *self.blocks[indices[i]][1:]), len(indices))
+        batches = side_by_side(lambda i: self._cut(slab, *self.blocks[indices[i]][1:]), len(indices))
         self._made.update(zip(indices, batches, strict=True))
         if number < self.blocks[-1][0]:
             self._coming = self._submit(number + 1)

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from nbmix.data.counts import CountData
-from nbmix.kernels import in_threads
+from nbmix.kernels import side_by_side
 from nbmix.products import Basis, CellBatch
 
 
@@ -64,7 +64,7 @@ class PreparedBatches(Dataset[CellBatch]):
     def all(self) -> list[CellBatch]:
         """Every batch."""
         missing = self.blocks[len(self.made) :]
-        self.made += in_threads(
+        self.made += side_by_side(
             lambda i: self.cells.batch(missing[i][1], missing[i][0], keep=self.keep), len(missing)
         )
         return self.made

@@ -91,8 +91,8 @@ class CountsDataModule(pl.LightningDataModule):
                 "or set data.backed=false"
             )
         if data.is_backed:
-            levels, deepest = data.counts.levels(), data.counts.deepest
-            self.basis = Basis.from_levels(levels, data.size_factors, deepest, self._precision)
+            levels = data.counts.levels()
+            self.basis = Basis.from_census(data.counts.census, levels, data.size_factors, self._precision)
         else:
             self.basis = Basis.of(data.counts, data.size_factors, self._precision)
         self._cells = CellBatches(data, self.basis)

@@ -20,6 +20,7 @@ from nbmix.start.base import StartState, new_mixture, prepare
 
 # of EM that begins at given responsibilities; from random ones the way is long
 START_CELLS, START_FOLDS, START_ITERATIONS = 10_000, 5, 200
+START_CELLS_OF_A_COMPONENT = 50.0  # where a draw holds fewer, all of its cells are taken
 
 
 class Prediction(NamedTuple):
@@ -52,7 +53,10 @@ def start_components(
         return start.components, start.log_weights
     assert start.responsibilities is not None
     training, generator = data.training_data, np.random.default_rng(0)
-    rows = np.sort(generator.permutation(training.n_cells)[:START_CELLS])
+    rows = generator.permutation(training.n_cells)[:START_CELLS]
+    rare = start.responsibilities[rows].sum(0) < START_CELLS_OF_A_COMPONENT
+    of_rare = start.responsibilities[:, rare].sum(1) > 0.5
+    rows = np.union1d(rows, np.flatnonzero(of_rare.numpy()))
     seen = training.select_cells(rows)
     settings = replace(settings, folds=min(START_FOLDS, seen.n_cells))
     basis, batches = prepare(seen, settings.folds, generator, dtype=settings.torch_dtype)

@@ -9,9 +9,13 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
+from nbmix.mixture import MixtureSettings, run_em
 from nbmix.models import AmortizedMixture
+from nbmix.models.base import start_components
 from nbmix.products import NODE_TOLERANCE
+from nbmix.start.base import StartState, one_hot
 from nbmix.start.clusters import LabelsStart
 from tests.running import fit, small_data
 
@@ -149,3 +153,24 @@ def test_empty_cells_and_a_component_without_cells():
 def test_bad_settings(name, value):
     with pytest.raises(InputError, match=rf"model\.{name}="):
         model_for(small_data(), **{name: value})
+
+
+def test_no_component_of_given_responsibilities_is_lost_where_em_sees_some_cells(monkeypatch):
+    seen = []
+
+    def watched(mixture, batches, *, responsibilities, **settings):
+        seen.append(responsibilities)
+        return run_em(mixture, batches, responsibilities=responsibilities, **settings)
+
+    monkeypatch.setattr("nbmix.models.base.run_em", watched)
+    monkeypatch.setattr("nbmix.models.base.START_CELLS", 20)
+    monkeypatch.setattr("nbmix.models.base.START_CELLS_OF_A_COMPONENT", 5)
+    data = small_data()
+    module = CountsDataModule(lambda: data, validation_share=0.0)
+    module.setup()
+    drawn = np.random.default_rng(0).permutation(60)[:20]
+    rare = np.setdiff1d(np.arange(60), drawn)[:3]
+    q = one_hot(np.isin(np.arange(60), rare).astype(int), 2)
+    components, _ = start_components(StartState(q), module, MixtureSettings(2))
+    assert seen[0].sum(0).tolist() == [20, 3]
+    assert torch.isfinite(components.log_mean).all()
