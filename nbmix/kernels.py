@@ -685,12 +685,11 @@ def step_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
 
 
 @_exact
-def _at_or_after(used, place):
-    """The first position in ``used``, which ascends, of ``place`` or more."""
-    low, high = 0, used.size
+def _at_or_after(values, wanted, low, high):
+    """The first position of ``wanted`` or more among values[low:high], which ascend."""
     while low < high:
         middle = (low + high) // 2
-        if used[middle] < place:
+        if values[middle] < wanted:
             low = middle + 1
         else:
             high = middle
@@ -719,7 +718,8 @@ def gathered_rows(begin, end, used, first, high_first, high_count, summed, to_al
     """
     n_low, n_components = first[-1], rate.shape[1]
     by_node = np.empty((n_components, to_all.shape[0]))
-    low, high = _at_or_after(used, first[begin]), _at_or_after(used, n_low + high_first[begin])
+    low = _at_or_after(used, first[begin], 0, used.size)
+    high = _at_or_after(used, n_low + high_first[begin], 0, used.size)
     for j in range(begin, end):
         is_there = False
         by_node[:] = 0.0
@@ -755,13 +755,7 @@ def code_rows(rows, indptr, indices, counts, first, high_first, high_count, log_
                 if code >= first[j + 1]:
                     return i
             else:
-                low, high = high_first[j], high_first[j + 1]
-                while low < high:
-                    middle = (low + high) // 2
-                    if high_count[middle] < c:
-                        low = middle + 1
-                    else:
-                        high = middle
+                low = _at_or_after(high_count, c, high_first[j], high_first[j + 1])
                 if low == high_first[j + 1] or high_count[low] != c:
                     return i
                 code = n_low + low
