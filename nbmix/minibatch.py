@@ -79,7 +79,7 @@ class _MinibatchLogLikelihood(torch.autograd.Function):
 class _LikelihoodOfNonzeros(torch.autograd.Function):
     """The same in a few torch operations, each on all nonzeros x K at once, as a GPU wants them."""
 
-    # narrowed as above
+    # torch declares forward as (ctx, *args, **kwargs) and means it to be narrowed
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, levels: CountLevels
@@ -99,6 +99,7 @@ class _LikelihoodOfNonzeros(torch.autograd.Function):
         ctx.weights = batch.weights
         return total - batch.weights @ zero
 
+    # and backward as (ctx, *grad_outputs) -> Any
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         log_mean, log_inv_disp, cell, gene, count, r, share, z = ctx.saved_tensors
