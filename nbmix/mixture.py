@@ -45,6 +45,7 @@ FEWEST_CELLS = FEWEST_CELLS_FOR_STEPS  # in a batch that is cut off for its size
 CUT_TOLERANCE = 1e-6  # of the nodes that are counted on when cells are cut into batches
 BATCH_CELLS = 400  # what a batch costs besides its cells, in cells: tables for its pairs
 WHOLE_ROUNDS = 3  # M steps and updates of the prior that the copy of all cells takes to catch up
+DEPENDENT = 2  # E steps that components from outside are noticed in, where folds > 1
 PROBLEMS_AT_ONCE = 2_000_000  # (gene, component) pairs in an M step of several copies on a GPU: a few GB
 WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells are on: no weight reaches 0
 
@@ -146,7 +147,7 @@ class Mixture(nn.Module):
         self._tables: dict[int, LikelihoodTables] = {}
         self._statistics: dict[int, SufficientStatistics] = {}
         self.total_size = 1.0
-        self._given = False  # components from outside, the same in all copies
+        self.dependent = 0  # E steps to come whose copies still owe something to components from outside
         self.register_load_state_dict_post_hook(lambda module, _: module.forget_tables())
 
     def attach(self, basis: Basis, total_size: float) -> Mixture:
@@ -183,16 +184,18 @@ class Mixture(nn.Module):
         if prior is not None and self.settings.learns_prior:
             for copy in range(self.settings.n_copies):
                 self._keep_prior(copy, prior)
-        self._given = True
+        self.dependent = DEPENDENT
         self._tables.clear()
 
     @property
     def honest(self) -> bool:
         """Whether the log likelihood of an E step can be compared with those of later ones.
 
-        Given components may have seen every cell: until the first M step no copy is blind to its fold.
+        Given components may have seen every cell. In the first E step no copy is blind to its fold, and what
+        each is fitted to next are responsibilities by components that were not: only after the second M step
+        is a cell's log likelihood one that it did not help to.
         """
-        return self.settings.folds == 1 or not self._given
+        return self.settings.folds == 1 or self.dependent == 0
 
     def copy_for(self, fold: int) -> int:
         """The copy that has not seen cells of ``fold``; the one of all cells for fold -1 (new cells)."""
@@ -292,7 +295,7 @@ class Mixture(nn.Module):
             seen.clear()  # before those of the next are made
         if n_ranks > 1:
             self._share_copies(fitters)
-        self._given = False
+        self.dependent = max(0, self.dependent - 1)
         self._tables.clear()
         return penalty
 
@@ -367,7 +370,7 @@ class Mixture(nn.Module):
     def _task(self, seen: SufficientStatistics, copy: int, warm: bool) -> Task:
         """What the M step of a copy works on; its weights are fitted here."""
         settings, basis, prior = self.settings, self.basis, self.prior(copy)
-        if settings.learns_prior and (prior is None or self._given):
+        if settings.learns_prior and (prior is None or self.dependent == DEPENDENT):
             first = first_prior(seen, basis, self.total_size)
             prior = first if prior is None else prior._replace(log_mean=first.log_mean)
         if settings.weights == "learned":

@@ -24,8 +24,8 @@ class MixtureEM(MixtureModule):
 
     The objective of an iteration belongs to the components at its beginning: the log likelihood per cell,
     with the log prior of pseudo-cells where folds = 1 (it never falls then), or the cross-fitted held-out
-    log likelihood where folds > 1. It begins at the second iteration where responsibilities are given, or
-    components that may have seen the cells.
+    log likelihood where folds > 1. It begins at the second iteration where responsibilities are given,
+    and at the third where components are that may have seen the cells.
 
     Args:
         gene_names: (genes,).
@@ -69,7 +69,7 @@ class MixtureEM(MixtureModule):
         self.converged = False
         self._start: Tensor | None = None  # (cells, K) given responsibilities, until an M step has used them
         self._assigned: Tensor | None = None  # (cells,) component in the last iteration
-        self._given = False  # a checkpoint from before the first iteration brought components
+        self._dependent = 0  # of the mixture, as a checkpoint brought it
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         if start.components is not None:
@@ -110,8 +110,7 @@ class MixtureEM(MixtureModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self._given:  # the mixture has to know that they may have seen the cells
-            self.mixture.set_components(self.mixture.components())
+        self.mixture.dependent = max(self.mixture.dependent, self._dependent)
         self.trainer.should_stop = bool(self.converged)  # a resumed fit that had converged
         if self._start is not None:
             self._start = self.from_first_rank(self._start)
@@ -162,7 +161,7 @@ class MixtureEM(MixtureModule):
             "n_iterations": self.n_iterations,
             "assigned": self._assigned,
             "start": self._start,
-            "given": not self.mixture.honest,
+            "dependent": self.mixture.dependent,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -177,7 +176,7 @@ class MixtureEM(MixtureModule):
         self.objective, self.converged, self._assigned = em["objective"], em["converged"], em["assigned"]
         self.stopping.best, self.stopping.waited = em["best"], em["waited"]
         self.n_iterations = em["n_iterations"]
-        self._start, self._given = em["start"], em["given"]
+        self._start, self._dependent = em["start"], em["dependent"]
 
 
 class MStepOptimizer(torch.optim.Optimizer):
