@@ -93,13 +93,13 @@ MADE = {name: DataSet(name, kind.n_components) for name, kind in made.KINDS.item
 OURS: dict[str, tuple[str, ...]] = {
     "em": (),
     "amortized": ("model=amortized",),
-    "em-plain": ("model.folds=1", "model.pseudo_cells=0", "start.n_starts=1"),
+    "em-plain": ("model.folds=1", "model.pseudo_cells=0", "start=dirichlet"),
 }
 ABLATIONS = {
     "em-no-axis": ("start.n_axes=0",),
     "em-no-surplus": ("start.surplus=0",),
     "em-two-starts": ("start.n_starts=2",),
-    "em-no-search": ("start.n_starts=1",),
+    "em-no-search": ("start=dirichlet",),
     "em-no-prior": ("model.pseudo_cells=20",),  # a fixed number of them, not learned gene by gene
     "em-no-folds": ("model.folds=1",),  # brings 20 pseudo-cells
     "em-kmeans": ("start=kmeans",),

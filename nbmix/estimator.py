@@ -47,7 +47,7 @@ from nbmix.products import Basis, CellBatch
 from nbmix.start.base import BLOCK_SIZE, Start, check_components
 from nbmix.start.choice import Range, choose_n_components
 from nbmix.start.clusters import KMeansStart, LabelsStart, TopicsStart
-from nbmix.start.random import RandomStart
+from nbmix.start.random import DirichletStart, RandomStart
 from nbmix.start.subsample import FirstBatchStart, SubsampleStart
 from nbmix.trainer import build_trainer
 
@@ -57,6 +57,7 @@ STARTS: dict[str, type[Start]] = {
     "topics": TopicsStart,
     "labels": LabelsStart,
     "subsample": SubsampleStart,
+    "dirichlet": DirichletStart,
     "first_batch": FirstBatchStart,
 }
 
@@ -91,8 +92,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
     Args:
         n_components: K; or "auto", or a range such as "2-10", to have it chosen: ``n_components_``.
         model: "em" or "amortized".
-        start: "random", "kmeans", "topics", "labels", "subsample" or "first_batch", or an object of
-            ``nbmix.start`` with settings of its own; default "random" for EM, else "subsample".
+        start: "random", "kmeans", "topics", "labels", "subsample", "dirichlet" or "first_batch", or an
+            object of ``nbmix.start`` with settings of its own; default "random" for EM, else "subsample".
         folds: cells are split into this many for cross-fitting, 1 is plain EM; for EM alone.
         pseudo_cells: what pulls the components' genes to the average cell, see ``nbmix.mixture``.
         weights: pi is "learned", "uniform", or "given" for each cell, by ``prior_key``.

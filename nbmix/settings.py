@@ -52,7 +52,7 @@ LARGEST_SEED = 2**32 - 1
 OF_START = {
     **{name: whole(1) for name in ("n_starts", "max_cells", "max_genes", "n_cells", "iterations")},
     **{name: whole(1) for name in ("n_pcs", "n_init", "folds", "refine_cells")},
-    "n_axes": whole(0),
+    **{name: whole(0) for name in ("n_axes", "random_every")},
     "surplus": number(0),
     "log_inv_disp": number(),
     "path": TEXT,

@@ -544,7 +544,7 @@ def test_what_is_none_of_a_count_is_refused(counts, words):
         ({"model": "vae"}, "^model=vae: choose one of em, amortized$"),
         (
             {"start": "best"},
-            "^start=best: choose one of random, kmeans, topics, labels, subsample, first_batch",
+            "^start=best: choose one of random, kmeans, topics, labels, subsample, dirichlet, first_batch",
         ),
         ({"n_components": 0}, "^n_components=0: there must be at least 1 component$"),
         (

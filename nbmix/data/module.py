@@ -130,6 +130,10 @@ class CountsDataModule(pl.LightningDataModule):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def fold_generator(self) -> np.random.Generator:
+        """Draws the folds of the training cells: a new one each time, so that they are the same each time."""
+        return np.random.default_rng([self.seed, 1])
+
     @property
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -144,7 +148,7 @@ class CountsDataModule(pl.LightningDataModule):
                 self.data.size_factors[self.training_rows],
                 self.folds,
                 self.batch_size,
-                np.random.default_rng([self.seed, 1]),
+                self.fold_generator(),
                 rank=rank,
                 world_size=world_size,
             )
@@ -159,7 +163,7 @@ class CountsDataModule(pl.LightningDataModule):
         """Batches of training cells, each in its fold, and of held-out ones, as the file has them."""
         fold = np.full(self.data.n_cells, StreamedBatches.OUTSIDE)
         if training:
-            member = fold_members(self.training_rows.size, self.folds, np.random.default_rng([self.seed, 1]))
+            member = fold_members(self.training_rows.size, self.folds, self.fold_generator())
             fold[self.training_rows] = member
         if held_out:
             fold[self.validation_rows] = -1

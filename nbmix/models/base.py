@@ -48,18 +48,20 @@ def start_components(
 
     Where it has responsibilities of the training cells, cross-fitted EM begins at them, on some of the cells:
     a single M step would leave random ones alike, and gradients of minibatches do not part what is alike.
+    Where it sees all cells, its folds are those of ``MixtureEM``: where EM ends may hang on them, and both
+    modes are to find the same.
     """
     if start.components is not None:
         return start.components, start.log_weights
     assert start.responsibilities is not None
-    training, generator = data.training_data, np.random.default_rng(0)
-    rows = generator.permutation(training.n_cells)[:START_CELLS]
+    training = data.training_data
+    rows = np.random.default_rng(data.seed).permutation(training.n_cells)[:START_CELLS]
     rare = start.responsibilities[rows].sum(0) < START_CELLS_OF_A_COMPONENT
     of_rare = start.responsibilities[:, rare].sum(1) > 0.5
     rows = np.union1d(rows, np.flatnonzero(of_rare.numpy()))
     seen = training.select_cells(rows)
     settings = replace(settings, folds=min(START_FOLDS, seen.n_cells))
-    basis, batches = prepare(seen, settings.folds, generator, dtype=settings.torch_dtype)
+    basis, batches = prepare(seen, settings.folds, data.fold_generator(), dtype=settings.torch_dtype)
     fitted = new_mixture(seen, settings, basis)
     run_em(fitted, batches, responsibilities=start.responsibilities[rows], max_iterations=START_ITERATIONS)
     return fitted.components(), fitted.log_weights.data[-1]

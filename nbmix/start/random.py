@@ -50,7 +50,6 @@ CANDIDATES = 3  # to be taken away that are tried, at most
 NEARLY = 5.0  # times the least loss, that a candidate's may be
 ITERATIONS_A_REMOVAL = 1  # in a search, which goes on at its end
 ITERATIONS_A_STEP = 3  # in a path, whose every step is to be judged
-RANDOM_EVERY = 4  # runs one of which begins at random responsibilities
 LAST_ITERATIONS = 10
 SEARCH_TOLERANCE = 1e-2  # nats of a gene, in the M steps
 SEARCH_NODE_TOLERANCE = 1e-3  # relative, of the interpolation in ln s of the zeros
@@ -61,13 +60,14 @@ REFINE_ITERATIONS = 4  # of the mixture itself; the rest is for all cells
 class RandomStart:
     """Several short runs from random beginnings; the best one by held-out likelihood is finished.
 
-    Runs begin at one run of k-means on principal components from random centres, but every fourth at
-    responsibilities drawn uniformly from the simplex. After a few iterations the better half goes on
-    (successive halving; Jamieson & Talwalkar 2016). A cell is scored by the copy of the components that has
-    not seen it.
+    Runs begin at one run of k-means on principal components from random centres, or at responsibilities drawn
+    uniformly from the simplex. After a few iterations the better half goes on (successive halving; Jamieson &
+    Talwalkar 2016). A cell is scored by the copy of the components that has not seen it.
 
     Attributes:
-        n_starts: runs; 1 returns random responsibilities as they are.
+        n_starts: runs.
+        random_every: of so many runs the last one begins at random responsibilities, the others at k-means; 1
+            for all, 0 for none. Where component weights are given, all do.
         surplus: so many components more to begin with, as a share of K, and at least LEAST_SURPLUS; 0 for
             none.
         n_axes: of variation shared by all components; 0 for none.
@@ -78,6 +78,7 @@ class RandomStart:
     """
 
     n_starts: int = 4
+    random_every: int = 4
     surplus: float = 0.5
     n_axes: int = 1
     max_cells: int = 2000
@@ -88,6 +89,7 @@ class RandomStart:
     def __post_init__(self) -> None:
         for name, least in (
             ("n_starts", 1),
+            ("random_every", 0),
             ("n_axes", 0),
             ("max_cells", 1),
             ("max_genes", 1),
@@ -107,8 +109,8 @@ class RandomStart:
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
     ) -> StartState:
         n_components = settings.n_components
-        if self.n_starts == 1 or n_components == 1:
-            return StartState(random_responsibilities(data.n_cells, n_components, generator))
+        if n_components == 1:
+            return StartState(torch.ones(data.n_cells, 1, dtype=torch.float64))
         seen = choose_cells(data, self.max_cells, generator)
         return self._take_to_all(seen, self._search(seen, settings, generator), data, settings, generator)
 
@@ -173,8 +175,8 @@ class RandomStart:
             n_first = max(n_components, min(n_first, n_cells // CELLS_A_COMPONENT))
         begins = []
         for number in range(self.n_starts):
-            at_random = given or number % RANDOM_EVERY == RANDOM_EVERY - 1
-            begin = search.at_random if at_random else search.by_k_means
+            at_random = self.random_every and (number + 1) % self.random_every == 0
+            begin = search.at_random if given or at_random else search.by_k_means
             begins.append(begin(n_first, generator))
 
         # side by side: much of a run is too small to be shared out over threads
@@ -196,6 +198,16 @@ class RandomStart:
     def _over_genes(self, seen: CountData, given: bool, generator: np.random.Generator) -> _Search:
         genes = most_variable_genes(seen.counts, seen.size_factors, self.max_genes)
         return _Search.of(seen.select_genes(genes), given, self.n_axes, self.folds, generator)
+
+
+@dataclass(frozen=True)
+class DirichletStart:
+    """Responsibilities drawn uniformly from the simplex, Dirichlet(1, ..., 1), and no search."""
+
+    def __call__(
+        self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
+    ) -> StartState:
+        return StartState(random_responsibilities(data.n_cells, settings.n_components, generator))
 
 
 class _Run(NamedTuple):

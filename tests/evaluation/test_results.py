@@ -31,7 +31,7 @@ from nbmix.models import AmortizedMixture, MixtureEM, Prediction
 from nbmix.products import CellBatch
 from nbmix.start.base import StartState
 from nbmix.start.choice import Choice
-from nbmix.start.random import RandomStart
+from nbmix.start.random import DirichletStart
 from nbmix.statistics import SufficientStatistics
 from tests.running import fit, small_data
 
@@ -205,7 +205,7 @@ def annotated_file(path):
 def test_result_file_passes_on_what_the_input_holds(tmp_path, backed):
     given = annotated_file(tmp_path / "input.h5ad")
     data = read_h5ad(tmp_path / "input.h5ad", backed=backed)
-    made = results_of(data, start=RandomStart(n_starts=1))
+    made = results_of(data, start=DirichletStart())
     write_result(made, tmp_path / "result.h5ad")
     result = ad.read_h5ad(tmp_path / "result.h5ad")
     assert result.obs["donor"].astype(object).where(result.obs["donor"].notna(), None).tolist() == [
@@ -325,7 +325,7 @@ def test_statistics_of_minibatches_and_of_counts_on_disk(tmp_path):
     ).write_h5ad(tmp_path / "counts.h5ad")
     backed = read_h5ad(tmp_path / "counts.h5ad", backed=True)
     on_disk = MixtureEM(backed.gene_names, n_components=2, folds=3)
-    module, cells = fit(on_disk, backed, epochs=2, start=RandomStart(n_starts=1))
+    module, cells = fit(on_disk, backed, epochs=2, start=DirichletStart())
     of_disk = Results(module, on_disk, cells, {})
     assert_same(of_disk.statistics, statistics_of(backed.load(), module.basis, cells.responsibilities))
     write_figures(of_disk, tmp_path / "figures", [], max_umap_cells=0)

@@ -13,7 +13,7 @@ from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.mixture import MixtureSettings, run_em
 from nbmix.models import AmortizedMixture
-from nbmix.models.base import start_components
+from nbmix.models.base import START_FOLDS, start_components
 from nbmix.products import NODE_TOLERANCE
 from nbmix.start.base import StartState, one_hot
 from nbmix.start.clusters import LabelsStart
@@ -174,3 +174,20 @@ def test_no_component_of_given_responsibilities_is_lost_where_em_sees_some_cells
     components, _ = start_components(StartState(q), module, MixtureSettings(2))
     assert seen[0].sum(0).tolist() == [20, 3]
     assert torch.isfinite(components.log_mean).all()
+
+
+def test_given_responsibilities_go_on_by_em_with_the_folds_of_a_fit(monkeypatch):
+    """Where EM ends may hang on the folds, and it is to end where a fit by EM does."""
+    seen = []
+
+    def watched(mixture, batches, **settings):
+        seen.extend(batches)
+        return run_em(mixture, batches, **settings)
+
+    monkeypatch.setattr("nbmix.models.base.run_em", watched)
+    module = CountsDataModule(small_data, folds=START_FOLDS, seed=3)
+    module.setup()
+    start_components(StartState(one_hot(np.arange(54) % 2, 2)), module, MixtureSettings(2))
+    of_start = {int(module.training_rows[row]): batch.fold for batch in seen for row in batch.rows}
+    of_fit = {int(row): batch.fold for batch in module.train_dataloader() for row in batch.rows}
+    assert of_start == of_fit

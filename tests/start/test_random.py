@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from scipy.stats import kstest
 from sklearn.metrics import adjusted_rand_score
 
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.mixture import MixtureSettings
-from nbmix.start.random import RandomStart, _losses, _Search, most_variable_genes
+from nbmix.start.random import DirichletStart, RandomStart, _losses, _Search, most_variable_genes
 from tests.running import small_data
 
 
@@ -38,7 +39,7 @@ def test_any_search_ends_with_as_many_components_as_wanted(n_starts, n_axes, sur
     assert torch.isfinite(start.responsibilities).all()
 
 
-@pytest.mark.parametrize(("n_starts", "n_kept"), [(2, 1), (4, 2), (5, 3)])
+@pytest.mark.parametrize(("n_starts", "n_kept"), [(1, 1), (2, 1), (4, 2), (5, 3)])
 def test_the_better_half_of_the_runs_goes_on(n_starts, n_kept, monkeypatch):
     begun, gone_on = [], []
     run, without = _Search.run, _Search.without_least_missed
@@ -95,11 +96,31 @@ def test_the_found_components_go_on_with_more_cells_where_there_are_many():
     assert not torch.equal(starts[0].components.log_mean, starts[1].components.log_mean)
 
 
-@pytest.mark.parametrize("make, n_components", [(RandomStart(n_starts=1), 2), (RandomStart(), 1)])
-def test_plain_random_responsibilities(make, n_components):
-    start = make(small_data(), MixtureSettings(n_components), generator())
+def test_one_component_has_all_cells():
+    start = RandomStart()(small_data(), MixtureSettings(1), generator())
     assert start.components is None
-    assert start.responsibilities.shape == (60, n_components)
+    assert start.responsibilities.tolist() == [[1.0]] * 60
+
+
+def test_random_responsibilities_are_uniform_on_the_simplex():
+    q = DirichletStart()(small_data(), MixtureSettings(2), generator()).responsibilities
+    torch.testing.assert_close(q.sum(1), torch.ones(60, dtype=torch.float64))
+    assert kstest(q[:, 0].numpy(), "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize(("random_every", "at_random"), [(0, 0), (1, 4), (2, 2), (4, 1)])
+def test_some_runs_begin_at_random_responsibilities(random_every, at_random, monkeypatch):
+    begun = []
+    run = _Search.run
+
+    def running(self, q, iterations):
+        begun.append(q)
+        return run(self, q, iterations)
+
+    monkeypatch.setattr(_Search, "run", running)
+    RandomStart(random_every=random_every)(small_data(), MixtureSettings(2), generator())
+    assert len(begun) == 4
+    assert sum(bool((q.max(1).values < 1).any()) for q in begun) == at_random
 
 
 def test_a_rare_kind_is_kept_rather_than_a_large_one_cut():
@@ -160,6 +181,7 @@ def test_a_handful_of_cells(n_cells):
     "setting",
     [
         {"n_starts": 0},
+        {"random_every": -1},
         {"surplus": -0.5},
         {"n_axes": 4},
         {"n_axes": -1},
