@@ -31,7 +31,7 @@ class SubsampleStart:
         folds: of EM on the subset; 1 is plain EM.
     """
 
-    n_cells: int = 2000
+    n_cells: int = 10_000
     inner: Start = field(default_factory=RandomStart)
     iterations: int = 50
     folds: int = 5
