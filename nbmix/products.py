@@ -55,6 +55,7 @@ GENES_AT_ONCE = 512  # in a compiled loop
 PAIRS_AT_ONCE = 4096
 # torch says once a process that CSR tensors are in beta; the products here are tested against SciPy
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")  # torch 2.11
 
 WIDEST_SOFTPLUS = 40.0  # above it softplus(z) = z to the last bit of a float64
 LOG_FACTORIAL = scipy.special.gammaln(np.arange(1024) + 1.0)

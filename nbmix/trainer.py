@@ -29,7 +29,9 @@ from nbmix.errors import InputError
 
 # of Lightning, about what is meant to be so here
 _EXPECTED_WARNINGS = (
+    r"GPU available but not used",  # it is for the user to say, by a setting that Lightning does not know
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # torch's, of Lightning's own use
+    r"The '\w+' does not have many workers",  # on machines of many cores; threads prepare the batches
     r"Total length of `list` across ranks is zero",  # nothing is held out
     r"It is recommended to use `self.log\(.*sync_dist=True\)`",  # all numbers are those of all ranks already
 )
@@ -168,7 +170,11 @@ def end_other_ranks(trainer: pl.Trainer) -> None:
 
 def _silence() -> None:
     """Keep the terminal for our own lines: Lightning's reports on hardware and its expected warnings."""
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+    for name in (
+        "pytorch_lightning.utilities.rank_zero",
+        "pytorch_lightning.accelerators.cuda",
+        "lightning_fabric.utilities.distributed",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)

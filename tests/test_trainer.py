@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.trainer.connectors import data_connector
 
 from nbmix.errors import InputError
+from nbmix.models import MixtureEM
 from nbmix.trainer import build_trainer
+from tests.running import fit, small_data
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +66,13 @@ def test_several_processes_talk_by_gloo_and_shard_the_cells_themselves():
     assert trainer.strategy.process_group_backend == "gloo"
     assert trainer.world_size == 2
     assert trainer._accelerator_connector.use_distributed_sampler is False
+
+
+def test_no_advice_on_cores_and_gpus_that_is_not_ours(monkeypatch):
+    """Lightning's, on machines of four cores and more and with a GPU; pytest makes an error of a warning."""
+    monkeypatch.setattr(data_connector, "suggested_max_num_workers", lambda n_devices: 15)
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    data = small_data()
+    model = MixtureEM(data.gene_names, n_components=2)
+    fit(model, data, epochs=2)
+    assert model.n_iterations == 2
