@@ -3,8 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
-from nbmix.cli import one_line_errors
-from nbmix.sweep import objective
+from nbmix.app.command import one_line_errors
+from nbmix.app.sweep import objective
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")

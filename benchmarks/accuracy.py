@@ -37,9 +37,10 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from nbmix.likelihood import component_log_likelihood, dense_component_log_likelihood
-    from nbmix.mixture import fold_blocks
-    from nbmix.products import Basis, CellBatch, Precision, batch_log_likelihood, likelihood_tables
+    from nbmix.core.batch import Basis, CellBatch, Precision
+    from nbmix.core.folds import fold_blocks
+    from nbmix.core.likelihood import component_log_likelihood, dense_component_log_likelihood
+    from nbmix.core.tables import batch_log_likelihood, likelihood_tables
 
     data, _ = common.read_large(arguments)
     components = fitted(data, arguments)
@@ -81,8 +82,9 @@ def fitted(data: Any, arguments: argparse.Namespace) -> Any:
     import numpy as np
     import torch
 
-    from nbmix.mixture import MixtureSettings, run_em
-    from nbmix.start.base import choose_cells, new_mixture, prepare
+    from nbmix.core.em_loop import run_em
+    from nbmix.core.settings import MixtureSettings
+    from nbmix.starts.base import choose_cells, new_mixture, prepare
 
     generator = np.random.default_rng(arguments.seed)
     seen = choose_cells(data, arguments.fit_cells, generator)

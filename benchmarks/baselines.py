@@ -90,11 +90,11 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def method(name: str) -> Callable[[CountData, int, int], tuple[np.ndarray, str]]:
     """(data, K, seed) -> clusters (cells,) or posterior (cells, K), and a remark."""
     from nbmix import NBMixture
-    from nbmix.baselines.kmeans import gaussian_mixture, kmeans
-    from nbmix.baselines.leiden import leiden, leiden_with, scanpy_graph
-    from nbmix.baselines.logistic import labels_from_counts, labels_from_size_factors
-    from nbmix.baselines.scvi_latent import scvi_kmeans
-    from nbmix.baselines.topics import topic_weights
+    from nbmix.evaluation.baselines.kmeans import gaussian_mixture, kmeans
+    from nbmix.evaluation.baselines.leiden import leiden, leiden_with, scanpy_graph
+    from nbmix.evaluation.baselines.logistic import labels_from_counts, labels_from_size_factors
+    from nbmix.evaluation.baselines.scvi_latent import scvi_kmeans
+    from nbmix.evaluation.baselines.topics import topic_weights
 
     def searched(data: CountData, k: int, seed: int) -> tuple[np.ndarray, str]:
         found = leiden_with(scanpy_graph(data, seed), k, seed)
@@ -186,8 +186,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data: give an .h5ad file")
-    from nbmix.baselines.scvi_latent import is_installed
-    from nbmix.cli import one_line_errors
+    from nbmix.app.command import one_line_errors
+    from nbmix.evaluation.baselines.scvi_latent import is_installed
 
     if arguments.measure is None:
         with one_line_errors():

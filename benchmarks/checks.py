@@ -20,12 +20,15 @@ import common
 import numpy as np
 import torch
 
+from nbmix.core.batch import CellBatch
+from nbmix.core.em_loop import StoppingRule, responsibilities_of, run_em
+from nbmix.core.mixture import Mixture
+from nbmix.core.settings import MixtureSettings
+from nbmix.core.tables import batch_log_likelihood
 from nbmix.data.counts import CountData
 from nbmix.data.zheng import MIXTURES, read_zheng
-from nbmix.mixture import Mixture, MixtureSettings, StoppingRule, responsibilities_of, run_em
-from nbmix.products import CellBatch, batch_log_likelihood
-from nbmix.start.base import StartState, new_mixture, prepare
-from nbmix.start.clusters import KMeansStart, LabelsStart
+from nbmix.starts.base import StartState, new_mixture, prepare
+from nbmix.starts.clusters import KMeansStart, LabelsStart
 
 CHECKS = ("oracle", "processes")
 

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     import torch
 
+    from nbmix.core.mixture import Mixture
+    from nbmix.core.settings import MixtureSettings
     from nbmix.data.counts import CountData
-    from nbmix.mixture import Mixture, MixtureSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE_CELLS = 94655  # as many as the ten populations of Zheng et al. (2017) hold before any choice
@@ -231,7 +232,7 @@ def time_em(
     """
     import numpy as np
 
-    from nbmix.start.base import new_mixture, prepare
+    from nbmix.starts.base import new_mixture, prepare
 
     few = data.select_cells(np.arange(min(512, data.n_cells)))
     prepare(few, settings.folds, np.random.default_rng(seed))  # warm up
@@ -284,10 +285,11 @@ def time_amortized_steps(
     """Seconds of a minibatch step on the ELBO by the model's own code: cutting the batch, and the step."""
     import torch
 
+    from nbmix.core.em_loop import run_em
+    from nbmix.core.settings import MixtureSettings
     from nbmix.data.module import CountsDataModule
-    from nbmix.mixture import MixtureSettings, run_em
-    from nbmix.models import AmortizedMixture
-    from nbmix.start.base import new_mixture, prepare
+    from nbmix.models.amortized import AmortizedMixture
+    from nbmix.starts.base import new_mixture, prepare
 
     torch.manual_seed(seed)
     cells = CountsDataModule(
@@ -357,7 +359,7 @@ def partition(data: CountData, n_components: int, seed: int) -> torch.Tensor:
     """
     import numpy as np
 
-    from nbmix.start.base import one_hot
+    from nbmix.starts.base import one_hot
 
     if data.labels is None:
         return one_hot(_generator(seed).integers(0, n_components, data.n_cells), n_components)

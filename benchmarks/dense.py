@@ -60,7 +60,7 @@ def start(data: Any, arguments: argparse.Namespace) -> Any:
     """(cells, K) the responsibilities at which both sides begin."""
     import numpy as np
 
-    from nbmix.start.base import random_responsibilities
+    from nbmix.starts.base import random_responsibilities
 
     generator = np.random.default_rng(arguments.seed)
     return random_responsibilities(data.n_cells, arguments.components, generator)
@@ -70,8 +70,8 @@ def em_ours(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """Plain EM by sparse products, preparing them included."""
     import numpy as np
 
-    from nbmix.mixture import MixtureSettings
-    from nbmix.start.base import new_mixture, prepare
+    from nbmix.core.settings import MixtureSettings
+    from nbmix.starts.base import new_mixture, prepare
 
     settings = MixtureSettings(arguments.components, 1, 0.0, weights="uniform")
     begin = start(data, arguments)
@@ -106,7 +106,7 @@ def em_dense(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """EM of the source: a gradient M step and an E step, both dense; the counts are made dense beforehand."""
     import torch
 
-    from nbmix.likelihood import dense_component_log_likelihood
+    from nbmix.core.likelihood import dense_component_log_likelihood
 
     device = arguments.device
     counts = torch.from_numpy(data.counts.toarray()).to(device)
@@ -169,7 +169,7 @@ def log_likelihood(data: Any, log_mean: Any, log_inv_disp: Any) -> float:
 
     import torch
 
-    from nbmix.likelihood import dense_component_log_likelihood
+    from nbmix.core.likelihood import dense_component_log_likelihood
 
     components = log_mean.cpu().double(), log_inv_disp.cpu().double()
     total = 0.0
@@ -203,7 +203,7 @@ def amortized_dense(data: Any, batch_size: int, arguments: argparse.Namespace) -
     import torch
     from torch import nn
 
-    from nbmix.likelihood import dense_component_log_likelihood
+    from nbmix.core.likelihood import dense_component_log_likelihood
 
     torch.manual_seed(arguments.seed)
     generator = np.random.default_rng(arguments.seed)

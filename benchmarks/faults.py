@@ -192,9 +192,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10, help="kills of each model (default: %(default)s)")
     arguments = parser.parse_args()
     sys.path.insert(0, str(common.ROOT))
-    importlib.import_module("nbmix.sweep")
+    importlib.import_module("nbmix.app.sweep")
     # figures take most of the time and are not compared; mypy knows no attributes of modules found by name
-    importlib.import_module("nbmix.evaluation.results").draw = lambda *_: {}  # type: ignore[attr-defined]
+    importlib.import_module("nbmix.output.results").draw = lambda *_: {}  # type: ignore[attr-defined]
     results: dict[str, list[dict[str, Any]]] = {}
     print(f"{'model':10} {'killed':>35}  {'it had':40} the same bits")
     with tempfile.TemporaryDirectory() as folder:

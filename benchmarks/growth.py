@@ -61,7 +61,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def measure_em(data: Any, sizes: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Preparing, and the parts of an iteration."""
-    from nbmix.mixture import MixtureSettings
+    from nbmix.core.settings import MixtureSettings
 
     folds, pseudo_cells = (5, "auto") if arguments.crossfit else (1, 0.0)
     timed, _ = common.time_em(

@@ -57,13 +57,13 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from sklearn.metrics import adjusted_rand_score
 
-from nbmix.cli import one_line
+from nbmix.app.command import one_line
+from nbmix.app.run import fit
 from nbmix.data.counts import CountData
 from nbmix.data.zheng import POPULATIONS
 from nbmix.evaluation.calibration import expected_calibration_error
 from nbmix.evaluation.metrics import clustering_metrics, match_cells
-from nbmix.evaluation.results import Results, gather_predictions, score, write_json
-from nbmix.run import fit
+from nbmix.output.results import Results, gather_predictions, score, write_json
 
 NINE = ",".join(name for name in POPULATIONS if name != "cd34")  # which is impure
 
@@ -175,7 +175,7 @@ class _Messages(logging.Handler):
 
 
 def ours(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
-    """Fit and predict as ``nbmix.run`` does, with nothing written but scalars in a folder that is deleted."""
+    """Fit and predict as ``nbmix.app.run`` does; only scalars are written, to a folder that is deleted."""
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = instantiate(cfg.trainer, enable_checkpointing=False)
     with clock("run"):

@@ -91,7 +91,7 @@ def measure_bandwidth(data: Any, arguments: argparse.Namespace) -> dict[str, Any
     import numpy as np
     import torch
 
-    from nbmix.start.base import prepare
+    from nbmix.starts.base import prepare
 
     device, n_components = arguments.device, arguments.components
     times = max(5, arguments.repeats)
@@ -122,7 +122,7 @@ def measure_bandwidth(data: Any, arguments: argparse.Namespace) -> dict[str, Any
 
 def measure_iteration(data: Any, crossfit: bool, arguments: argparse.Namespace) -> dict[str, Any]:
     """Parts of an EM iteration: what the command line does by default, or plain EM."""
-    from nbmix.mixture import MixtureSettings
+    from nbmix.core.settings import MixtureSettings
 
     folds, pseudo_cells = (5, "auto") if crossfit else (1, 0.0)
     timed, _ = common.time_em(
@@ -142,9 +142,10 @@ def measure_fit(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     from sklearn.metrics import adjusted_rand_score
 
-    from nbmix.mixture import MixtureSettings, StoppingRule, responsibilities_of, run_em
-    from nbmix.start.base import new_mixture, prepare
-    from nbmix.start.random import RandomStart
+    from nbmix.core.em_loop import StoppingRule, responsibilities_of, run_em
+    from nbmix.core.settings import MixtureSettings
+    from nbmix.starts.base import new_mixture, prepare
+    from nbmix.starts.random import RandomStart
 
     settings = MixtureSettings(arguments.components)
     generator = np.random.default_rng(arguments.seed)

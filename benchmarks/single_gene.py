@@ -32,10 +32,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One fit of every gene of the grid."""
     import warnings
 
+    import nbmix.em
     import numpy as np
     import torch
-
-    import nbmix.em
 
     torch.set_num_threads(1)
     function, accelerate = FITS[name]

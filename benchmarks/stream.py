@@ -175,8 +175,8 @@ def measure_iterations(arguments: argparse.Namespace, *, in_memory: bool, plain:
     import h5py
     import numpy as np
 
+    from nbmix.core.settings import MixtureSettings
     from nbmix.data.read import read_h5ad
-    from nbmix.mixture import MixtureSettings
 
     path = path_of(arguments)
     began = time.perf_counter()
@@ -208,7 +208,7 @@ def time_batches(data: CountData, settings: Any, arguments: argparse.Namespace) 
     "wait" is what the batches take: cut out of the file, or made already.
     """
     from nbmix.data.module import CountsDataModule
-    from nbmix.start.base import new_mixture
+    from nbmix.starts.base import new_mixture
 
     responsibilities = common.partition(data, arguments.components, arguments.seed)
     clock = common.Clock()

@@ -36,7 +36,7 @@ On the command line a setting is `key=value`, and a choice is `group=choice`:
 `.hydra/config.yaml` of its folder. Keys of Hydra itself: `python train.py --hydra-help`.
 
 In Python the same settings are arguments of `nbmix.NBMixture`; those of a model that it does not name go into
-`model_settings`, those of a start into an object such as `nbmix.start.random.RandomStart(n_starts=8)`.
+`model_settings`, those of a start into an object such as `nbmix.starts.random.RandomStart(n_starts=8)`.
 """
 
 

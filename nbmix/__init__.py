@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbmix import em, likelihood
+    from nbmix.core import likelihood
+    from nbmix.core.likelihood import component_log_likelihood
     from nbmix.data.simulate import simulate
     from nbmix.estimator import NBMixture, cluster, read_10x
-    from nbmix.likelihood import component_log_likelihood
+    from nbmix.genes import em, supervised
 
 __version__ = version("nbmix")
 __all__ = [
@@ -22,13 +28,18 @@ __all__ = [
     "likelihood",
     "read_10x",
     "simulate",
+    "supervised",
 ]
 
-_MODULES = ("em", "likelihood")
+_MODULES = {
+    "em": "nbmix.genes.em",
+    "likelihood": "nbmix.core.likelihood",
+    "supervised": "nbmix.genes.supervised",
+}
 _HOMES = {
     "NBMixture": "nbmix.estimator",
     "cluster": "nbmix.estimator",
-    "component_log_likelihood": "nbmix.likelihood",
+    "component_log_likelihood": "nbmix.core.likelihood",
     "read_10x": "nbmix.estimator",
     "simulate": "nbmix.data.simulate",
 }
@@ -37,7 +48,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import public names at first use: ``import nbmix`` alone stays instant."""
     if name in _MODULES:
-        return import_module(f"nbmix.{name}")
+        return import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'nbmix' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
@@ -45,3 +56,20 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _PublicModules(MetaPathFinder, Loader):
+    """Lets ``import nbmix.em`` find a public module in the package where it lives."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        return ModuleSpec(fullname, self) if package == __name__ and name in _MODULES else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        name = module.__name__.rpartition(".")[2]
+        sys.modules[module.__name__] = import_module(_MODULES[name])  # the import system takes what is there
+
+
+sys.meta_path.append(_PublicModules())

@@ -31,25 +31,27 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from nbmix.checkpoint import SECTION, Checkpoint, align_to_genes, load_checkpoint, write_checkpoint
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.folds import fold_shares
+from nbmix.core.settings import MixtureSettings
 from nbmix.data.batches import CellBatches
-from nbmix.data.check import make_count_data
+from nbmix.data.checkpoint import SECTION, Checkpoint, align_to_genes, load_checkpoint, write_checkpoint
 from nbmix.data.counts import CountData
+from nbmix.data.from_anndata import make_count_data
 from nbmix.data.module import CountsDataModule
 from nbmix.data.simulate import CHUNK_ENTRIES
 from nbmix.data.tenx import GENES, tenx_anndata
 from nbmix.errors import InputError
-from nbmix.evaluation.report import TOP_MARKERS
-from nbmix.evaluation.results import Results, named_markers
-from nbmix.mixture import MixtureSettings, fold_shares
-from nbmix.models import MODELS, MixtureModule, Prediction, restore
-from nbmix.products import Basis, CellBatch
-from nbmix.start.base import BLOCK_SIZE, Start, check_components
-from nbmix.start.choice import Range, choose_n_components
-from nbmix.start.clusters import KMeansStart, LabelsStart, TopicsStart
-from nbmix.start.random import DirichletStart, RandomStart
-from nbmix.start.subsample import FirstBatchStart, SubsampleStart
-from nbmix.trainer import build_trainer
+from nbmix.models.base import MixtureModule, Prediction
+from nbmix.models.restore import MODELS, restore
+from nbmix.output.report import TOP_MARKERS
+from nbmix.output.results import Results, named_markers
+from nbmix.starts.base import BLOCK_SIZE, Start, check_components
+from nbmix.starts.choice import Range, choose_n_components
+from nbmix.starts.clusters import KMeansStart, LabelsStart, TopicsStart
+from nbmix.starts.random import DirichletStart, RandomStart
+from nbmix.starts.subsample import FirstBatchStart, SubsampleStart
+from nbmix.training.trainer import build_trainer
 
 STARTS: dict[str, type[Start]] = {
     "random": RandomStart,
@@ -93,9 +95,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
         n_components: K; or "auto", or a range such as "2-10", to have it chosen: ``n_components_``.
         model: "em" or "amortized".
         start: "random", "kmeans", "topics", "labels", "subsample", "dirichlet" or "first_batch", or an
-            object of ``nbmix.start`` with settings of its own; default "random" for EM, else "subsample".
+            object of ``nbmix.starts`` with settings of its own; default "random" for EM, else "subsample".
         folds: cells are split into this many for cross-fitting, 1 is plain EM; for EM alone.
-        pseudo_cells: what pulls the components' genes to the average cell, see ``nbmix.mixture``.
+        pseudo_cells: what pulls the components' genes to the average cell, see ``nbmix.core.mixture``.
         weights: pi is "learned", "uniform", or "given" for each cell, by ``prior_key``.
         tol: EM has converged once its objective rises by less, relative; for EM alone.
         max_iter: iterations of EM (default 100) or epochs (default 20) at most.
@@ -482,7 +484,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
     def _start(self) -> Start:
         start = _default(self.start, MODES[self.model].start)
         if isinstance(start, str) and start not in STARTS:
-            raise InputError(f"start={start}: choose one of {', '.join(STARTS)}, or an object of nbmix.start")
+            raise InputError(
+                f"start={start}: choose one of {', '.join(STARTS)}, or an object of nbmix.starts"
+            )
         return STARTS[start]() if isinstance(start, str) else start
 
     def _take(self, fitted: Checkpoint, taking_part: np.ndarray) -> None:

@@ -19,14 +19,15 @@ import scipy.sparse as sp
 import torch
 
 from nbmix import component_log_likelihood
-from nbmix.components import Components, curvature, lowest_log_mean
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.expected import curvature
+from nbmix.core.parameters import Components, lowest_log_mean
+from nbmix.core.settings import MixtureSettings
+from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.counts import CountData
 from nbmix.data.simulate import simulated_count_data
 from nbmix.data.zheng import MIXTURES, ZHENG_URL, read_zheng
-from nbmix.mixture import MixtureSettings
-from nbmix.products import Basis, CellBatch
-from nbmix.start.base import StartState
-from nbmix.statistics import SufficientStatistics
+from nbmix.starts.base import StartState
 
 FACS = "pbmc_facs.h5ad"
 CD74 = "ENSG00000019582"

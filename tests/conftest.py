@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from scipy.special import gammaln
 
-from nbmix.products import Basis, CellBatch
+from nbmix.core.batch import Basis, CellBatch
 
 
 def reference_log_likelihood(x, size_factors, log_mean, log_inv_disp):
@@ -67,7 +67,7 @@ def one_thread():
 def no_figures():
     """Runs in this process draw none: they would take most of the time, where they are not what is tested."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("nbmix.evaluation.results.draw", lambda *_: {})
+        patched.setattr("nbmix.output.results.draw", lambda *_: {})
         yield
 
 

@@ -19,8 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import nbmix
-from tests.data.hostile import write_tenx_folder
-from tests.running import ROOT
+from tests.helpers.files import write_tenx_folder
+from tests.helpers.running import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHERS = ("joblib", "submitit_slurm")  # extras, which need not be installed
@@ -184,7 +184,7 @@ def exported():
         f for _, f in inspect.getmembers(nbmix.NBMixture, inspect.isfunction) if "nbmix" in f.__module__
     ]
     functions += [
-        f for _, f in inspect.getmembers(nbmix.em, inspect.isfunction) if f.__module__ == "nbmix.em"
+        f for _, f in inspect.getmembers(nbmix.em, inspect.isfunction) if f.__module__ == nbmix.em.__name__
     ]
     return [f for f in functions if not inspect.ismodule(f) and not f.__name__.startswith("_")]
 

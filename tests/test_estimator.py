@@ -27,12 +27,12 @@ import nbmix
 from nbmix import NBMixture, cluster, estimator
 from nbmix.data.zheng import MIXTURES
 from nbmix.errors import InputError
-from nbmix.evaluation.report import TOP_MARKERS
-from nbmix.models import MixtureEM
-from nbmix.start.clusters import KMeansStart
+from nbmix.models.mixture_em import MixtureEM
+from nbmix.output.report import TOP_MARKERS
+from nbmix.starts.clusters import KMeansStart
 from tests.conftest import reference_log_likelihood
-from tests.data.hostile import write_tenx_folder
-from tests.running import ROOT, TINY, configure, run_here
+from tests.helpers.files import write_tenx_folder
+from tests.helpers.running import ROOT, TINY, configure, run_here
 
 EM = {"n_components": 2, "start": "kmeans", "folds": 3}
 AMORTIZED = {"n_components": 2, "model": "amortized", "max_iter": 2, "model_settings": {"n_hidden": 4}}

@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 import torch
 
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.likelihood import component_log_likelihood
+from nbmix.core.minibatch import log_count_product, minibatch_log_likelihood
+from nbmix.core.mixture import Mixture
+from nbmix.core.settings import MixtureSettings
+from nbmix.core.tables import batch_log_likelihood, likelihood_tables
 from nbmix.data.simulate import simulated_count_data
-from nbmix.likelihood import component_log_likelihood
-from nbmix.minibatch import log_count_product, minibatch_log_likelihood
-from nbmix.mixture import Mixture, MixtureSettings
-from nbmix.products import Basis, CellBatch, batch_log_likelihood, likelihood_tables
-from nbmix.start.base import one_hot, prepare
+from nbmix.starts.base import one_hot, prepare
 from tests.conftest import make_problem
-from tests.running import TINY, run_here
+from tests.helpers.running import TINY, run_here
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,7 +17,7 @@ nbformat = pytest.importorskip("nbformat", reason="pip install 'nbmix[notebooks]
 jupyter_client = pytest.importorskip("jupyter_client", reason="pip install 'nbmix[notebooks]'")
 pytest.importorskip("ipykernel", reason="pip install 'nbmix[notebooks]'")
 
-from tests.running import ROOT  # noqa: E402  after the skips
+from tests.helpers.running import ROOT  # noqa: E402  after the skips
 
 FOLDER = ROOT / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))

@@ -12,15 +12,16 @@ import numpy as np
 import scipy.sparse as sp
 from torch.utils.data import Dataset
 
-from nbmix.checks import check_counts
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.folds import fold_shares
+from nbmix.core.kernels.threads import side_by_side
+from nbmix.core.levels import CountCensus, CountLevels
+from nbmix.core.memory import give_back
+from nbmix.core.raw_counts import check_counts
 from nbmix.data.batches import label_codes
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, reading
 from nbmix.errors import InputError
-from nbmix.kernels import side_by_side
-from nbmix.memory import give_back
-from nbmix.mixture import fold_shares
-from nbmix.products import Basis, CellBatch, CountCensus, CountLevels
 
 SLAB_NONZEROS = 8_000_000  # read at once: 64 MB
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.kernels.threads import side_by_side
 from nbmix.data.counts import CountData
-from nbmix.kernels import side_by_side
-from nbmix.products import Basis, CellBatch
 
 
 def label_codes(data: CountData) -> np.ndarray | None:

@@ -14,6 +14,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from nbmix.core.batch import Basis, CellBatch, Precision
+from nbmix.core.folds import fold_blocks, fold_members, fold_shares
 from nbmix.data.backed import StreamedBatches
 from nbmix.data.batches import CellBatches, PreparedBatches
 from nbmix.data.counts import CountData
@@ -23,8 +25,6 @@ from nbmix.data.simulate import simulated_count_data
 from nbmix.data.tenx import read_tenx
 from nbmix.data.zheng import MIXTURES, read_zheng
 from nbmix.errors import InputError
-from nbmix.mixture import fold_blocks, fold_members, fold_shares
-from nbmix.products import Basis, CellBatch, Precision
 
 NAMES_AT_ONCE = 65536
 SIZE_FACTOR_RATIO = 1e9  # between the largest and the smallest: beyond it one of them is not a cell

@@ -16,9 +16,9 @@ import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset
 
 from nbmix.data.backed import open_backed
-from nbmix.data.check import DEFAULT_LABEL_KEY, DEFAULT_SYMBOL_KEY, make_count_data
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_links, check_structure, existing, open_h5, reading
+from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, DEFAULT_SYMBOL_KEY, make_count_data
 from nbmix.errors import InputError
 
 RAW, RAW_ELEMENT = "raw.X", "raw/X"  # counts put aside before X was normalised: as data.layer, in the file

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from nbmix.checks import check_counts
-from nbmix.data.check import DEFAULT_LABEL_KEY, make_count_data
+from nbmix.core.raw_counts import check_counts
 from nbmix.data.counts import CountData
+from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, make_count_data
 from nbmix.errors import InputError
 
 MAX_SIZE_FACTOR = 1e8  # beyond, counts leave the range where float32 is exact

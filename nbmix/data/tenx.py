@@ -26,10 +26,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from nbmix.checks import MAX_COUNT
-from nbmix.data.check import make_count_data
+from nbmix.core.raw_counts import MAX_COUNT
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, existing, open_h5, reading
+from nbmix.data.from_anndata import make_count_data
 from nbmix.data.read import pick_cells
 from nbmix.errors import InputError
 

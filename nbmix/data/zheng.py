@@ -21,8 +21,8 @@ import requests
 import scipy.sparse as sp
 from filelock import FileLock
 
-from nbmix.data.check import DEFAULT_LABEL_KEY, DEFAULT_SYMBOL_KEY, make_count_data
 from nbmix.data.counts import CountData
+from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, DEFAULT_SYMBOL_KEY, make_count_data
 from nbmix.data.read import pick_cells, read_h5ad
 from nbmix.data.tenx import Library, parse_library
 from nbmix.errors import InputError

@@ -20,9 +20,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.mixture import Mixture
+from nbmix.core.tables import batch_log_likelihood, likelihood_tables
 from nbmix.data.counts import CountData
-from nbmix.mixture import Mixture
-from nbmix.products import Basis, CellBatch, batch_log_likelihood, likelihood_tables
 
 N_BINS = 15
 N_BLOCKS = 8  # of genes

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, csr_matrix
 
-from nbmix.pca import log_pca
+from nbmix.data.pca import log_pca
 
 UMAP_NEIGHBORS = 15
 UMAP_MIN_DISTANCE = 0.5  # as in scanpy: groups wide enough to see mixing within them

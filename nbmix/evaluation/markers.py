@@ -1,12 +1,12 @@
 """Marker genes of the components, with their uncertainty, from sufficient statistics alone.
 
 The counts and the prior leave a normal posterior of every component's ln mu, gene by gene: its centre is
-where Q (``nbmix.components``) with the log prior is highest, its precision the curvature there,
+where Q (``nbmix.core.m_step``) with the log prior is highest, its precision the curvature there,
 
     ln mu_kj ~ N(a_kj, V_kj),    1 / V_kj = I_kj + 1 / tau_j^2,    I = aa - ab^2 / (bb + 1 / sigma^2)
 
-with (aa, ab, bb) the entries of -Q'' in (ln mu, ln r), so that ln r is integrated out, and the prior
-N(m_j, tau_j^2) around the pooled gene that ``nbmix.prior`` learns from all components. K components and the
+with (aa, ab, bb) the entries of -Q'' in (ln mu, ln r), so that ln r is integrated out, and the prior N(m_j,
+tau_j^2) around the pooled gene that ``nbmix.core.prior`` learns from all components. K components and the
 typical gene are all that is known of tau^2, which widens V by 1 + (V / tau^2) 2 / (K - 1): to the variance of
 Student's t with K + 1 degrees of freedom where the prior alone speaks, and not at all where the counts do.
 
@@ -33,17 +33,13 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from nbmix.components import (
-    Components,
-    GenePrior,
-    NewtonMStep,
-    curvature,
-    expected_log_likelihood,
-    moment_components,
-)
-from nbmix.prior import first_prior, update_prior
-from nbmix.products import Basis, CountLevels
-from nbmix.statistics import SufficientStatistics
+from nbmix.core.batch import Basis
+from nbmix.core.expected import curvature, expected_log_likelihood
+from nbmix.core.levels import CountLevels
+from nbmix.core.m_step import NewtonMStep, moment_components
+from nbmix.core.parameters import Components, GenePrior
+from nbmix.core.prior import first_prior, update_prior
+from nbmix.core.statistics import SufficientStatistics
 
 PRIOR_ROUNDS = 10  # M steps and updates of a prior that the fit did not learn; it moves by 1 % in the last
 LOWER_BOUND = 1.96  # standard errors: what the rank counts of a fold change is below it in 1 case of 40

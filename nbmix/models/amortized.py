@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbmix.components import LOG_INV_DISP_RANGE, lowest_log_mean
+from nbmix.core.batch import CellBatch
+from nbmix.core.minibatch import minibatch_log_likelihood
+from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
+from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.minibatch import minibatch_log_likelihood
-from nbmix.mixture import MixtureSettings
 from nbmix.models.base import MixtureModule, Prediction, start_components
-from nbmix.models.encoder import SparseEncoder
-from nbmix.products import CellBatch
-from nbmix.start.base import StartState
+from nbmix.models.networks import SparseEncoder
+from nbmix.starts.base import StartState
 
 LEAST_LOG_PRIOR = math.log(torch.finfo(torch.float64).tiny)
 

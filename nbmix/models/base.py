@@ -11,12 +11,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from nbmix.checkpoint import SECTION
-from nbmix.components import Components
+from nbmix.core.batch import CellBatch
+from nbmix.core.em_loop import run_em
+from nbmix.core.mixture import Mixture
+from nbmix.core.parameters import Components
+from nbmix.core.settings import MixtureSettings
+from nbmix.data.checkpoint import SECTION
 from nbmix.data.module import CountsDataModule
-from nbmix.mixture import Mixture, MixtureSettings, run_em
-from nbmix.products import CellBatch
-from nbmix.start.base import StartState, new_mixture, prepare
+from nbmix.starts.base import StartState, new_mixture, prepare
 
 # of EM that begins at given responsibilities; from random ones the way is long
 START_CELLS, START_FOLDS, START_ITERATIONS = 10_000, 5, 200
@@ -84,7 +86,7 @@ class MixtureModule(pl.LightningModule):
     converged: bool | None = None  # None where a fit has no such notion
     n_iterations: int = 0
     n_genes_missing: int | None = None  # of a restored model, in the data it is applied to
-    choice: dict[str, Any] | None = None  # of the number of components, see ``nbmix.start.choice``
+    choice: dict[str, Any] | None = None  # of the number of components, see ``nbmix.starts.choice``
     _first_epoch: int | None = None  # of this process's fit
 
     def __init__(self, gene_names: np.ndarray, settings: MixtureSettings, plain: dict[str, Any]) -> None:

@@ -12,195 +12,29 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
-from nbmix.components import LOG_INV_DISP_RANGE, START_LOG_INV_DISP, Components
+from nbmix.core.batch import CellBatch, pair_product
+from nbmix.core.parameters import LOG_INV_DISP_RANGE, Components
+from nbmix.core.settings import MixtureSettings
+from nbmix.core.special import log_rising_ratio
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.mixture import MixtureSettings
 from nbmix.models.base import MixtureModule, Prediction, start_components
-from nbmix.products import CellBatch, CountLevels, pair_product
-from nbmix.special import log_rising_ratio
-from nbmix.start.base import StartState
+from nbmix.models.networks import Decoder, SparseCells, SparseTrunk
+from nbmix.starts.base import StartState
 
 LEAST_LOG_PRIOR = math.log(torch.finfo(torch.float64).tiny)
-LOG_SD_RANGE = (-6.0, 3.0)  # of every latent normal: one that collapses or explodes ends the fit
-CELLS_AT_ONCE = 256  # that are dense in genes
+
 START_WEIGHT = 30.0  # of the cross entropy: a nat of it is little beside hundreds of counts
+
 SINGLE_RATE = 10.0  # of Adam for single numbers, against those of networks that act together
+
 SUMMARY_DRAWS = 256  # of z for each component's mean and variance
-
-
-class Normal(NamedTuple):
-    """Independent normals (..., dimensions) by mean and ln of the standard deviation."""
-
-    mean: Tensor
-    log_sd: Tensor
-
-    @classmethod
-    def of(cls, both: Tensor) -> Normal:
-        """From the output (..., 2 dimensions) of a network."""
-        mean, log_sd = both.chunk(2, -1)
-        return cls(mean, log_sd.clamp(*LOG_SD_RANGE))
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """mean + sd noise, for standard normal ``noise`` (..., dimensions)."""
-        return self.mean + self.log_sd.exp() * noise
-
-    def log_density(self, value: Tensor) -> Tensor:
-        """(...,) float64 ln N(value; mean, sd^2), nats."""
-        scaled = (value - self.mean) * (-self.log_sd).exp()
-        return -(scaled.square() / 2 + self.log_sd + math.log(2 * math.pi) / 2).double().sum(-1)
-
-    def entropy(self) -> Tensor:
-        """(...,) float64 nats."""
-        return (self.log_sd + math.log(2 * math.pi * math.e) / 2).double().sum(-1)
-
-
-def normal_kl(q: Normal, p: Normal) -> Tensor:
-    """(...,) float64 KL(q || p) in nats, summed over dimensions.
-
-    sum_d ln(sd_p / sd_q) + [sd_q^2 + (m_q - m_p)^2] / (2 sd_p^2) - 1/2
-    """
-    ratio = 2 * (q.log_sd - p.log_sd)
-    off = (q.mean - p.mean) * (-p.log_sd).exp()
-    return ((ratio.exp() - ratio - 1 + off.square()) / 2).double().sum(-1)
-
-
-def standard_normal_like(q: Normal) -> Normal:
-    """N(0, I) in the shape of ``q``."""
-    return Normal(torch.zeros_like(q.mean), torch.zeros_like(q.log_sd))
-
-
-class SparseTrunk(nn.Module):
-    """ReLU . LayerNorm . Linear . log1p(x), reading sparse counts: (cells, h).
-
-    The norm takes away most of what a cell's depth does to the sum over genes.
-
-    Args:
-        n_genes: of the input.
-        n_hidden: h.
-    """
-
-    def __init__(self, n_genes: int, n_hidden: int) -> None:
-        super().__init__()
-        bound = n_genes**-0.5  # as nn.Linear draws it
-        self.first = nn.Parameter(torch.empty(n_genes, n_hidden).uniform_(-bound, bound))
-        self.first_bias = nn.Parameter(torch.empty(n_hidden).uniform_(-bound, bound))
-        self.norm = nn.LayerNorm(n_hidden)
-
-    def forward(self, batch: CellBatch, levels: CountLevels) -> Tensor:
-        """(cells, h); ``levels`` are those that the batch was built with."""
-        size = torch.log1p(levels.count[batch.used]).to(self.first.dtype)
-        # indexing would do, but its gradient sorts
-        table = torch.index_select(self.first, 0, levels.gene[batch.used]) * size[:, None]
-        return torch.relu(self.norm(self.first_bias + pair_product(batch, table)))
-
-
-class Decoder(nn.Module):
-    """ln mu_j(z) = ln unit + ln softmax_j(Linear(h, genes) . ReLU . Linear(dimensions, h) . z), and ln r_j.
-
-    A softmax, because size factors say how many counts a cell has (Lopez et al. 2018, scVI). Genes that the
-    data lacks still belong to it.
-
-    Attributes:
-        log_inv_disp: (genes,) ln r_j.
-        log_unit: () ln of the counts per unit of size factor.
-        kept: (genes of the data,) int64, their positions among all genes.
-    """
-
-    log_unit: Tensor
-    kept: Tensor
-
-    def __init__(self, n_genes: int, n_latent: int, n_hidden: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(n_latent, n_hidden)
-        self.out = nn.Linear(n_hidden, n_genes)
-        nn.init.zeros_(self.out.weight)  # random ones of rare genes would stay what they are
-        self.log_inv_disp = nn.Parameter(torch.full((n_genes,), START_LOG_INV_DISP))
-        self.register_buffer("log_unit", torch.zeros(()))
-        self.register_buffer("kept", torch.arange(n_genes), persistent=False)
-
-    def logits(self, z: Tensor) -> Tensor:
-        """(rows, all genes) that the softmax is of, for z (rows, dimensions)."""
-        return self.out(torch.relu(self.hidden(z)))
-
-    def log_mean(self, z: Tensor) -> Tensor:
-        """(rows, genes of the data) ln mu, per unit of size factor."""
-        return torch.log_softmax(self.logits(z), 1)[:, self.kept] + self.log_unit
-
-    def log_likelihood(self, z: Tensor, log_size: Tensor, cells: SparseCells) -> Tensor:
-        """(cells,) float64 ln p(x_i | z_i, s_i) without its part in
-        ``DeepMixture.shared_log_likelihood``, in nats.
-
-            sum_{x > 0} x [ln mu - ln(1 + s rho)] - sum_j r ln(1 + s rho),    rho = mu / r
-
-        Args:
-            z: (cells, dimensions).
-            log_size: (cells,) ln s; -inf for an empty cell that has none.
-            cells: their counts.
-        """
-        parts = [
-            self._block(z[rows], log_size[rows], cells.block(rows))
-            for first in range(0, max(1, len(z)), CELLS_AT_ONCE)
-            for rows in [slice(first, min(first + CELLS_AT_ONCE, len(z)))]
-        ]
-        return torch.cat(parts)
-
-    def _block(self, z: Tensor, log_size: Tensor, cells: SparseCells) -> Tensor:
-        logits = self.logits(z)
-        shift = self.log_unit - torch.logsumexp(logits, 1)  # (cells,)
-        if self.kept.numel() < logits.shape[1]:
-            logits = logits[:, self.kept]
-        # ln rho + ln s, dense in (cells, genes): what a zero costs needs every gene
-        log_rate = logits + (shift + log_size)[:, None] - self.log_inv_disp
-        zeros = softplus(log_rate) @ self.log_inv_disp.exp()
-        at = cells.row * logits.shape[1] + cells.gene
-        found = torch.index_select(log_rate.reshape(-1), 0, at)
-        log_mean = found - log_size[cells.row] + self.log_inv_disp[cells.gene]
-        counted = cells.count * (log_mean - softplus(found)).double()
-        return (-zeros.double()).index_add(0, cells.row, counted)
-
-
-@dataclass(frozen=True)
-class SparseCells:
-    """The nonzero counts of some cells, one by one.
-
-    Attributes:
-        indptr: (cells + 1,) int64, where each cell's begin.
-        row, gene: (nonzeros,) int64.
-        count: (nonzeros,) float64.
-    """
-
-    indptr: Tensor
-    row: Tensor
-    gene: Tensor
-    count: Tensor
-
-    @classmethod
-    def of(cls, batch: CellBatch, levels: CountLevels) -> SparseCells:
-        pair = batch.used[batch.pairs.indices.long()]
-        indptr = batch.pairs.indptr.long()
-        return cls(indptr, torch.repeat_interleave(indptr.diff()), levels.gene[pair], levels.count[pair])
-
-    def block(self, rows: slice) -> SparseCells:
-        """The cells of ``rows``."""
-        if rows.start == 0 and rows.stop == self.indptr.numel() - 1:
-            return self
-        first, last = int(self.indptr[rows.start]), int(self.indptr[rows.stop])
-        inside = slice(first, last)
-        return SparseCells(
-            self.indptr[rows.start : rows.stop + 1] - first,
-            self.row[inside] - rows.start,
-            self.gene[inside],
-            self.count[inside],
-        )
 
 
 class DeepTerms(NamedTuple):

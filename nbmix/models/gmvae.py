@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nbmix.models.deep import DeepMixture, DeepTerms, Normal, normal_kl
-from nbmix.products import CellBatch
+from nbmix.core.batch import CellBatch
+from nbmix.models.deep import DeepMixture, DeepTerms
+from nbmix.models.networks import Normal, normal_kl
 
 
 class GMVAE(DeepMixture):

@@ -10,13 +10,14 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from nbmix.components import MStep, NewtonMStep
+from nbmix.core.batch import CellBatch
+from nbmix.core.em_loop import StoppingRule
+from nbmix.core.m_step import MStep, NewtonMStep
+from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.mixture import MixtureSettings, StoppingRule
 from nbmix.models.base import MixtureModule, Prediction
-from nbmix.products import CellBatch
-from nbmix.start.base import StartState
+from nbmix.starts.base import StartState
 
 
 class MixtureEM(MixtureModule):

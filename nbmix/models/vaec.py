@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nbmix.core.batch import CellBatch
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.models.deep import DeepMixture, DeepTerms, Normal, normal_kl, standard_normal_like
-from nbmix.products import CellBatch
-from nbmix.start.base import StartState
+from nbmix.models.deep import DeepMixture, DeepTerms
+from nbmix.models.networks import Normal, normal_kl, standard_normal_like
+from nbmix.starts.base import StartState
 
 SIZE_FACTORS = ("given", "latent")
 FIRST_LOG_SD_OF_SIZE = -3.0  # a thousand counts tell a size factor to some hundredths

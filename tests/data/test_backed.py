@@ -13,14 +13,15 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from nbmix.core.mixture import Mixture
+from nbmix.core.settings import MixtureSettings
 from nbmix.data.backed import BackedCounts
 from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
 from nbmix.data.read import read_h5ad
 from nbmix.errors import InputError
-from nbmix.mixture import Mixture, MixtureSettings
-from nbmix.start.base import new_mixture, one_hot
-from tests.running import run_here, small_data
+from nbmix.starts.base import new_mixture, one_hot
+from tests.helpers.running import run_here, small_data
 
 N_CELLS, N_GENES = 90, 60
 EMPTY = [0, 17, 18, 19, 44, N_CELLS - 1]

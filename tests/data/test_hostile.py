@@ -13,11 +13,11 @@ import scipy.sparse as sp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nbmix.data.check import make_count_data
 from nbmix.data.files import HEAP, reading
+from nbmix.data.from_anndata import make_count_data
 from nbmix.data.read import read_h5ad
 from nbmix.errors import InputError
-from tests.data.hostile import KINDS, N_CELLS, N_GENES, cases, check, counts, dense_from_parts, write_h5ad
+from tests.helpers.files import KINDS, N_CELLS, N_GENES, cases, check, counts, dense_from_parts, write_h5ad
 
 N_CASES = 30  # of each kind
 

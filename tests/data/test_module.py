@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from nbmix.data.module import CountsDataModule, from_h5ad, from_simulation
 from nbmix.errors import InputError
-from tests.running import small_data
+from tests.helpers.running import small_data
 
 
 def module(data=None, rank=0, world_size=1, **settings):

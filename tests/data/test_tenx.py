@@ -18,8 +18,8 @@ from nbmix.data.module import from_tenx
 from nbmix.data.read import read_h5ad
 from nbmix.data.tenx import parse_library, read_tenx
 from nbmix.errors import InputError
-from tests.data.hostile import KINDS, N_CELLS, N_GENES, counts, write_tenx_folder, write_tenx_h5
-from tests.running import run_here
+from tests.helpers.files import KINDS, N_CELLS, N_GENES, counts, write_tenx_folder, write_tenx_h5
+from tests.helpers.running import run_here
 
 TENX = [name for name in KINDS if name.startswith("tenx")]
 

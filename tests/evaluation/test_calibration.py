@@ -7,7 +7,10 @@ import torch
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
-from nbmix.components import Components
+from nbmix.core.batch import Basis
+from nbmix.core.mixture import Mixture
+from nbmix.core.parameters import Components
+from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
 from nbmix.evaluation.calibration import (
     N_BLOCKS,
@@ -20,8 +23,6 @@ from nbmix.evaluation.calibration import (
     tempered,
 )
 from nbmix.evaluation.metrics import log_loss
-from nbmix.mixture import Mixture, MixtureSettings
-from nbmix.products import Basis
 from tests.conftest import reference_log_likelihood
 
 

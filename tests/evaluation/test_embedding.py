@@ -3,8 +3,8 @@ import pytest
 from scipy.sparse import csr_array, csr_matrix
 from sklearn.decomposition import PCA
 
+from nbmix.data.pca import log_pca
 from nbmix.evaluation.embedding import embed
-from nbmix.pca import log_pca
 
 
 def two_groups(n_cells: int = 60, n_genes: int = 80) -> tuple[csr_array, np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def test_log_pca_is_the_dense_computation(n_pcs):
 
 def test_only_the_most_variable_genes_count(monkeypatch):
     counts, size, _ = two_groups()
-    monkeypatch.setattr("nbmix.pca.N_VARIABLE_GENES", 10)
+    monkeypatch.setattr("nbmix.data.pca.N_VARIABLE_GENES", 10)
     log_values = np.log1p(counts.toarray() * (np.median(size) / size)[:, None])
     kept = log_values[:, np.argsort(-log_values.var(axis=0))[:10]]
     found = log_pca(counts, size, 10)

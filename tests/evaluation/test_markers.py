@@ -12,19 +12,15 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import nbinom, poisson
 
-from nbmix.components import Components, GenePrior, NewtonMStep
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.m_step import NewtonMStep
+from nbmix.core.parameters import Components, GenePrior
+from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.read import read_h5ad
-from nbmix.evaluation.markers import (
-    Contrast,
-    compare_with_poisson,
-    find_markers,
-    marker_table,
-)
-from nbmix.products import Basis, CellBatch
-from nbmix.start.base import one_hot, prepare
-from nbmix.statistics import SufficientStatistics
+from nbmix.evaluation.markers import Contrast, compare_with_poisson, find_markers, marker_table
+from nbmix.starts.base import one_hot, prepare
 from tests.conftest import make_problem, reference_log_likelihood
-from tests.running import ROOT
+from tests.helpers.running import ROOT
 
 PBMC = ROOT / "../shared/data/pbmc_facs.h5ad"
 KNOWN = {

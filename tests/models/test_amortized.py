@@ -9,15 +9,16 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from nbmix.core.em_loop import run_em
+from nbmix.core.nodes import NODE_TOLERANCE
+from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.mixture import MixtureSettings, run_em
-from nbmix.models import AmortizedMixture
+from nbmix.models.amortized import AmortizedMixture
 from nbmix.models.base import START_FOLDS, start_components
-from nbmix.products import NODE_TOLERANCE
-from nbmix.start.base import StartState, one_hot
-from nbmix.start.clusters import LabelsStart
-from tests.running import fit, small_data
+from nbmix.starts.base import StartState, one_hot
+from nbmix.starts.clusters import LabelsStart
+from tests.helpers.running import fit, small_data
 
 
 def model_for(data, **settings):

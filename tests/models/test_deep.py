@@ -14,16 +14,19 @@ from sklearn.metrics import adjusted_rand_score
 from torch.distributions import Normal as TorchNormal
 from torch.distributions import kl_divergence
 
+from nbmix.core.batch import CellBatch
+from nbmix.core.settings import MixtureSettings
+from nbmix.data.checkpoint import load_checkpoint
 from nbmix.errors import InputError
-from nbmix.mixture import MixtureSettings
-from nbmix.models import GMVAE, VAEC, load_checkpoint, restore
 from nbmix.models import deep as deep_module
-from nbmix.models.deep import Decoder, Normal, SparseCells, SparseTrunk, normal_kl
-from nbmix.products import CellBatch
-from nbmix.start.clusters import LabelsStart
-from nbmix.start.given import CheckpointStart
+from nbmix.models.gmvae import GMVAE
+from nbmix.models.networks import Decoder, Normal, SparseCells, SparseTrunk, normal_kl
+from nbmix.models.restore import restore
+from nbmix.models.vaec import VAEC
+from nbmix.starts.clusters import LabelsStart
+from nbmix.starts.given import CheckpointStart
 from tests.conftest import make_problem, reference_log_likelihood
-from tests.running import TINY, fit, run_here, small_data
+from tests.helpers.running import TINY, fit, run_here, small_data
 
 BOTH = pytest.mark.parametrize("kind", [VAEC, GMVAE], ids=["vaec", "gmvae"])
 SMALL = {"n_components": 2, "n_latent": 3, "n_hidden": 16, "n_draws": 2}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, Normal
 
-from nbmix.models import GMVAE
-from tests.models.toys import log_likelihoods, mean_and_error, toy
+from nbmix.models.gmvae import GMVAE
+from tests.helpers.toys import log_likelihoods, mean_and_error, toy
 
 
 def posterior(model, problem):

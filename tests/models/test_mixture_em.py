@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from nbmix.core.em_loop import StoppingRule, run_em
+from nbmix.core.mixture import Mixture
 from nbmix.errors import InputError
-from nbmix.mixture import Mixture, StoppingRule, run_em
-from nbmix.models import MixtureEM
-from nbmix.start.clusters import KMeansStart
-from nbmix.start.random import RandomStart
-from tests.running import fit, small_data
+from nbmix.models.mixture_em import MixtureEM
+from nbmix.starts.clusters import KMeansStart
+from nbmix.starts.random import RandomStart
+from tests.helpers.running import fit, small_data
 
 SCHEMES = pytest.mark.parametrize("folds, pseudo_cells", [(1, 0.0), (1, 5.0), (5, "auto")])
 

@@ -13,9 +13,9 @@ from sklearn.metrics import adjusted_rand_score
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from nbmix.errors import InputError
-from nbmix.models import VAEC
-from tests.models.toys import log_likelihoods, mean_and_error, toy
-from tests.running import fit, small_data
+from nbmix.models.vaec import VAEC
+from tests.helpers.running import fit, small_data
+from tests.helpers.toys import log_likelihoods, mean_and_error, toy
 
 
 def posterior_of_size(model, problem):

@@ -1,0 +1,227 @@
+"""Cells prepared for the products, and what all batches of one data set share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from nbmix.core.csr import CsrMatrix
+from nbmix.core.kernels.sparse import compact_columns
+from nbmix.core.levels import CountCensus, CountLevels
+from nbmix.core.nodes import NODE_TOLERANCE, SizeFactorNodes, padded_nodes
+
+# what its error in a cell may be where products are float32 and components expect the counts that cells
+# have; between a thirtieth and a quarter of it is seen
+FLOAT32_NODE_NATS = 0.01
+
+LEAST_COUNTS = 100.0  # that such a bound counts with
+
+
+class _PairProduct(torch.autograd.Function):
+    """The pairs of a batch times a table, differentiable in the table."""
+
+    # torch declares both as (ctx, *args, **kwargs) and means them to be narrowed
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, batch: CellBatch) -> Tensor:  # type: ignore[override]
+        ctx.batch = batch
+        return batch.pairs.matmul(table)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.batch.turned().matmul(grad_outputs[0].contiguous()), None
+
+
+def pair_product(batch: CellBatch, table: Tensor) -> Tensor:
+    """(cells, width) sums over each cell's pairs of the rows of ``table`` (used, width); differentiable."""
+    return _PairProduct.apply(table, batch)
+
+
+class Precision(NamedTuple):
+    """How closely ln(1 + s rho) is interpolated: to a relative error, or where that is more, to some nats."""
+
+    relative: float = NODE_TOLERANCE
+    nats: float = 0.0
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> Precision:
+        """What is lost in products of this type anyway."""
+        return cls(nats=FLOAT32_NODE_NATS) if dtype == torch.float32 else EXACT
+
+    def tolerance(self, deepest: float) -> float:
+        """The relative error that serves cells of up to ``deepest`` counts, seen or expected."""
+        return max(self.relative, self.nats / max(deepest, LEAST_COUNTS))
+
+
+EXACT = Precision()
+
+
+class Basis(NamedTuple):
+    """What is shared by all products on one data set: nodes for its size factors, levels of its counts.
+
+    Attributes:
+        nodes, levels: of all cells.
+        precision: of the interpolation in ln s, for batches' own nodes too.
+        rate: counts per unit of size factor, in all cells together.
+    """
+
+    nodes: SizeFactorNodes
+    levels: CountLevels
+    precision: Precision = EXACT
+    rate: float = 0.0
+
+    @classmethod
+    def of(cls, counts: sp.csr_matrix, size_factors: np.ndarray, precision: Precision = EXACT) -> Basis:
+        census = CountCensus(counts.shape[1])
+        census.add(counts)
+        return cls.from_census(census, census.levels(), size_factors, precision)
+
+    @classmethod
+    def from_census(
+        cls,
+        census: CountCensus,
+        levels: CountLevels,
+        size_factors: np.ndarray,
+        precision: Precision = EXACT,
+    ) -> Basis:
+        """Of cells that a census has been taken of; ``levels`` are some of its."""
+        rate = census.total / max(float(size_factors.sum()), np.finfo(float).tiny)
+        deepest = max(census.deepest, rate * float(size_factors.max(initial=0.0)))
+        nodes = SizeFactorNodes.spanning(size_factors, precision.tolerance(deepest))
+        return cls(nodes, levels, precision, rate)
+
+    def to(self, device: torch.device | str) -> Basis:
+        return self._replace(nodes=self.nodes.to(device), levels=self.levels.to(device))
+
+
+@dataclass(frozen=True)
+class CellBatch:
+    """Some cells, ready for the products.
+
+    Attributes:
+        rows: (cells,) int64, positions of the cells in the whole data.
+        fold: the fold that all these cells belong to; -1 for none.
+        pairs: (cells, used) one-hot of their pairs of gene and count.
+        pairs_t: its transpose, or None: made when it is asked for.
+        used: (used,) int64, which pairs of ``CountLevels`` occur in these cells.
+        size_factors: (cells,) float64.
+        weights: (cells, own nodes) float64, interpolation between the nodes of this batch; 0 where s = 0.
+        to_own: (own nodes, nodes) float64, interpolation from the nodes of the whole data to those.
+        own_nodes: (own nodes,) float64, their S_m.
+        deepest: most counts that a cell has.
+        constant: (cells,) float64, x_i+ ln s_i - sum_j ln G(x_ij + 1), nats.
+        log_prior: (cells, components) float64 given ln pi_ik, or None.
+        labels: (cells,) int64 codes of known labels (for logging alone), or None.
+    """
+
+    rows: Tensor
+    fold: int
+    pairs: CsrMatrix
+    pairs_t: CsrMatrix | None
+    used: Tensor
+    size_factors: Tensor
+    weights: Tensor
+    to_own: Tensor
+    own_nodes: Tensor
+    deepest: float
+    constant: Tensor
+    log_prior: Tensor | None = None
+    labels: Tensor | None = None
+
+    @classmethod
+    def build(
+        cls,
+        counts: sp.csr_matrix,
+        size_factors: np.ndarray,
+        basis: Basis,
+        *,
+        pick: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+        fold: int = -1,
+        prior: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        keep: bool = False,
+    ) -> CellBatch:
+        """Prepare cells of checked counts (cells, genes).
+
+        Args:
+            counts, size_factors: of these cells and maybe others; a cell with s = 0 must be empty.
+            basis: of data that holds these cells, on the CPU.
+            pick: positions of the cells in ``counts``; all of them by default.
+            rows: their positions in the whole data; by default ``pick``.
+            fold: that they belong to.
+            prior, labels: (cells of the batch, ...) see the attributes.
+            keep: the batch will be used again, so its transpose is made now.
+
+        Raises:
+            KeyError: a pair of gene and count that the basis does not list.
+        """
+        pick = np.arange(counts.shape[0]) if pick is None else np.asarray(pick, np.int64)
+        codes, constant = basis.levels.code(counts, pick)
+        lengths = counts.indptr[pick + 1] - counts.indptr[pick]
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        used = compact_columns(codes, np.zeros(basis.levels.n_pairs, np.int32))
+        kind = np.int32 if codes.size <= np.iinfo(np.int32).max else np.int64
+        pairs = CsrMatrix(
+            torch.from_numpy(indptr.astype(kind)),
+            torch.from_numpy(codes.astype(kind, copy=False)),
+            None,
+            used.size,
+        )
+        sizes = np.ascontiguousarray(size_factors[pick], dtype=np.float64)
+        used_t = torch.from_numpy(used)
+        totals = pairs.matmul(basis.levels.count[used_t][:, None])[:, 0]
+        deepest = float(totals.max()) if totals.numel() else 0.0
+        # a cell may have fewer counts than its size factor lets expect
+        expected = basis.rate * float(sizes.max(initial=0.0))
+        own = SizeFactorNodes.spanning(sizes, basis.precision.tolerance(max(deepest, expected)))
+        own_nodes = torch.exp(own.log_nodes)
+        if own.log_nodes.numel() < basis.nodes.log_nodes.numel():
+            to_own = basis.nodes.weights(own_nodes)
+        else:
+            own, to_own = basis.nodes, torch.eye(basis.nodes.log_nodes.numel(), dtype=torch.float64)
+            own_nodes = torch.exp(own.log_nodes)
+        picked = torch.from_numpy(sizes)
+        log_s = torch.where(totals > 0, torch.log(picked), 0.0)
+        with np.errstate(divide="ignore"):
+            log_prior = None if prior is None else torch.from_numpy(np.log(prior))
+        return cls(
+            torch.from_numpy(pick if rows is None else np.asarray(rows, np.int64)),
+            fold,
+            pairs,
+            pairs.transposed() if keep else None,
+            used_t,
+            picked,
+            own.weights(picked),
+            to_own,
+            own_nodes,
+            deepest,
+            totals * log_s + torch.from_numpy(constant),
+            log_prior,
+            None if labels is None else torch.from_numpy(labels),
+        )
+
+    @property
+    def n_cells(self) -> int:
+        return self.pairs.n_rows
+
+    def turned(self) -> CsrMatrix:
+        """(used, cells) the pairs' transpose."""
+        return self.pairs.transposed() if self.pairs_t is None else self.pairs_t
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> CellBatch:
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if hasattr(getattr(self, f.name), "to")
+        }
+        return replace(self, **moved)
+
+
+def nodes_of_genes(basis: Basis) -> np.ndarray:
+    """(genes, padded) S_m, the same for all genes, as compiled loops take them."""
+    return np.tile(padded_nodes(basis.nodes.log_nodes), (basis.levels.n_genes, 1))

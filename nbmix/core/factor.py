@@ -1,0 +1,363 @@
+"""A mixture whose cells also vary in ways that all components share.
+
+Genes of one programme (cytotoxic granules, interferon, the cell cycle) rise and fall together among cells of
+one kind. To a mixture whose genes are independent given the component, each of these genes is evidence of its
+own, so that splitting a kind along the programme pays more than telling two kinds apart. Likewise where
+expression is not proportional to the size factor. Here a cell has scores z_i on a few axes with loadings v_j,
+and a gene its own power of the size factor, 1 + g_j, around their geometric mean s_0:
+
+    ln E[x_ij | k, z] = ln s_i + g_j ln(s_i / s_0) + ln mu_kj + v_j z_i,    z_i ~ N(0, 1) on each axis
+    ln p(x_i) = ln sum_k sum_l pi_k h_l NB(x_i | k, z_l),    z_l, h_l Gauss-Hermite nodes and weights
+
+a mixture of factor analysers with common loadings (Baek, McLachlan & Flack 2010) for counts, exact by
+enumeration of the levels z_l; Hafemeister & Satija (2019) fit such powers gene by gene. The E step is that of
+K L components. In the M step levels act on a gene like nodes of the size factor: at each node and level
+
+    ln S_jml = ln S_m + g_j ln(S_m / s_0) + v_j z_l
+
+stands for ln S_m; ln mu and ln r are then fitted as in ``nbmix.core.m_step``, and (g_j, v_j), in which the
+expected log likelihood is concave, by Newton. All of them are drawn around 0 with variances that are learned.
+
+Starts search with it; what they find is fitted by ``nbmix.core.mixture``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.polynomial.hermite_e import hermegauss
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.em_loop import StoppingRule
+from nbmix.core.kernels.factor import joint_rows, loading_rows, statistics_rows
+from nbmix.core.kernels.threads import over_rows
+from nbmix.core.m_step import NewtonMStep
+from nbmix.core.mixture import WEIGHT_PSEUDO_CELLS
+from nbmix.core.nodes import padded_nodes
+from nbmix.core.parameters import Components, GenePrior
+from nbmix.core.prior import first_prior, update_prior
+from nbmix.core.statistics import SufficientStatistics
+from nbmix.core.tables import GENES_AT_ONCE, pair_table, tabulate_nodes
+from nbmix.errors import InputError
+
+FIRST_LOADING_VARIANCE = 0.05  # as of ln mu between components
+
+LEAST_LOADING_VARIANCE = 1e-6
+
+LOADING_STEPS = 2  # of Newton for every M step
+
+CELLS_AT_ONCE = 64  # in a compiled loop
+
+UNROLLED = 16  # components at a time in it: what is left over would be taken one by one
+
+LEAST_SHARE = 1e-8  # of a cell: what statistics take of smaller responsibilities is beyond float32
+
+FIRST_ROUNDS = 3  # of loadings and components in the first M step, which begins at no loading
+
+
+@dataclass(frozen=True)
+class FactorCopy:
+    """Parameters that were fitted without one fold.
+
+    Attributes:
+        components: (K, genes) ln mu at z = 0 and s = s_0, and ln r.
+        loadings: (genes, 1 + axes) g, then v.
+        loading_variance: (1 + axes,) of the loadings around 0.
+        log_weights: (K,) ln pi.
+        prior: of the components.
+    """
+
+    components: Components
+    loadings: Tensor
+    loading_variance: Tensor
+    log_weights: Tensor
+    prior: GenePrior
+
+
+class FactorRun(NamedTuple):
+    """What a run of EM leaves.
+
+    Attributes:
+        joint: (cells, K, L) ln pi_k + ln h_l + ln p(x_i | k, z_l), cross-fitted.
+        trace: cross-fitted log likelihood after each iteration, nats per cell.
+    """
+
+    joint: Tensor
+    trace: list[float]
+
+
+class FactorMixture:
+    """K components and shared axes, cross-fitted: a cell's posterior is from the copy without its fold.
+
+    Args:
+        basis: of the cells that are fitted.
+        n_components: K.
+        size_factors: (cells,) of these cells.
+        folds: 2 or more; the batches' folds.
+        n_axes: of variation that components share; with 0 there are powers of the size factor alone.
+        n_levels: of each axis.
+        given_weights: the batches' ``log_prior`` stands for ln pi.
+        m_step: of the components.
+    """
+
+    def __init__(
+        self,
+        basis: Basis,
+        n_components: int,
+        size_factors: np.ndarray,
+        *,
+        folds: int = 5,
+        n_axes: int = 1,
+        n_levels: int = 3,
+        given_weights: bool = False,
+        m_step: NewtonMStep | None = None,
+    ) -> None:
+        self.basis, self.n_components, self.folds = basis, n_components, folds
+        self.given_weights = given_weights
+        self.m_step = m_step or NewtonMStep()
+        self.total_size = float(size_factors.sum())
+        on_axis, weights = hermegauss(n_levels)
+        grid = list(itertools.product(range(n_levels), repeat=n_axes))
+        self.levels = torch.from_numpy(on_axis)[torch.tensor(grid, dtype=torch.long)]  # (L, axes)
+        share = np.log(weights / weights.sum())
+        self.log_level_weights = torch.tensor([share[list(point)].sum() for point in grid])  # (L,)
+        positive = size_factors[size_factors > 0]
+        self.log_centre = float(np.log(positive).mean()) if positive.size else 0.0  # ln s_0
+        self.depth = basis.nodes.log_nodes - self.log_centre  # (nodes,) ln(S_m / s_0)
+        self.copies: list[FactorCopy | None] = [None] * folds
+        self._statistics = self._empty()
+
+    def take_over(self, other: FactorMixture, kept: np.ndarray) -> None:
+        """Begin at some of another mixture's components, and its powers of depth, but at none of its axes."""
+        for fold in range(self.folds):
+            copy = other._copy(fold)
+            loadings, variance = copy.loadings.clone(), copy.loading_variance.clone()
+            loadings[:, 1:], variance[1:] = 0.0, FIRST_LOADING_VARIANCE
+            components = Components(*(t[kept].contiguous() for t in copy.components))
+            self.copies[fold] = FactorCopy(components, loadings, variance, copy.log_weights[kept], copy.prior)
+
+    @property
+    def n_levels(self) -> int:
+        return len(self.levels)
+
+    def joint(self, batch: CellBatch) -> Tensor:
+        """(cells, K, L) ln pi_k + ln h_l + ln p(x_i | k, z_l), by the copy that has not seen the cells."""
+        copy = self._copy(batch.fold)
+        found = self._log_likelihood(batch, copy).view(batch.n_cells, self.n_components, self.n_levels)
+        log_prior = batch.log_prior if self.given_weights else copy.log_weights
+        if log_prior is None or log_prior.shape[-1] != self.n_components:
+            raise InputError(
+                "model.weights=given: the data holds no prior of "
+                f"{self.n_components} columns; set data.prior_key to such a field of obsm"
+            )
+        return found + log_prior[..., None] + self.log_level_weights
+
+    def _log_likelihood(self, batch: CellBatch, copy: FactorCopy) -> Tensor:
+        """(cells, K L) float64: zeros by interpolation between the nodes, nonzeros one by one."""
+        levels, (a, b) = self.basis.levels, copy.components
+        gene, count = levels.gene[batch.used], levels.count[batch.used]
+        pair = pair_table(levels, b)[batch.used] + count[:, None] * a.T[gene]
+        linear = torch.cat([pair, count[:, None] * copy.loadings[gene]], 1)  # (used, K + 1 + axes)
+        a_levels, b_levels = self._at_levels(copy)
+        found = torch.empty(batch.n_cells, len(a_levels), dtype=torch.float64)
+        arguments = (
+            batch.pairs.indptr,
+            batch.pairs.indices,
+            gene,
+            count,
+            linear,
+            batch.size_factors,
+            self._depth(batch.size_factors),
+            copy.loadings[:, 0].contiguous(),
+            pad(torch.exp(a_levels - b_levels).T, (0, -len(a_levels) % UNROLLED)).contiguous(),
+            self.levels,
+        )
+        arrays = [t.numpy() for t in arguments]
+        over_rows(joint_rows, batch.n_cells, CELLS_AT_ONCE, *arrays, found.numpy())
+        log_nodes = self.basis.nodes.log_nodes
+        nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * self.depth)
+        _, zero = tabulate_nodes(nodes, len(log_nodes), a_levels, b_levels)
+        return found - _weights(batch) @ zero.T + batch.constant[:, None]
+
+    def _depth(self, size_factors: Tensor) -> Tensor:
+        """(cells,) ln(s / s_0); 0 for an empty cell, which has nothing to multiply it with."""
+        return torch.where(size_factors > 0, torch.log(size_factors) - self.log_centre, 0.0)
+
+    def _at_levels(self, copy: FactorCopy) -> tuple[Tensor, Tensor]:
+        """(K L, genes) ln mu + v z_l, and ln r."""
+        a, b = copy.components
+        a = (a[:, None] + self.levels @ copy.loadings[:, 1:].T).flatten(0, 1)
+        return a, b.repeat_interleave(self.n_levels, 0)
+
+    def all_joint(self, batches: Sequence[CellBatch]) -> Tensor:
+        """``joint`` of the cells of all batches; rows as the batches number them."""
+        n_cells = sum(batch.n_cells for batch in batches)
+        found = torch.empty(n_cells, self.n_components, self.n_levels, dtype=torch.float64)
+        for batch in batches:
+            found[batch.rows] = self.joint(batch)
+        return found
+
+    def begin(self) -> None:
+        """Forget the statistics of the last iteration."""
+        for statistics in self._statistics:
+            for tensor in statistics.tensors():
+                tensor.zero_()  # new memory would cost more than filling it
+
+    def collect(self, batch: CellBatch, q: Tensor) -> None:
+        """Add cells with responsibilities (cells, K, L) for components and levels."""
+        seen, levels = self._statistics[batch.fold], self.basis.levels
+        q, weights = q.double(), _weights(batch)
+        rows, component = torch.nonzero(q.flatten(1) > LEAST_SHARE, as_tuple=True)
+        n_low = int(torch.searchsorted(batch.used, levels.n_low))
+        arguments = (
+            torch.searchsorted(batch.used[:n_low], levels.first),
+            n_low + torch.searchsorted(batch.used[n_low:], levels.n_low + levels.high_first),
+            batch.used,
+            levels.count[batch.used],
+            batch.turned().indptr,
+            batch.turned().indices,
+            torch.searchsorted(rows, torch.arange(batch.n_cells + 1)),
+            component,
+            q.flatten(1)[rows, component],
+            weights,
+        )
+        arrays = [t.contiguous().numpy() for t in arguments]
+        rate = seen.rate.view(levels.n_genes, -1, weights.shape[1])  # (genes, K L, nodes)
+        into = (self.n_levels, rate.numpy(), seen.pair.numpy())
+        over_rows(statistics_rows, levels.n_genes, GENES_AT_ONCE, *arrays, *into)
+        seen.node += torch.einsum("ikl,im->klm", q, weights).flatten(1)
+        seen.weight += q.sum((0, 2))
+
+    def fit(self) -> None:
+        """M step of every copy on the statistics of all other folds."""
+        total = self._statistics[0]
+        for statistics in self._statistics[1:]:
+            total = total + statistics
+        for fold in range(self.folds):
+            self.copies[fold] = self._fit(total - self._statistics[fold], self.copies[fold])
+
+    def run(
+        self,
+        batches: Sequence[CellBatch],
+        q: Tensor,
+        *,
+        max_iterations: int = 20,
+        stopping: StoppingRule | None = None,
+    ) -> FactorRun:
+        """EM: M step, then E step, and again.
+
+        Args:
+            batches: each within one fold.
+            q: (cells, K, L) responsibilities to begin at.
+            max_iterations: at most.
+            stopping: when to stop early.
+        """
+        trace: list[float] = []
+        joint = q
+        for _ in range(max_iterations):
+            self.begin()
+            for batch in batches:
+                self.collect(batch, q[batch.rows])
+            self.fit()
+            joint = self.all_joint(batches)
+            own = torch.logsumexp(joint, (1, 2))
+            trace.append(float(own.mean()))
+            if stopping is not None and stopping.update(trace[-1]):
+                break
+            q = torch.exp(joint - own[:, None, None])
+        return FactorRun(joint, trace)
+
+    def spread(self, responsibilities: Tensor, scores: Tensor) -> Tensor:
+        """(cells, K, L) of responsibilities (cells, K) and scores (cells, axes) of mean 0 and variance 1.
+
+        Scores are taken as seen with a standard deviation of a half.
+        """
+        distance = ((scores.double()[:, None] - self.levels) ** 2).sum(2)
+        near = torch.softmax(self.log_level_weights - 2 * distance, 1)
+        return responsibilities[:, :, None] * near[:, None]
+
+    def _fit(self, seen: SufficientStatistics, copy: FactorCopy | None) -> FactorCopy:
+        sizes = seen.weight + WEIGHT_PSEUDO_CELLS
+        log_weights = torch.log(sizes / sizes.sum())
+        rounds = 1
+        if copy is None:
+            rounds = FIRST_ROUNDS
+            prior = first_prior(self._without_levels(seen), self.basis, self.total_size)
+            a = prior.log_mean.expand(self.n_components, -1).contiguous()
+            begin = Components(a, prior.log_inv_disp.expand_as(a).contiguous())
+            loadings = a.new_zeros(a.shape[1], 1 + self.levels.shape[1])
+            variance = torch.full_like(loadings[0], FIRST_LOADING_VARIANCE)
+            copy = FactorCopy(begin, loadings, variance, log_weights, prior)
+        for _ in range(rounds):
+            copy = self._fit_components(seen, self._fit_loadings(seen, copy))
+        return replace(copy, log_weights=log_weights)
+
+    def _without_levels(self, seen: SufficientStatistics) -> SufficientStatistics:
+        """The same cells at the M nodes of the size factor alone."""
+        shape = (self.n_levels, -1)
+        rate, node = seen.rate.unflatten(2, shape).sum(2), seen.node.unflatten(1, shape).sum(1)
+        return SufficientStatistics(rate, seen.pair, node, seen.weight)
+
+    def _grid(self) -> tuple[Tensor, Tensor]:
+        """At each of the L M nodes: ln S_m, and (1 + axes, ...) what the loadings multiply."""
+        log_nodes = self.basis.nodes.log_nodes
+        axes = self.levels.T.repeat_interleave(len(log_nodes), 1)
+        return log_nodes.repeat(self.n_levels), torch.cat([self.depth.repeat(self.n_levels)[None], axes])
+
+    def _fit_loadings(self, seen: SufficientStatistics, copy: FactorCopy) -> FactorCopy:
+        v, bend = copy.loadings.clone(), torch.empty_like(copy.loadings)
+        log_nodes, effects = self._grid()
+        over_rows(
+            loading_rows,
+            len(v),
+            GENES_AT_ONCE,
+            *(t.contiguous().numpy() for t in copy.components),
+            v.numpy(),
+            *(t.contiguous().numpy() for t in (log_nodes, effects, seen.rate, seen.node)),
+            (1 / copy.loading_variance).numpy(),
+            LOADING_STEPS,
+            bend.numpy(),
+        )
+        # EM step of the variances (Laplace): E[v^2] = mode^2 + 1 / curvature
+        bend = torch.maximum(bend, 1 / copy.loading_variance)  # as interpolated counts may fail to be
+        variance = (v**2 + 1 / bend).mean(0).clamp(min=LEAST_LOADING_VARIANCE)
+        return replace(copy, loadings=v, loading_variance=variance)
+
+    def _fit_components(self, seen: SufficientStatistics, copy: FactorCopy) -> FactorCopy:
+        log_nodes, effects = self._grid()
+        nodes = padded_nodes(log_nodes + copy.loadings @ effects)
+        levels, total_size = self.basis.levels, self.total_size
+        fitted = self.m_step.solve(seen, levels, nodes, copy.components, total_size, copy.prior)
+        return replace(copy, components=fitted.components, prior=update_prior(fitted, copy.prior))
+
+    def _copy(self, fold: int) -> FactorCopy:
+        copy = self.copies[fold]
+        if copy is None:
+            raise RuntimeError("a factor mixture begins at responsibilities")
+        return copy
+
+    def _empty(self) -> list[SufficientStatistics]:
+        """Of K components at L M nodes, level by level."""
+        levels, n_nodes = self.basis.levels, self.n_levels * len(self.basis.nodes.log_nodes)
+        shapes = (
+            (levels.n_genes, self.n_components, n_nodes),
+            (levels.n_pairs, self.n_components),
+            (self.n_components, n_nodes),
+            (self.n_components,),
+        )
+        return [
+            SufficientStatistics(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+            for _ in range(self.folds)
+        ]
+
+
+def _weights(batch: CellBatch) -> Tensor:
+    """(cells, nodes) interpolation from the nodes of the whole data."""
+    return batch.weights @ batch.to_own

@@ -1,0 +1,242 @@
+"""The M step: ways to raise the expected log likelihood from where the components stand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbmix.core.batch import Basis, nodes_of_genes
+from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature, kernel_arguments
+from nbmix.core.kernels.newton import N_CURVES, newton_rows
+from nbmix.core.kernels.threads import over_rows
+from nbmix.core.levels import CountLevels
+from nbmix.core.parameters import (
+    LOG_INV_DISP_RANGE,
+    START_LOG_INV_DISP,
+    Components,
+    GenePrior,
+    lowest_log_mean,
+)
+from nbmix.core.statistics import SufficientStatistics
+from nbmix.core.tables import GENES_AT_ONCE
+from nbmix.errors import InputError
+
+PLATEAU_STEP = 3.0  # in ln r
+
+
+def moment_components(statistics: SufficientStatistics, basis: Basis, total_size: float) -> Components:
+    """Weighted mean rate per gene, ln(sum q x / sum q s), with a common dispersion: where Newton begins."""
+    counts = statistics.rate.sum(2).T.clamp(min=0)  # (K, genes)
+    size = (statistics.node @ torch.exp(basis.nodes.log_nodes)).clamp(min=torch.finfo(torch.float64).tiny)
+    log_mean = torch.log(counts / size[:, None]).clamp(min=lowest_log_mean(total_size))
+    return Components(log_mean, torch.full_like(log_mean, START_LOG_INV_DISP))
+
+
+class FittedComponents(NamedTuple):
+    """Components (K, genes), and the curvature of Q, with the prior if there is one, where they stand."""
+
+    components: Components
+    curvature: Curvature
+
+
+class MStepProblem(NamedTuple):
+    """What an M step is to raise Q of, where it begins (K, genes), and the prior if there is one."""
+
+    statistics: SufficientStatistics
+    components: Components
+    prior: GenePrior | None = None
+
+
+class MStep(Protocol):
+    """Raises Q, with the log density of a prior if there is one, from where the components stand."""
+
+    def __call__(
+        self,
+        statistics: SufficientStatistics,
+        basis: Basis,
+        components: Components,
+        total_size: float,
+        prior: GenePrior | None = None,
+    ) -> FittedComponents:
+        """New components (K, genes); ``total_size`` is the sum of the data's size factors."""
+        ...
+
+
+@dataclass(frozen=True)
+class NewtonMStep:
+    """Damped Newton over all genes and components at once; no element is ever made worse.
+
+    Where the Hessian is not negative definite its eigenvalues are shifted below zero
+    (Nocedal & Wright 2006, section 3.4); a step that lowers Q is taken back and damped more.
+
+    Attributes:
+        tolerance: an element is done when its next step promises less than this, in nats.
+        max_steps: Newton steps at most.
+        longest: bound on one step in ln mu and ln r.
+    """
+
+    tolerance: float = 1e-5
+    max_steps: int = 50
+    longest: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0 or self.max_steps < 1 or not self.longest > 0:
+            raise InputError("model.m_step: tolerance, max_steps and longest must be above 0")
+
+    def __call__(
+        self,
+        statistics: SufficientStatistics,
+        basis: Basis,
+        components: Components,
+        total_size: float,
+        prior: GenePrior | None = None,
+    ) -> FittedComponents:
+        if components.log_mean.device.type == "cpu":
+            return self.solve(statistics, basis.levels, nodes_of_genes(basis), components, total_size, prior)
+        return self.together([MStepProblem(statistics, components, prior)], basis, total_size)[0]
+
+    def solve(
+        self,
+        statistics: SufficientStatistics,
+        levels: CountLevels,
+        nodes: np.ndarray,
+        components: Components,
+        total_size: float,
+        prior: GenePrior | None,
+    ) -> FittedComponents:
+        """As a call, on the CPU, with nodes S_m of every gene's own: (genes, padded), 0 where padded."""
+        a, b = (t.double().contiguous().clone() for t in components)
+        limits = (
+            self.tolerance,
+            self.longest,
+            PLATEAU_STEP,
+            lowest_log_mean(total_size),
+            *LOG_INV_DISP_RANGE,
+        )
+        arguments = kernel_arguments(statistics, levels, nodes, prior)
+        rows = max(16, 4 * GENES_AT_ONCE // a.shape[0])
+        out = torch.empty(N_CURVES, *a.shape, dtype=torch.float64)
+        arrays = (a.numpy(), b.numpy(), *arguments)
+        over_rows(newton_rows, a.shape[1], rows, *arrays, limits, self.max_steps, out.numpy())
+        return FittedComponents(Components(a, b), Curvature(*out))
+
+    def together(
+        self, tasks: Sequence[MStepProblem], basis: Basis, total_size: float
+    ) -> list[FittedComponents]:
+        """Several M steps at once, all their problems in the same torch operations, as a GPU wants them."""
+        shapes = [task.components.log_mean.shape for task in tasks]
+        sizes = [shape.numel() for shape in shapes]
+        problem = ExpectedLogLikelihood.joined(
+            [ExpectedLogLikelihood.of(task.statistics, basis, task.prior) for task in tasks]
+        )
+        log_mean, log_inv_disp = (
+            torch.cat([t.double().flatten() for t in of_tasks])
+            for of_tasks in zip(*(task.components for task in tasks), strict=True)
+        )
+        fitted = self._climb(problem, log_mean, log_inv_disp, lowest_log_mean(total_size))
+        of_tasks = zip(*(t.split(sizes) for t in (*fitted, *problem.curvature(*fitted))), strict=True)
+        viewed = ([t.view(shape) for t in flat] for flat, shape in zip(of_tasks, shapes, strict=True))
+        return [FittedComponents(Components(a, b), Curvature(*curve)) for a, b, *curve in viewed]
+
+    def _climb(
+        self, problem: ExpectedLogLikelihood, a: Tensor, b: Tensor, floor: float
+    ) -> tuple[Tensor, Tensor]:
+        """(problems,) ln mu and ln r, from where they are given."""
+        low_b, high_b = LOG_INV_DISP_RANGE
+        best_a, best_b = a.clamp(min=floor), b.clamp(low_b, high_b)
+        left = torch.arange(best_a.numel(), device=best_a.device)
+        a, b = best_a.clone(), best_b.clone()
+        now = problem.curvature(a, b)
+        damping, going = torch.zeros_like(a), torch.ones_like(a, dtype=torch.bool)
+        for _ in range(self.max_steps):
+            pinned_a = (a <= floor) & (now.grad_a <= 0)
+            pinned_b = ((b <= low_b) & (now.grad_b <= 0)) | ((b >= high_b) & (now.grad_b >= 0))
+            step_a, step_b, gain = _newton_step(now, pinned_a, pinned_b, damping)
+            going = going & (gain > self.tolerance)
+            n_going = int(going.sum())
+            if n_going == 0:
+                break
+            if 2 * n_going <= going.numel():  # picking them out is worth it
+                best_a[left], best_b[left] = a, b
+                left, a, b, damping = left[going], a[going], b[going], damping[going]
+                step_a, step_b = step_a[going], step_b[going]
+                problem = problem.subset(going)
+                now, going = Curvature(*(t[going] for t in now)), going[going]
+            else:
+                step_a, step_b = torch.where(going, step_a, 0.0), torch.where(going, step_b, 0.0)
+            next_a = (a + step_a.clamp(-self.longest, self.longest)).clamp(min=floor)
+            next_b = (b + step_b.clamp(-self.longest, self.longest)).clamp(low_b, high_b)
+            then = problem.curvature(next_a, next_b)
+            better = then.value >= now.value
+            a, b = torch.where(better, next_a, a), torch.where(better, next_b, b)
+            scale = torch.maximum(now.hess_aa.abs(), now.hess_bb.abs())
+            damping = torch.where(better, damping / 8, torch.maximum(damping * 8, scale * 0.1))
+            now = Curvature(*(torch.where(better, new, old) for new, old in zip(then, now, strict=True)))
+        best_a[left], best_b[left] = a, b
+        return best_a, best_b
+
+
+def _newton_step(
+    now: Curvature, pinned_a: Tensor, pinned_b: Tensor, damping: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Uphill steps in a and b, and the rise that the quadratic promises."""
+    grad_a = torch.where(pinned_a, 0.0, now.grad_a)
+    grad_b = torch.where(pinned_b, 0.0, now.grad_b)
+    off = torch.where(pinned_a | pinned_b, 0.0, -now.hess_ab)
+    aa = torch.where(pinned_a, 1.0, -now.hess_aa)
+    bb = torch.where(pinned_b, 1.0, -now.hess_bb)
+    middle, radius = (aa + bb) / 2, torch.hypot((aa - bb) / 2, off)
+    least = 1e-6 * (middle.abs() + radius) + 1e-12
+    shift = (least - (middle - radius)).clamp(min=0) * 2 + damping
+    aa, bb = aa + shift, bb + shift
+    determinant = aa * bb - off * off
+    step_a = (bb * grad_a - off * grad_b) / determinant
+    step_b = (aa * grad_b - off * grad_a) / determinant
+    gain = (grad_a * step_a + grad_b * step_b) / 2
+    # on the plateau towards Poisson Q is about Q_0 + C e^-b, convex: gradient and curvature vanish far from
+    # the optimum, so step down by all that is allowed, for what the exponential promises further down
+    plateau = ~pinned_b & (now.hess_bb > 0) & (grad_b < 0) & (damping == 0)
+    step_b = torch.where(plateau, -PLATEAU_STEP, step_b)
+    gain = torch.where(plateau, torch.maximum(gain, -grad_b * math.expm1(2 * PLATEAU_STEP)), gain)
+    return step_a, step_b, gain
+
+
+@dataclass(frozen=True)
+class GradientMStep:
+    """Adam on Q for ``num_epochs`` epochs at rate ``lr``, with the analytic gradient; not monotone.
+
+    An epoch costs the same for any number of cells, since the statistics hold all that is needed.
+    """
+
+    lr: float = 1e-2
+    num_epochs: int = 50
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.num_epochs < 1:
+            raise InputError("model.m_step: lr must be above 0 and num_epochs 1 or more")
+
+    def __call__(
+        self,
+        statistics: SufficientStatistics,
+        basis: Basis,
+        components: Components,
+        total_size: float,
+        prior: GenePrior | None = None,
+    ) -> FittedComponents:
+        log_mean, log_inv_disp = (t.double().clone().requires_grad_() for t in components)
+        optimizer = torch.optim.Adam([log_mean, log_inv_disp], lr=self.lr)
+        for _ in range(self.num_epochs):
+            now = curvature(statistics, basis, Components(log_mean.detach(), log_inv_disp.detach()), prior)
+            log_mean.grad, log_inv_disp.grad = -now.grad_a, -now.grad_b
+            optimizer.step()
+            with torch.no_grad():
+                log_mean.clamp_(min=lowest_log_mean(total_size))
+                log_inv_disp.clamp_(*LOG_INV_DISP_RANGE)
+        fitted = Components(log_mean.detach(), log_inv_disp.detach())
+        return FittedComponents(fitted, curvature(statistics, basis, fitted, prior))

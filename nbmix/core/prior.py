@@ -1,0 +1,130 @@
+"""Empirical Bayes: how far components lie apart, and how dispersed genes are, learned from the components.
+
+With the likelihood of a component's gene seen as a normal one, of curvature H around its maximum at distance
+d from the pooled gene, the hierarchy d ~ N(x, 1 / H), x ~ N(0, tau^2) has the EM step
+
+    w = tau^2 H / (1 + tau^2 H),    E[x^2] = (w d)^2 + tau^2 / (1 + tau^2 H),    tau^2 = mean_k E[x^2].
+
+K numbers say little about a variance, so every gene's also sees the typical gene's as one more component.
+Genes that differ nowhere end with a variance near zero and stop voting (Efron & Morris 1973; for counts,
+Robinson & Smyth 2007).
+
+Dispersions have one floor more, since a gene is dispersed much alike in all components, and genes of like
+means are (McCarthy, Chen & Smyth 2012):
+
+    ln r_kj ~ N(b_j, sigma^2),    b_j ~ N(t_0 + t_1 m_j, omega^2).
+
+What a likelihood of curvature H adds to the marginal one of b_j, with ln r_kj integrated out, has slope
+z = (ln r_kj - b_j) / sigma^2 at the fitted ln r_kj, and information w = H / (1 + sigma^2 H); neither has H
+below a fraction line, as it vanishes where a gene is nearly Poisson. b_j and the trend take Newton's step,
+variances Fisher's, sum (z^2 - E z^2) / sum w^2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nbmix.core.batch import Basis
+from nbmix.core.m_step import FittedComponents, NewtonMStep, moment_components
+from nbmix.core.parameters import LOG_INV_DISP_RANGE, START_LOG_INV_DISP, GenePrior
+from nbmix.core.statistics import SufficientStatistics
+
+FIRST_VARIANCE = 0.05  # of ln mu between components: a typical fold change of a fifth
+
+TYPICAL_GENE_WEIGHT = 1.0  # components' worth
+
+ROUNDS = 10  # of EM on the variances, which cost nothing beside an M step
+
+LARGEST_STEP = 1.0  # of b_j and of the trend, at once
+
+# sigma^2 and omega^2: with less of it components that are still alike, and so dispersed alike, as all cells
+# together are, could not part; more of it would follow genes that say nothing
+DISP_VARIANCES = (0.1, 4.0)
+
+SLOPE_VARIANCE = 1.0  # of t_1 around 0: with few genes there is no trend
+
+
+def first_prior(seen: SufficientStatistics, basis: Basis, total_size: float) -> GenePrior:
+    """Around the pooled gene, before any component is known."""
+    pooled = seen.pooled()
+    fitted = NewtonMStep()(pooled, basis, moment_components(pooled, basis, total_size), total_size)
+    centre = fitted.components.log_mean[0]
+    one = torch.ones((), dtype=centre.dtype, device=centre.device)
+    trend = torch.stack([START_LOG_INV_DISP * one, 0 * one, one])
+    return GenePrior(
+        centre,
+        torch.full_like(centre, FIRST_VARIANCE),
+        torch.full_like(centre, START_LOG_INV_DISP),
+        one,
+        trend,
+    )
+
+
+def update_prior(fit: FittedComponents, prior: GenePrior) -> GenePrior:
+    """Variances, common dispersions and their trend, from components (K, genes) fitted under ``prior``."""
+    components, curve = fit
+    # what the data alone say
+    aa = -curve.hess_aa - 1 / prior.log_mean_variance
+    ab = -curve.hess_ab
+    bb = -curve.hess_bb - 1 / prior.log_inv_disp_variance
+    # information on the one, with the other integrated out
+    about_mean = aa - ab**2 / (bb.clamp(min=0) + 1 / prior.log_inv_disp_variance)
+    about_disp = bb - ab**2 / (aa.clamp(min=0) + 1 / prior.log_mean_variance)
+    off = components.log_mean - prior.log_mean
+    information = about_mean.clamp(min=torch.finfo(aa.dtype).eps)
+    variance = _mean_variance(off, information, prior.log_mean_variance)
+    return GenePrior(
+        prior.log_mean, variance, *_disp_prior(components.log_inv_disp, about_disp.clamp(min=0), prior)
+    )
+
+
+def _mean_variance(off: Tensor, information: Tensor, variance: Tensor) -> Tensor:
+    """(genes,) tau^2 from shrunken offsets (K, genes)."""
+    own = 1 / information  # variance
+    off = off * (1 + own / variance)  # as they were before the prior shrank them
+    n_components = off.shape[0]
+    for _ in range(ROUNDS):
+        weight = variance / (variance + own)
+        square = (weight * off) ** 2 + weight * own
+        typical = square.mean(0).log().mean().exp()
+        variance = (square.sum(0) + TYPICAL_GENE_WEIGHT * typical) / (n_components + TYPICAL_GENE_WEIGHT)
+    return variance
+
+
+def _disp_prior(log_inv_disp: Tensor, information: Tensor, prior: GenePrior) -> tuple[Tensor, Tensor, Tensor]:
+    """(genes,) b, () sigma^2 and (3,) trend from ln r and the information H on it, (K, genes) each."""
+    b, variance = prior.log_inv_disp, prior.log_inv_disp_variance
+    t_0, t_1, around = prior.trend
+    tiny = torch.finfo(b.dtype).tiny
+    z = (log_inv_disp - b) / variance
+    w = information / (1 + variance * information)
+    of_gene = w.sum(0)  # on b
+    step = (z.sum(0) + (_line(prior) - b) / around) / (of_gene + 1 / around)
+    step = step.clamp(-LARGEST_STEP, LARGEST_STEP)
+    b, z = b + step, z - w * step
+    # that b was fitted to them too takes a part of the spread
+    variance = _fisher_step(variance, z, w, w - w**2 / (of_gene + 1 / around))
+
+    z = z.sum(0)  # where b is as fitted, that is (b - line) / omega^2
+    w = of_gene / (1 + around * of_gene)
+    total = w.sum().clamp(min=tiny)
+    middle = (w * prior.log_mean).sum() / total
+    off = prior.log_mean - middle
+    rise = (z.sum() / total).clamp(-LARGEST_STEP, LARGEST_STEP)
+    tilt = ((z * off).sum() - t_1 / SLOPE_VARIANCE) / ((w * off**2).sum() + 1 / SLOPE_VARIANCE)
+    tilt = tilt.clamp(-LARGEST_STEP, LARGEST_STEP)
+    z = z - w * (rise + tilt * off)
+    around = _fisher_step(around, z, w, w)
+    return b, variance, torch.stack([t_0 + rise - tilt * middle, t_1 + tilt, around])
+
+
+def _line(prior: GenePrior) -> Tensor:
+    """(genes,) ln r that the trend expects."""
+    return (prior.trend[0] + prior.trend[1] * prior.log_mean).clamp(*LOG_INV_DISP_RANGE)
+
+
+def _fisher_step(variance: Tensor, z: Tensor, w: Tensor, expected: Tensor) -> Tensor:
+    """() next value of a variance; z has slopes, w their information, and ``expected`` E z^2."""
+    step = (z**2 - expected).sum() / (w**2).sum().clamp(min=torch.finfo(w.dtype).tiny)
+    return (variance + step).clamp(variance / 2, variance * 2).clamp(*DISP_VARIANCES)

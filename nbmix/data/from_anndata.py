@@ -1,0 +1,247 @@
+"""The door: whatever comes in is checked here, once, and leaves as ``CountData``."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata.utils import make_index_unique
+
+from nbmix.core.raw_counts import check_counts
+from nbmix.data.backed import BackedCounts, survey
+from nbmix.data.counts import CountData
+from nbmix.data.files import check_structure, reading
+from nbmix.errors import InputError
+
+DEFAULT_LABEL_KEY = "cell_type"
+
+DEFAULT_SYMBOL_KEY = "symbol"
+
+PRIOR_TOLERANCE = 1e-3
+
+log = logging.getLogger(__name__)
+
+
+def make_count_data(
+    adata: ad.AnnData,
+    *,
+    where: str,
+    label_key: str | None = DEFAULT_LABEL_KEY,
+    layer: str | None = None,
+    size_factor_key: str | None = None,
+    prior_key: str | None = None,
+    gene_symbol_key: str | None = DEFAULT_SYMBOL_KEY,
+    min_counts: int = 1,
+    backed: BackedCounts | None = None,
+    others: Mapping[str, Callable[[], Any]] | None = None,
+    annotate: bool = False,
+) -> CountData:
+    """Check one annotated matrix and keep what the model reads of it.
+
+    Size factors default to the row sums s_i = sum_j x_ij of the chosen matrix, taken before the
+    gene filter. Empty cells stay, with a warning in the log.
+
+    Args:
+        adata: (cells, genes), in memory or backed; not modified.
+        where: its name in messages, e.g. ``"data.path=pbmc.h5ad"``.
+        label_key: column of ``obs``; "cell_type" is used if it is there, any other must be.
+        layer: of ``adata.layers``; None for ``X``.
+        size_factor_key: column of ``obs``: molecules, finite, positive for every cell with counts.
+        prior_key: entry of ``obsm``: (cells, components) weights, rows summing to 1.
+        gene_symbol_key: column of ``var``; "symbol" is used if it is there, any other must be. A gene
+            without a symbol keeps its name.
+        min_counts: genes need at least this many counts over all cells; 0 keeps silent genes, whose zeros
+            tell something about new cells, for a prediction.
+        backed: the matrix of these cells in its file, in place of the one in ``adata``.
+        others: setting -> loader of a matrix outside ``adata`` that the setting would read instead.
+        annotate: keep obs, var, obsm, varm and uns, to pass them on with the results.
+
+    Raises:
+        InputError: one line that names the file and the field, and says what to do.
+    """
+    if min_counts < 0:
+        raise InputError(f"data.min_counts={min_counts}: must be 0 or more")
+    counts, totals, gene_totals = _checked(adata, where, layer, backed, others or {})
+    if not totals.any():
+        raise InputError(f"{where}: every cell is empty; nbmix needs raw counts")
+    data = CountData(
+        counts=counts,
+        size_factors=totals
+        if size_factor_key is None
+        else _read_size_factors(adata, where, size_factor_key, totals),
+        cell_names=adata.obs_names.astype(str).to_numpy(),
+        gene_names=_unique_gene_names(adata, where),
+        labels=None if label_key is None else _read_labels(adata, where, label_key),
+        prior=None if prior_key is None else _read_prior(adata, where, prior_key),
+        gene_symbols=None if gene_symbol_key is None else _read_symbols(adata, where, gene_symbol_key),
+        annotations=_annotations(adata) if annotate else None,
+    )
+    keep = np.flatnonzero(gene_totals >= min_counts)
+    if not keep.size:
+        raise InputError(
+            f"{where}: no gene has data.min_counts={min_counts} counts (the largest total is "
+            f"{gene_totals.max():.0f}); set a lower data.min_counts"
+        )
+    if keep.size < data.n_genes:
+        log.info("%s: dropped %d genes below %d counts", where, data.n_genes - keep.size, min_counts)
+        data = data.select_genes(keep)
+    if n_empty := int(data.empty_cells.sum()):
+        log.warning("%s: %d of %d cells have no counts; they are kept", where, n_empty, data.n_cells)
+    return data
+
+
+def _checked(
+    adata: ad.AnnData,
+    where: str,
+    layer: str | None,
+    backed: BackedCounts | None,
+    others: Mapping[str, Callable[[], Any]],
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The counts, and their (cells,) and (genes,) totals."""
+    field = f"{where}: {'X' if layer is None else f'layer {layer!r}'}"
+    if backed is not None:
+        found = survey(backed, field, adata.obs_names, adata.var_names)
+        return replace(backed, census=found.census), found.cell_totals, found.gene_totals
+    layers: dict[str, Callable[[], Any]] = {
+        f"data.layer={name}": partial(_choose_matrix, adata, where, name)
+        for name in adata.layers
+        if name != layer
+    }
+    if adata.raw is not None:  # in memory, where it takes the place of adata
+        layers["adata = adata.raw.to_adata()"] = lambda: _in_memory(adata.raw.X)
+    counts = check_counts(
+        _choose_matrix(adata, where, layer),
+        field,
+        cells=adata.obs_names,
+        genes=adata.var_names,
+        alternatives={name: partial(_loaded, where, load) for name, load in (layers | dict(others)).items()},
+    )
+    return counts, *(np.asarray(counts.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0))
+
+
+def _loaded(where: str, load: Callable[[], Any]) -> Any:
+    with reading(where):
+        return load()
+
+
+def _in_memory(x: Any) -> Any:
+    """A matrix that is still in an open file, read."""
+    if isinstance(x, h5py.Dataset):
+        return x[()]
+    return x.to_memory() if hasattr(x, "to_memory") else x
+
+
+def _choose_matrix(adata: ad.AnnData, where: str, layer: str | None) -> Any:
+    names = ", ".join(map(str, adata.layers)) or "none"
+    if layer is None and adata.X is None:
+        raise InputError(f"{where}: X is missing; set data.layer to one of its layers ({names})")
+    if layer is not None and layer not in adata.layers:
+        raise InputError(f"{where}: no layer {layer!r}; set data.layer to one of its layers ({names})")
+    with reading(where):
+        x = _in_memory(adata.X if layer is None else adata.layers[layer])
+        if sp.issparse(x) and x.format in ("csr", "csc"):
+            check_structure(x)
+    return x
+
+
+def _obs_column(adata: ad.AnnData, where: str, key: str, setting: str) -> pd.Series:
+    if key not in adata.obs:
+        names = ", ".join(map(str, adata.obs.columns)) or "none"
+        raise InputError(f"{where}: obs has no column {key!r}; set {setting} to one of its columns ({names})")
+    return adata.obs[key]
+
+
+def _read_labels(adata: ad.AnnData, where: str, key: str) -> np.ndarray | None:
+    if key == DEFAULT_LABEL_KEY and key not in adata.obs:
+        return None
+    labels = _obs_column(adata, where, key, "data.label_key")
+    if missing := int(labels.isna().sum()):
+        raise InputError(
+            f"{where}: obs[{key!r}] misses the label of {missing} of {adata.n_obs} cells; "
+            "label them, drop them, or set data.label_key=null"
+        )
+    return labels.to_numpy().astype(str)
+
+
+def _read_symbols(adata: ad.AnnData, where: str, key: str) -> np.ndarray | None:
+    if key not in adata.var:
+        if key == DEFAULT_SYMBOL_KEY:
+            return None
+        names = ", ".join(map(str, adata.var.columns)) or "none"
+        raise InputError(
+            f"{where}: var has no column {key!r}; set data.gene_symbol_key to one of its columns ({names})"
+        )
+    column = adata.var[key]
+    symbols = column.astype(str).to_numpy().astype(str)
+    unknown = column.isna().to_numpy() | (np.char.strip(symbols) == "")
+    return np.where(unknown, adata.var_names.to_numpy().astype(str), symbols)
+
+
+def _annotations(adata: ad.AnnData) -> ad.AnnData:
+    """All but the counts, and what is computed from them without a word of it (layers, obsp, varp, raw)."""
+    return ad.AnnData(
+        obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), varm=dict(adata.varm), uns=dict(adata.uns)
+    )
+
+
+def _read_size_factors(adata: ad.AnnData, where: str, key: str, totals: np.ndarray) -> np.ndarray:
+    column = _obs_column(adata, where, key, "data.size_factor_key")
+    field = f"{where}: obs[{key!r}]"
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        raise InputError(f"{field} holds values of type {column.dtype}; size factors must be numbers")
+    size_factors = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = ~np.isfinite(size_factors) | (size_factors < 0) | ((size_factors == 0) & (totals > 0))
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise InputError(
+            f"{field} is {size_factors[first]} at cell {str(adata.obs_names[first])!r} "
+            f"({bad.sum()} such cells); size factors must be finite and positive: mend the column or "
+            "set data.size_factor_key=null"
+        )
+    return size_factors
+
+
+def _read_prior(adata: ad.AnnData, where: str, key: str) -> np.ndarray:
+    if key not in adata.obsm:
+        names = ", ".join(map(str, adata.obsm)) or "none"
+        raise InputError(
+            f"{where}: obsm has no entry {key!r}; set data.prior_key to one of its entries ({names})"
+        )
+    field = f"{where}: obsm[{key!r}]"
+    given = _in_memory(adata.obsm[key])
+    try:
+        prior = np.asarray(given.toarray() if sp.issparse(given) else given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{field} does not hold numbers; prior weights must be numbers") from None
+    if prior.ndim != 2 or prior.shape[1] == 0:
+        raise InputError(f"{field} has shape {prior.shape}; prior weights must be (cells, components)")
+    sums = prior.sum(axis=1)  # (cells,)
+    for what, bad in {
+        "NaN or infinite weights": ~np.isfinite(prior).all(axis=1),
+        "negative weights": (prior < 0).any(axis=1),
+        "rows that do not sum to 1": np.abs(sums - 1) > PRIOR_TOLERANCE,
+    }.items():
+        if bad.any():
+            cell = str(adata.obs_names[int(np.argmax(bad))])
+            raise InputError(f"{field} holds {what} (first: cell {cell!r}); each row must be a distribution")
+    return prior / sums[:, None]
+
+
+def _unique_gene_names(adata: ad.AnnData, where: str) -> np.ndarray:
+    names = adata.var_names.astype(str)
+    if duplicated := int(names.duplicated().sum()):
+        log.warning("%s: %d gene names are repeated; a number is appended to them", where, duplicated)
+        with warnings.catch_warnings():
+            # anndata warns of names that already end in "-1"; the log says what happens
+            warnings.filterwarnings("ignore", message="Suffix used", category=UserWarning)
+            names = make_index_unique(names)
+    return names.to_numpy().astype(str)

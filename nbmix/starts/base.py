@@ -1,0 +1,101 @@
+"""What a start is: a small object that looks at the cells and says where a fit begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbmix.core.batch import Basis, CellBatch, Precision
+from nbmix.core.folds import fold_blocks
+from nbmix.core.mixture import Mixture
+from nbmix.core.parameters import Components, GenePrior
+from nbmix.core.settings import MixtureSettings
+from nbmix.data.batches import CellBatches, PreparedBatches
+from nbmix.data.counts import CountData
+from nbmix.errors import InputError
+
+BLOCK_SIZE = 16384
+
+
+class StartState(NamedTuple):
+    """Where a fit begins: responsibilities of the cells (cells, K), or components, or both.
+
+    ``log_weights`` (K,) and what has been learned of the ``prior`` may come with components.
+    """
+
+    responsibilities: Tensor | None = None
+    components: Components | None = None
+    log_weights: Tensor | None = None
+    prior: GenePrior | None = None
+
+    @classmethod
+    def of(cls, mixture: Mixture) -> StartState:
+        """To go on from the components of all cells that a mixture has."""
+        return cls(None, mixture.components(), mixture.log_weights.data[-1], mixture.prior())
+
+
+class Start(Protocol):
+    """Chosen by the config group ``start``."""
+
+    def __call__(
+        self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
+    ) -> StartState:
+        """Look at the training cells ``data``; randomness comes from ``generator`` alone.
+
+        Raises:
+            InputError: the data or the settings do not allow this start.
+        """
+        ...
+
+
+def prepare(
+    data: CountData,
+    folds: int,
+    generator: np.random.Generator,
+    basis: Basis | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Basis, Sequence[CellBatch]]:
+    """All cells of ``data`` in memory as batches for products in ``dtype``, each within one fold."""
+    basis = basis or Basis.of(data.counts, data.size_factors, Precision.of(dtype))
+    blocks = fold_blocks(data.size_factors, folds, BLOCK_SIZE, generator)
+    return basis, PreparedBatches(CellBatches(data, basis), blocks).all()
+
+
+def new_mixture(
+    data: CountData, settings: MixtureSettings, basis: Basis, start: StartState | None = None
+) -> Mixture:
+    """A mixture attached to ``data``, at the components of ``start`` if there are any."""
+    mixture = Mixture(data.n_genes, settings).attach(basis, float(data.size_factors.sum()))
+    if start is not None and start.components is not None:
+        mixture.set_components(start.components, start.log_weights, start.prior)
+    return mixture
+
+
+def one_hot(assignments: np.ndarray, n_components: int) -> Tensor:
+    """(cells,) component numbers -> (cells, K) responsibilities of 0 and 1."""
+    return torch.eye(n_components, dtype=torch.float64)[torch.from_numpy(np.asarray(assignments, np.int64))]
+
+
+def random_responsibilities(n_cells: int, n_components: int, generator: np.random.Generator) -> Tensor:
+    """(cells, K) rows drawn uniformly from the simplex."""
+    return torch.from_numpy(generator.dirichlet(np.ones(n_components), n_cells))
+
+
+def choose_cells(data: CountData, n_cells: int, generator: np.random.Generator) -> CountData:
+    """A random subset of cells in their order, or all of them where there are no more."""
+    if n_cells >= data.n_cells:
+        return data.load()
+    return data.select_cells(np.sort(generator.choice(data.n_cells, n_cells, replace=False))).load()
+
+
+def check_components(data: CountData, settings: MixtureSettings) -> None:
+    """A component needs at least one cell."""
+    if settings.n_components > data.n_cells:
+        raise InputError(
+            f"model.n_components={settings.n_components}: there are only {data.n_cells} cells to fit; "
+            "choose fewer components"
+        )

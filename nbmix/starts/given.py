@@ -1,0 +1,119 @@
+"""Starts that the user brings along: responsibilities or means in a file, or an earlier checkpoint."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from tokenize import TokenError
+
+import numpy as np
+import torch
+
+from nbmix.core.parameters import START_LOG_INV_DISP, Components, lowest_log_mean
+from nbmix.core.settings import MixtureSettings
+from nbmix.data.checkpoint import align_to_genes, load_checkpoint
+from nbmix.data.counts import CountData
+from nbmix.errors import InputError
+from nbmix.starts.base import StartState
+
+
+@dataclass(frozen=True)
+class ResponsibilitiesStart:
+    """Responsibilities of all cells of the data, from a .npy file.
+
+    Attributes:
+        path: of a (cells, K) array, not negative, rows with a positive sum, for all cells that were read
+            (held-out ones included), in their order. Rows are normalised.
+    """
+
+    path: str
+
+    def __call__(
+        self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
+    ) -> StartState:
+        q = _load_array(self.path, "start.path")
+        n_cells = data.n_whole or data.n_cells
+        if q.shape != (n_cells, settings.n_components):
+            raise InputError(
+                f"start.path={self.path}: has shape {q.shape}; the cells and components need "
+                f"({n_cells}, {settings.n_components})"
+            )
+        if not np.isfinite(q).all() or (q < 0).any() or (q.sum(1) <= 0).any():
+            raise InputError(f"start.path={self.path}: rows must be weights: finite, not negative, not all 0")
+        if data.positions is not None:
+            q = q[data.positions]
+        return StartState(torch.from_numpy(q / q.sum(1, keepdims=True)))
+
+
+@dataclass(frozen=True)
+class MeansStart:
+    """Means of the components, from a .npy file.
+
+    Attributes:
+        path: of a (K, genes) array of mu, per unit of size factor; genes in the order of the data after its
+            gene filter.
+        log_inv_disp: ln of the inverse dispersion that all genes begin at.
+    """
+
+    path: str
+    log_inv_disp: float = START_LOG_INV_DISP
+
+    def __call__(
+        self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
+    ) -> StartState:
+        mean = _load_array(self.path, "start.path")
+        if mean.shape != (settings.n_components, data.n_genes):
+            raise InputError(
+                f"start.path={self.path}: has shape {mean.shape}; the components and genes need "
+                f"({settings.n_components}, {data.n_genes})"
+            )
+        if not np.isfinite(mean).all() or (mean < 0).any():
+            raise InputError(f"start.path={self.path}: means must be finite and not negative")
+        floor = lowest_log_mean(float(data.size_factors.sum()))
+        with np.errstate(divide="ignore"):
+            log_mean = torch.from_numpy(np.log(mean)).clamp(min=floor)
+        return StartState(components=Components(log_mean, torch.full_like(log_mean, self.log_inv_disp)))
+
+
+@dataclass(frozen=True)
+class CheckpointStart:
+    """The components of an earlier run, of either mode; genes are matched by name.
+
+    Attributes:
+        path: a checkpoint of nbmix. Genes that it does not know begin at the data's pooled mean.
+    """
+
+    path: str
+
+    def __call__(
+        self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
+    ) -> StartState:
+        checkpoint = load_checkpoint(self.path, "start.path")
+        components = checkpoint.components
+        n_components = components.log_mean.shape[0]
+        if n_components != settings.n_components:
+            raise InputError(
+                f"start.path={self.path}: holds {n_components} components; set "
+                f"model.n_components={n_components}"
+            )
+        there, here = align_to_genes(checkpoint.gene_names, data.gene_names, f"start.path={self.path}")
+        totals = np.asarray(data.counts.sum(axis=0, dtype=np.float64)).ravel()
+        total_size = float(data.size_factors.sum())
+        with np.errstate(divide="ignore"):  # a gene may be silent in the cells to fit
+            pooled = torch.from_numpy(np.log(totals / total_size)).clamp(min=lowest_log_mean(total_size))
+        log_mean = pooled.repeat(n_components, 1)
+        log_inv_disp = torch.full_like(log_mean, START_LOG_INV_DISP)
+        log_mean[:, here] = components.log_mean[:, there]
+        log_inv_disp[:, here] = components.log_inv_disp[:, there]
+        return StartState(components=Components(log_mean, log_inv_disp))
+
+
+def _load_array(path: str, setting: str) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, TokenError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{setting}={path}: cannot be read as a .npy array of numbers ({reason})") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "iuf":
+        raise InputError(f"{setting}={path}: must hold one two-dimensional array of numbers")
+    return array.astype(np.float64)

@@ -1,0 +1,72 @@
+"""Starts from a part of the cells: EM on a subsample, or one M step on a first batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from nbmix.core.em_loop import run_em
+from nbmix.core.settings import MixtureSettings
+from nbmix.data.counts import CountData
+from nbmix.errors import InputError
+from nbmix.starts.base import Start, StartState, choose_cells, new_mixture, prepare, random_responsibilities
+from nbmix.starts.random import RandomStart
+
+
+@dataclass(frozen=True)
+class SubsampleStart:
+    """Cross-fitted EM to convergence on a random subset of cells; its components start the fit of all.
+
+    Attributes:
+        n_cells: size of the subset.
+        inner: where EM on the subset begins.
+        iterations: of EM at most.
+        folds: of EM on the subset; 1 is plain EM.
+    """
+
+    n_cells: int = 10_000
+    inner: Start = field(default_factory=RandomStart)
+    iterations: int = 50
+    folds: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("n_cells", "iterations", "folds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"start.{name}={getattr(self, name)}: must be 1 or more")
+
+    def __call__(
+        self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
+    ) -> StartState:
+        seen = choose_cells(data, self.n_cells, generator)
+        if settings.n_components > seen.n_cells:
+            raise InputError(
+                f"start.n_cells={seen.n_cells}: too few for model.n_components={settings.n_components}"
+            )
+        settings = replace(settings, folds=min(self.folds, seen.n_cells))
+        begin = self.inner(seen, settings, generator)
+        basis, batches = prepare(seen, settings.folds, generator, dtype=settings.torch_dtype)
+        mixture = new_mixture(seen, settings, basis, begin)
+        run_em(mixture, batches, responsibilities=begin.responsibilities, max_iterations=self.iterations)
+        return StartState.of(mixture)
+
+
+@dataclass(frozen=True)
+class FirstBatchStart:
+    """One M step on random responsibilities of a first batch of cells, as the source's library did.
+
+    Attributes:
+        n_cells: cells in that batch.
+    """
+
+    n_cells: int = 64
+
+    def __call__(
+        self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
+    ) -> StartState:
+        seen = choose_cells(data, self.n_cells, generator)
+        q = random_responsibilities(seen.n_cells, settings.n_components, generator)
+        basis, batches = prepare(seen, 1, generator, dtype=settings.torch_dtype)
+        mixture = new_mixture(seen, replace(settings, folds=1), basis)
+        run_em(mixture, batches, responsibilities=q, max_iterations=1)
+        return StartState(components=mixture.components())

@@ -1,0 +1,73 @@
+"""Every choice of every config group composes, and what it names can be made."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_method, instantiate
+from omegaconf import OmegaConf
+
+from nbmix.core.m_step import GradientMStep, NewtonMStep
+from tests.helpers.running import ROOT, configure
+
+BASES = {("data", "batches"), ("data", "zheng")}  # parts of other choices
+GLOBAL = {"m_step", "sweep", "experiment"}  # groups that have tests of their own
+CHOICES = sorted(
+    (file.parent.name, file.stem)
+    for file in (ROOT / "conf").glob("*/*.yaml")
+    if (file.parent.name, file.stem) not in BASES and file.parent.name not in GLOBAL
+)
+
+
+def test_there_are_choices_in_every_group():
+    assert {group for group, _ in CHOICES} == {"callbacks", "data", "logger", "model", "start", "trainer"}
+
+
+@pytest.mark.parametrize("group, name", CHOICES, ids=str)
+def test_choice_composes_and_fits_what_it_names(group, name, tmp_path):
+    cfg = configure(f"{group}={name}", folder=tmp_path)
+    chosen = cfg[group]
+    if OmegaConf.is_missing(chosen, "path"):
+        chosen.path = "file"
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if group == "callbacks":
+        assert len([instantiate(callback) for callback in chosen.values()]) == len(chosen)
+    elif (group, name) == ("logger", "wandb"):  # would start a run
+        inspect.signature(get_method(chosen._target_)).bind(
+            **{k: v for k, v in chosen.items() if k != "_target_"}
+        )
+    else:
+        extra = {"gene_names": np.array(["a", "b"])} if group == "model" else {}
+        made = instantiate(chosen, **extra)
+        assert made is not None and not OmegaConf.is_config(made)
+
+
+@pytest.mark.parametrize("name, kind", [("newton", NewtonMStep), ("gradient", GradientMStep)])
+def test_m_step_is_chosen_by_its_own_group(name, kind):
+    cfg = configure(f"m_step@model.m_step={name}")
+    model = instantiate(cfg.model, gene_names=np.array(["a"]))
+    assert isinstance(model.mixture.settings.m_step, kind)
+
+
+def test_amortized_brings_its_own_start_and_epochs():
+    cfg = configure("model=amortized")
+    assert cfg.start._target_.endswith("SubsampleStart")
+    assert (cfg.trainer.max_epochs, cfg.data.batch_size) == (20, 64)
+
+
+@pytest.mark.parametrize("start", ["random", "kmeans", "labels", "topics"])
+def test_amortized_takes_the_start_it_is_given(start):
+    assert configure("model=amortized", f"start={start}").start == configure(f"start={start}").start
+
+
+@pytest.mark.parametrize("data", ["mix4", "h5ad"])
+def test_amortized_sets_the_batch_size_of_every_data_set(data):
+    assert configure("model=amortized", f"data={data}").data.batch_size == 64
+
+
+def test_a_key_that_is_not_there_is_refused():
+    with pytest.raises(ConfigCompositionException, match=r"model\.foo"):
+        configure("model.foo=1")

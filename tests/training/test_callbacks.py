@@ -1,0 +1,159 @@
+"""Checkpoints after every epoch, one line of progress, label scores that change nothing, W&B."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import wandb
+
+from nbmix.data.module import CountsDataModule
+from nbmix.errors import InputError
+from nbmix.evaluation.metrics import clustering_metrics
+from nbmix.models.amortized import AmortizedMixture
+from nbmix.models.mixture_em import MixtureEM
+from nbmix.starts.clusters import KMeansStart
+from nbmix.training.callbacks import BestCheckpoint, FitProgress, LabelScores, LastCheckpoint
+from nbmix.training.loggers import csv_logger, wandb_logger
+from nbmix.training.trainer import build_trainer
+from tests.helpers.running import small_data
+
+
+class Recorder(pl.Callback):
+    def __init__(self):
+        self.epochs = []
+
+    def on_train_epoch_end(self, trainer, module):
+        self.epochs.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+def fit(model, data, callbacks, *, epochs=3, **batches):
+    module = CountsDataModule(
+        lambda: data, folds=model.mixture.settings.folds, shuffle=model.shuffle, **batches
+    )
+    module.setup()
+    start = KMeansStart()(module.training_data, model.mixture.settings, np.random.default_rng(0))
+    model.begin(start, module)
+    recorder = Recorder()
+    trainer = build_trainer(
+        max_epochs=epochs,
+        callbacks=[*callbacks, recorder],
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+    )
+    trainer.fit(model, datamodule=module)
+    return recorder.epochs
+
+
+def em(data):
+    return MixtureEM(data.gene_names, n_components=2, folds=3)
+
+
+def amortized(data):
+    torch.manual_seed(0)
+    return AmortizedMixture(data.gene_names, n_components=2, n_hidden=4, train_components=False)
+
+
+@pytest.mark.parametrize("make", [em, amortized])
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_last_checkpoint_is_that_of_the_last_epoch(make, share, tmp_path):
+    # frozen components: no epoch is better than the first, and yet the last one must be there
+    data = small_data()
+    model = make(data)
+    callbacks = [BestCheckpoint(str(tmp_path)), LastCheckpoint(str(tmp_path))]
+    epochs = fit(model, data, callbacks, validation_share=share, batch_size=20)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 2
+    for name, value in model.state_dict().items():
+        assert torch.equal(last["state_dict"][name], value), name
+    key = "heldout_log_likelihood" if share else "objective"
+    known = [epoch.get(key, -np.inf) for epoch in epochs]
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == int(np.argmax(known))
+
+
+@pytest.mark.parametrize("make", [em, amortized])
+def test_label_scores_are_those_of_the_training_cells(make):
+    data = small_data()
+    logged = fit(make(data), data, [LabelScores()], batch_size=20, epochs=2)[-1]
+    model = make(data)
+    seen = {}
+
+    class Keep(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            seen.clear()
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            q = outputs["responsibilities"]
+            seen.update(dict(zip(batch.rows.tolist(), q.double().numpy(), strict=True)))
+
+    fit(model, data, [Keep()], batch_size=20, epochs=2)
+    rows = sorted(seen)
+    scores = clustering_metrics(data.labels[rows], np.stack([seen[row] for row in rows]))
+    assert logged["label/ari"] == pytest.approx(scores["ari"], rel=1e-6)
+    assert logged["label/cross_entropy"] == pytest.approx(scores["log_loss"], rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("make", [em, amortized])
+def test_label_scores_change_nothing_and_need_no_labels(make):
+    data = small_data()
+    first, second = make(data), make(data)
+    scored = fit(first, data, [LabelScores()], batch_size=20)
+    plain = fit(second, replace(data, labels=None), [LabelScores()], batch_size=20)
+    assert any("label/ari" in epoch for epoch in scored)
+    assert not any("label/ari" in epoch for epoch in plain)
+    for mine, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_logged_scalars_of_amortized_inference():
+    data = small_data()
+    logged = fit(amortized(data), data, [], batch_size=20)[-1]
+    assert {
+        *("elbo", "objective", "expected_log_likelihood", "log_prior", "entropy", "heldout_log_likelihood"),
+        *("gradient_norm/encoder", "gradient_norm/log_mean", "gradient_norm/log_inv_disp"),
+    } <= set(logged)
+    parts = sum(logged[name] for name in ("expected_log_likelihood", "log_prior", "entropy"))
+    assert parts == pytest.approx(logged["elbo"], rel=1e-6)
+
+
+def test_progress_is_one_line(capsys):
+    data = small_data()
+    fit(em(data), data, [FitProgress()])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "3/3" in lines[0]
+    assert all(word in lines[0] for word in ("objective", "held-out", "changed"))
+
+
+def test_progress_ends_with_an_exception(capsys):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, *_):
+            raise RuntimeError("stopped")
+
+    data, progress = small_data(), FitProgress()
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(em(data), data, [progress, Stop()])
+    assert progress._bar is None
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_wandb_that_cannot_start_is_bad_input(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise wandb.errors.CommError("no connection\nat all")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(
+        InputError, match=r"no connection at all; run wandb login, or set logger\.offline=true"
+    ):
+        wandb_logger(save_dir=str(tmp_path), project="nbmix")
+
+
+def test_a_fit_that_goes_on_keeps_the_earlier_csv(tmp_path):
+    for name in ("csv", "csv-2", "csv-3"):
+        logger = csv_logger(save_dir=str(tmp_path))
+        logger.log_metrics({"a": 1.0})
+        logger.save()
+        assert (tmp_path / name / "metrics.csv").is_file()
