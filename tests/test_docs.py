@@ -22,7 +22,10 @@ import nbmix
 from tests.helpers.files import write_tenx_folder
 from tests.helpers.running import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 LAUNCHERS = ("joblib", "submitit_slurm")  # extras, which need not be installed
 SIMULATION = nbmix.simulate(n=60, p=40, k=2, seed=1)
 
@@ -161,12 +164,12 @@ def test_python_runs(page, tmp_path, monkeypatch):
 
 
 def test_the_citation_is_of_this_version():
-    citation = OmegaConf.to_container(OmegaConf.load(ROOT / "docs" / "CITATION.cff"))
+    citation = OmegaConf.to_container(OmegaConf.load(ROOT / "CITATION.cff"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert citation["cff-version"] == "1.2.0"
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
     assert {"message", "title", "authors"} < citation.keys()
-    assert f"## {project['version']}" in (ROOT / "docs" / "CHANGELOG.md").read_text()
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(nbmix.__path__, "nbmix."))
