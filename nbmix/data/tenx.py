@@ -31,7 +31,7 @@ from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, existing, open_h5, reading
 from nbmix.data.from_anndata import make_count_data
 from nbmix.data.read import pick_cells
-from nbmix.errors import InputError
+from nbmix.errors import InputError, settings_as_arguments
 
 GENES = "Gene Expression"  # 10x's name for the features that are genes
 VERSION_2 = ("data", "indices", "indptr", "shape", "genes", "gene_names", "barcodes")  # of a genome
@@ -125,6 +125,41 @@ def read_tenx(
             adata, where=where, label_key=None, populations=None, subsample=subsample, seed=seed
         )
         return make_count_data(adata, where=where, label_key=None, min_counts=min_counts, annotate=True)
+
+
+def read_10x(
+    path: str | os.PathLike[str], *, genome: str | None = None, feature_type: str | None = GENES
+) -> ad.AnnData:
+    """Read what Cell Ranger left: counts with cells by barcode and genes by Ensembl id, symbols beside them.
+
+    ``scanpy.read_10x_mtx`` and ``scanpy.read_10x_h5`` do as well.
+
+    Args:
+        path: folder with matrix.mtx, or .h5 file; of the filtered matrix, whose barcodes are cells.
+        genome: of an .h5 file with several; None for all.
+        feature_type: features to keep, where the file tells; None for all.
+
+    Returns:
+        (cells, genes) raw counts in X, ``var["symbol"]``; ``var["feature_type"]`` and ``var["genome"]`` if
+        the file has them.
+
+    Raises:
+        InputError: one line that names the file and what in it cannot be used.
+
+    >>> import nbmix, pathlib, tempfile
+    >>> files = {"barcodes.tsv": "AAAC-1\\nAAAG-1\\n", "genes.tsv": "ENSG01\\tCD79A\\nENSG02\\tLYZ\\n"}
+    >>> files["matrix.mtx"] = "%%MatrixMarket matrix coordinate integer general\\n2 2 2\\n1 1 3\\n2 2 5\\n"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name, text in files.items():
+    ...         _ = pathlib.Path(folder, name).write_text(text)
+    ...     adata = nbmix.read_10x(folder)
+    >>> adata.to_df()
+            ENSG01  ENSG02
+    AAAC-1     3.0     0.0
+    AAAG-1     0.0     5.0
+    """
+    with settings_as_arguments():
+        return tenx_anndata(path, f"path={os.fspath(path)}", genome, feature_type)
 
 
 def tenx_anndata(

@@ -15,7 +15,7 @@ from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.models.base import MixtureModule, Prediction, start_components
+from nbmix.models.base import FitDefaults, MixtureModule, Prediction, start_components
 from nbmix.models.networks import SparseEncoder
 from nbmix.starts.base import StartState
 
@@ -72,6 +72,7 @@ class AmortizedMixture(MixtureModule):
     kind: ClassVar[str] = "amortized"
     shuffle: ClassVar[bool] = True
     objective_name: ClassVar[str] = "ELBO"
+    defaults: ClassVar[FitDefaults | None] = FitDefaults("subsample", max_epochs=20, batch_size=64)
 
     def __init__(
         self,

@@ -69,6 +69,20 @@ def start_components(
     return fitted.components(), fitted.log_weights.data[-1]
 
 
+class FitDefaults(NamedTuple):
+    """What a fit takes where nothing is said, as in conf/model.
+
+    Attributes:
+        start: its name.
+        max_epochs: at most.
+        batch_size: cells.
+    """
+
+    start: str
+    max_epochs: int
+    batch_size: int
+
+
 class MixtureModule(pl.LightningModule):
     """A LightningModule around a ``Mixture``.
 
@@ -81,6 +95,7 @@ class MixtureModule(pl.LightningModule):
     kind: ClassVar[str]
     shuffle: ClassVar[bool]  # new random batches every epoch
     objective_name: ClassVar[str]
+    defaults: ClassVar[FitDefaults | None] = None  # None: ``nbmix.NBMixture`` does not have the model
 
     objective: list[float]  # nats per cell and epoch
     converged: bool | None = None  # None where a fit has no such notion

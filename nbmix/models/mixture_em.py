@@ -16,7 +16,7 @@ from nbmix.core.m_step import MStep, NewtonMStep
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.models.base import MixtureModule, Prediction
+from nbmix.models.base import FitDefaults, MixtureModule, Prediction
 from nbmix.starts.base import StartState
 
 
@@ -38,6 +38,7 @@ class MixtureEM(MixtureModule):
     kind: ClassVar[str] = "em"
     shuffle: ClassVar[bool] = False
     objective_name: ClassVar[str] = "objective"
+    defaults: ClassVar[FitDefaults | None] = FitDefaults("random", max_epochs=100, batch_size=16384)
 
     def __init__(
         self,

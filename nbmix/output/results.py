@@ -52,8 +52,6 @@ MOST_CELLS_SHOWN = 30_000  # in a picture of cells: more cover each other
 
 BLOCK_SIZE = 16384
 
-BATCHES_AT_ONCE = 256  # of predictions, after which the memory of those that were joined is given back
-
 CAPTIONS = {  # of the report, in its order: file name -> title and caption
     "n_components": (
         "Number of components",
@@ -214,29 +212,6 @@ def _learned_prior(model: MixtureModule) -> GenePrior | None:
         return None
     prior = mixture.prior()
     return None if prior is None else GenePrior(*(t.cpu() for t in prior))
-
-
-def gather_predictions(predictions: Any, n_cells: int) -> Prediction:
-    """Put batches of all ranks back in the order of the data; the same on every rank.
-
-    The list ``predictions`` is emptied on the way, so that a million cells are not held twice.
-    """
-    batches: list[Any] = predictions or []
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        shards: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shards, [Prediction(*(t.cpu() for t in p)) for p in batches])
-        batches[:] = [batch for shard in shards for batch in shard]
-    rows = torch.cat([batch.rows.cpu() for batch in batches])
-    if not torch.equal(rows.sort().values, torch.arange(n_cells)):
-        raise RuntimeError("predictions do not hold every cell once")
-    joined = Prediction(*(torch.empty(n_cells, *t.shape[1:], dtype=t.dtype) for t in batches[0]))
-    while batches:
-        if len(batches) % BATCHES_AT_ONCE == 0:
-            give_back()
-        batch = Prediction(*(t.cpu() for t in batches.pop()))
-        for whole, part in zip(joined, batch, strict=True):
-            whole[batch.rows] = part
-    return joined
 
 
 def score(results: Results) -> dict[str, Any]:

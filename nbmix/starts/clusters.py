@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from nbmix.starts.base import StartState, one_hot
 @dataclass(frozen=True)
 class LabelsStart:
     """One component for each label: the oracle's start. The fit then sees the labels."""
+
+    name: ClassVar[str] = "labels"
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -44,6 +47,8 @@ class KMeansStart:
         n_pcs: principal components of ln(1 + x / s) that k-means sees.
         n_init: runs of k-means, the best by inertia is taken.
     """
+
+    name: ClassVar[str] = "kmeans"
 
     n_pcs: int = 20
     n_init: int = 10
@@ -76,6 +81,8 @@ class TopicsStart:
         use: "responsibilities" begins at the topic weights of the cells, "means" at the topics as means.
         iterations: of NMF.
     """
+
+    name: ClassVar[str] = "topics"
 
     use: str = "responsibilities"
     iterations: int = 100

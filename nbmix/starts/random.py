@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +65,8 @@ class RandomStart:
         refine_cells: where the data hold twice as many, the found components go on with so many cells.
         folds: of the search, 2 or more, also where the fit itself is not cross-fitted.
     """
+
+    name: ClassVar[str] = "random"
 
     n_starts: int = 4
     random_every: int = 4
@@ -191,6 +194,8 @@ class RandomStart:
 @dataclass(frozen=True)
 class DirichletStart:
     """Responsibilities drawn uniformly from the simplex, Dirichlet(1, ..., 1), and no search."""
+
+    name: ClassVar[str] = "dirichlet"
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ class SubsampleStart:
         iterations: of EM at most.
         folds: of EM on the subset; 1 is plain EM.
     """
+
+    name: ClassVar[str] = "subsample"
 
     n_cells: int = 10_000
     inner: Start = field(default_factory=RandomStart)
@@ -58,6 +61,8 @@ class FirstBatchStart:
     Attributes:
         n_cells: cells in that batch.
     """
+
+    name: ClassVar[str] = "first_batch"
 
     n_cells: int = 64
 

@@ -82,12 +82,11 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         dirpath: its folder.
+        share: of the time that may go into it.
     """
 
-    SHARE = 0.1  # of the time that may go into it
-
-    def __init__(self, dirpath: str) -> None:
-        self.path = Path(dirpath).absolute() / "last.ckpt"
+    def __init__(self, dirpath: str, share: float = 0.1) -> None:
+        self.path, self.share = Path(dirpath).absolute() / "last.ckpt", share
         self._next = -math.inf  # seconds of ``time.perf_counter``
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -110,7 +109,7 @@ class LastCheckpoint(Checkpoint):
                 callback.commit(trainer)
         trainer.save_checkpoint(self.path, weights_only=False)
         now = time.perf_counter()
-        self._next = now + (now - began) / self.SHARE
+        self._next = now + (now - began) / self.share
 
 
 class FitProgress(pl.Callback):

@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,21 @@ class OwnSignals(pl.Callback):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     on_predict_start = on_train_start
+
+
+@contextmanager
+def embedded() -> Iterator[None]:
+    """A fit as a part of something else: its warnings do not leave, and Ctrl-C works as everywhere."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with warnings.catch_warnings():
+            yield
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C; it lets SIGINT be ignored from then on
+        if in_main and isinstance(stop.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
+        raise
 
 
 def is_first_rank() -> bool:
