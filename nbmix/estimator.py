@@ -43,7 +43,7 @@ from nbmix.data.simulate import CHUNK_ENTRIES
 from nbmix.data.tenx import GENES, tenx_anndata
 from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule, Prediction
-from nbmix.models.restore import MODELS, restore
+from nbmix.models.restore import model_class, restore
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import Results, named_markers
 from nbmix.starts.base import BLOCK_SIZE, Start, check_components
@@ -463,7 +463,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """The class that ``model`` names, and the settings that it takes."""
         if self.model not in MODES:
             raise InputError(f"model={self.model}: choose one of {', '.join(MODES)}")
-        kind = MODELS[self.model]
+        kind = model_class(self.model)
         known = set(inspect.signature(kind).parameters) - {"gene_names"}
         others = dict(self.model_settings or {})
         if unknown := sorted(set(others) - known):

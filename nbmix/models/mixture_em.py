@@ -38,6 +38,7 @@ class MixtureEM(MixtureModule):
     kind: ClassVar[str] = "em"
     shuffle: ClassVar[bool] = False
     objective_name: ClassVar[str] = "objective"
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"tolerance", "patience"})
 
     def __init__(
         self,
