@@ -329,7 +329,7 @@ def time_amortized_steps(
             loss = -model.terms(batch).elbo.sum() / batch.n_cells
             loss.backward()
             optimizer.step()
-            model.on_train_batch_end(None, batch, step)
+            model.project()
         n_cells.append(batch.n_cells)
     per_step = statistics.mean(n_cells[warm_up:])
     return step_figures(clock, per_step, steps)

@@ -46,7 +46,7 @@ class GMVAE(DeepMixture):
         """(K, n_latent) p(z | y)."""
         return Normal.of(torch.cat([self.prior_mean, self.prior_log_sd], 1))
 
-    def terms(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
+    def terms_at(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
         hidden = self.trunk(batch, self.mixture.basis.levels)
         log_q = torch.log_softmax(self.component(hidden).double(), 1)
         both = self.of_cell(hidden)[:, None] + self.of_component  # (cells, K, hidden)

@@ -39,6 +39,7 @@ class MixtureEM(MixtureModule):
     shuffle: ClassVar[bool] = False
     objective_name: ClassVar[str] = "objective"
     defaults: ClassVar[FitDefaults | None] = FitDefaults("random", max_epochs=100, batch_size=16384)
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"tolerance", "patience"})
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class VAEC(DeepMixture):
         sd = max(float(log_sizes.std()), 1e-2)  # equal size factors
         self.log_size_prior.copy_(torch.tensor([log_sizes.mean(), np.log(sd)]))
 
-    def terms(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
+    def terms_at(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
         n_components = self.mixture.settings.n_components
         for_z, for_u, for_s = noise.split([self.n_latent, self.n_latent, 1], 1)
         hidden = self.trunk(batch, self.mixture.basis.levels)
@@ -81,7 +81,7 @@ class VAEC(DeepMixture):
         drawn_kl = q_u.log_density(u) - prior_u.log_density(u) - p_z + q_z.log_density(z)[:, None]
         log_size = torch.log(batch.size_factors)
         if self.has_latent_size:
-            q_s = self._posterior_of_size(batch)
+            q_s = self.posterior_of_size(batch)
             prior_s = Normal.of(self.log_size_prior)
             drawn = q_s.sample(for_s)
             log_size = drawn[:, 0]
@@ -97,7 +97,7 @@ class VAEC(DeepMixture):
             drawn_kl,
         )
 
-    def _posterior_of_size(self, batch: CellBatch) -> Normal:
+    def posterior_of_size(self, batch: CellBatch) -> Normal:
         """q(s | x), (cells, 1): linear in ln of the cell's counts, in units of s, which tells s alone.
 
         The trunk has no part in it: its gradient would be that of thousands of counts that scale together.

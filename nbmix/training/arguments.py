@@ -10,7 +10,7 @@ import numpy as np
 
 from nbmix.errors import InputError
 from nbmix.models.base import FitDefaults, MixtureModule
-from nbmix.models.restore import MODELS
+from nbmix.models.restore import model_classes
 from nbmix.starts.base import Start
 from nbmix.starts.named import named_starts
 
@@ -23,9 +23,9 @@ class ModelArguments(NamedTuple):
     settings: dict[str, Any]
 
 
-def models_with_defaults() -> dict[str, FitDefaults]:
-    """Models that can be named in Python."""
-    return {kind: model.defaults for kind, model in MODELS.items() if model.defaults is not None}
+def models_with_defaults() -> dict[str, type[MixtureModule]]:
+    """Models that can be named in Python, in the order of their names."""
+    return {kind: model for kind, model in sorted(model_classes().items()) if model.defaults is not None}
 
 
 def model_of(name: str, common: Mapping[str, Any], own: Mapping[str, Any] | None) -> ModelArguments:
@@ -39,17 +39,18 @@ def model_of(name: str, common: Mapping[str, Any], own: Mapping[str, Any] | None
     Raises:
         InputError: there is no such model, or it has no such setting.
     """
-    defaults = models_with_defaults()
-    if name not in defaults:
-        raise InputError(f"model={name}: choose one of {', '.join(defaults)}")
-    kind, own = MODELS[name], own or {}
+    models = models_with_defaults()
+    if name not in models:
+        raise InputError(f"model={name}: choose one of {', '.join(models)}")
+    kind, own = models[name], own or {}
+    assert kind.defaults is not None
     known = set(inspect.signature(kind).parameters) - {"gene_names"}
     if unknown := sorted(own.keys() - known):
         raise InputError(
             f"model_settings: model={name} has no {unknown[0]!r}; its settings are {', '.join(sorted(known))}"
         )
     settings = {key: plain(value) for key, value in {**common, **own}.items() if key in known}
-    return ModelArguments(kind, defaults[name], settings)
+    return ModelArguments(kind, kind.defaults, settings)
 
 
 def start_of(start: str | Start) -> Start:
