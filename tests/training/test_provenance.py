@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import torch
 
 import nbmix
@@ -12,5 +14,5 @@ def test_settings_versions_and_threads():
     said = provenance({"seed": 1})
     assert said["config"] == {"seed": 1}
     assert said["versions"]["nbmix"] == nbmix.__version__
-    assert said["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert said["versions"]["torch"] == version("torch")
     assert said["threads"] == torch.get_num_threads()
