@@ -32,7 +32,7 @@ from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.folds import fold_shares
+from nbmix.core.folds import CELLS_A_BLOCK, fold_shares
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.batches import CellBatches
 from nbmix.data.checkpoint import SECTION, Checkpoint, align_to_genes, load_checkpoint, write_checkpoint
@@ -46,7 +46,7 @@ from nbmix.models.base import MixtureModule, Prediction
 from nbmix.models.restore import MODELS, restore
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import Results, named_markers
-from nbmix.starts.base import BLOCK_SIZE, Start, check_components
+from nbmix.starts.base import Start, check_components
 from nbmix.starts.choice import Range, choose_n_components
 from nbmix.starts.clusters import KMeansStart, LabelsStart, TopicsStart
 from nbmix.starts.random import DirichletStart, RandomStart
@@ -522,7 +522,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             basis = Basis.of(data.counts, data.size_factors)
             module.mixture.attach(basis, float(data.size_factors.sum()))
             cells = CellBatches(data, basis)
-            blocks = fold_shares(np.arange(data.n_cells), data.size_factors, BLOCK_SIZE)
+            blocks = fold_shares(np.arange(data.n_cells), data.size_factors, CELLS_A_BLOCK)
             return _apply(module, (cells.batch(rows) for rows in blocks), data.n_cells)
 
     def _read(self, X: Any, size_factors: ArrayLike | None, *, reset: bool) -> CountData:

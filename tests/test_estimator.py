@@ -258,7 +258,7 @@ def test_silent_genes_take_no_part_and_have_no_numbers(of_either_mode):
 
 def test_predictions_do_not_depend_on_the_batches(of_either_mode, monkeypatch):
     expected = of_either_mode.predict_proba(annotated())
-    monkeypatch.setattr(estimator, "BLOCK_SIZE", 50)
+    monkeypatch.setattr(estimator, "CELLS_A_BLOCK", 50)
     np.testing.assert_allclose(of_either_mode.predict_proba(annotated()), expected, rtol=1e-6, atol=1e-9)
 
 
