@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from nbmix.core.batch import Basis, CellBatch, Precision
-from nbmix.core.folds import fold_blocks, fold_members, fold_shares
+from nbmix.core.folds import CELLS_A_BLOCK, fold_blocks, fold_members, fold_shares
 from nbmix.data.backed import StreamedBatches
 from nbmix.data.batches import CellBatches, PreparedBatches
 from nbmix.data.counts import CountData
@@ -49,7 +49,7 @@ class CountsDataModule(pl.LightningDataModule):
         self,
         read: Callable[[], CountData],
         *,
-        batch_size: int = 16384,
+        batch_size: int = CELLS_A_BLOCK,
         validation_share: float = 0.1,
         folds: int = 1,
         shuffle: bool = False,
@@ -135,6 +135,13 @@ class CountsDataModule(pl.LightningDataModule):
         return np.random.default_rng([self.seed, 1])
 
     @property
+    def cell_folds(self) -> np.ndarray:
+        """(cells,) fold of each training cell, as its batches have it; -1 for held-out cells and plain EM."""
+        folds = np.full(self.data.n_cells, -1)
+        folds[self.training_rows] = fold_members(self.training_rows.size, self.folds, self.fold_generator())
+        return folds
+
+    @property
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
@@ -163,8 +170,7 @@ class CountsDataModule(pl.LightningDataModule):
         """Batches of training cells, each in its fold, and of held-out ones, as the file has them."""
         fold = np.full(self.data.n_cells, StreamedBatches.OUTSIDE)
         if training:
-            member = fold_members(self.training_rows.size, self.folds, self.fold_generator())
-            fold[self.training_rows] = member
+            fold[self.training_rows] = self.cell_folds[self.training_rows]
         if held_out:
             fold[self.validation_rows] = -1
         rank, world_size = self._rank

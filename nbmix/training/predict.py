@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from nbmix.core.batch import Basis
-from nbmix.core.folds import fold_shares
+from nbmix.core.folds import CELLS_A_BLOCK, fold_shares
 from nbmix.core.memory import give_back
 from nbmix.data.batches import CellBatches
 from nbmix.data.checkpoint import Checkpoint, align_to_genes
@@ -17,7 +17,6 @@ from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.models.restore import restore
-from nbmix.starts.base import BLOCK_SIZE
 
 BATCHES_AT_ONCE = 256  # after which the memory of those that were joined is given back
 
@@ -37,7 +36,7 @@ def predict_here(model: MixtureModule, data: CountData) -> Prediction:
     basis = Basis.of(data.counts, data.size_factors)  # exact between size factors
     model.mixture.attach(basis, float(data.size_factors.sum()))
     cells = CellBatches(data, basis)
-    blocks = fold_shares(np.arange(data.n_cells), data.size_factors, BLOCK_SIZE)
+    blocks = fold_shares(np.arange(data.n_cells), data.size_factors, CELLS_A_BLOCK)
     batches = [model.predict_step(cells.batch(rows), number) for number, rows in enumerate(blocks)]
     return join_batches(batches, data.n_cells)
 

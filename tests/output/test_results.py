@@ -23,7 +23,6 @@ from nbmix.models.mixture_em import MixtureEM
 from nbmix.output.results import (
     CAPTIONS,
     Results,
-    cell_folds,
     score,
     write_figures,
     write_json,
@@ -100,7 +99,7 @@ def test_scores_of_calibration(results, unlabelled):
 
 
 def test_folds_of_cells_are_those_of_the_batches(results):
-    folds = cell_folds(results.data)
+    folds = results.data.cell_folds
     for batch in results.data.predict_dataloader():
         assert set(folds[batch.rows]) == {batch.fold}
 
