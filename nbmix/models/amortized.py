@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.declared import Setting, checked
 from nbmix.core.minibatch import minibatch_log_likelihood
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
-from nbmix.core.settings import MixtureSettings
+from nbmix.core.settings import Dtype, MixtureSettings, NComponents, StartPseudoCells, Weights
 from nbmix.data.module import CountsDataModule
-from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule, Prediction, start_components
 from nbmix.models.networks import SparseEncoder
 from nbmix.starts.base import StartState
@@ -50,6 +50,7 @@ class ElboTerms(NamedTuple):
         return (self.log_q.exp() * (self.log_joint - self.log_q)).sum(1)
 
 
+@checked("model")
 class AmortizedMixture(MixtureModule):
     """An encoder network gives the responsibilities; both sides climb the ELBO by minibatches.
 
@@ -60,13 +61,6 @@ class AmortizedMixture(MixtureModule):
 
     Args:
         gene_names: (genes,).
-        n_components, weights, dtype: see ``MixtureSettings``.
-        n_hidden: units of the encoder's hidden layer.
-        lr: Adam's rate for the encoder.
-        components_lr: Adam's rate for components and weights.
-        encoder_epochs: epochs in which the encoder alone learns the exact posterior.
-        train_components: else they stay as the start made them.
-        pseudo_cells: of the start, see ``MixtureSettings``; the ELBO has none.
     """
 
     kind: ClassVar[str] = "amortized"
@@ -77,25 +71,18 @@ class AmortizedMixture(MixtureModule):
         self,
         gene_names: np.ndarray,
         *,
-        n_components: int,
-        weights: str = "learned",
-        dtype: str = "float32",
-        n_hidden: int = 128,
-        lr: float = 1e-3,
-        components_lr: float = 1e-3,
-        encoder_epochs: int = 5,
-        train_components: bool = True,
-        pseudo_cells: float | str = "auto",
+        n_components: NComponents = 4,
+        weights: Weights = MixtureSettings.weights,
+        dtype: Dtype = MixtureSettings.dtype,
+        n_hidden: Annotated[int, Setting("units in the hidden layer of the encoder", least=1)] = 128,
+        lr: Annotated[float, Setting("learning rate of the encoder", above=0)] = 1e-3,
+        components_lr: Annotated[float, Setting("learning rate of components and weights", above=0)] = 1e-3,
+        encoder_epochs: Annotated[
+            int, Setting("epochs in which the encoder alone learns the exact posterior of the start", least=0)
+        ] = 5,
+        train_components: Annotated[bool, Setting("false: components stay what the start made them")] = True,
+        pseudo_cells: StartPseudoCells = MixtureSettings.pseudo_cells,
     ) -> None:
-        for name, value, least in (
-            ("n_hidden", n_hidden, 1),
-            ("encoder_epochs", encoder_epochs, 0),
-        ):
-            if value < least:
-                raise InputError(f"model.{name}={value}: must be {least} or more")
-        for name, rate in (("lr", lr), ("components_lr", components_lr)):
-            if not (math.isfinite(rate) and rate > 0):
-                raise InputError(f"model.{name}={rate}: must be above 0")
         plain = {
             "n_components": n_components,
             "weights": weights,
