@@ -17,8 +17,9 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from nbmix.app.settings import check_config
 from nbmix.app.sweep import exit_on_failure, summarise
 from nbmix.app.trial import run_trial
 from nbmix.errors import InputError
@@ -42,10 +43,7 @@ def search(cfg: DictConfig) -> float:
     optuna = _optuna()
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    if cfg.search.n_trials < 1 or cfg.search.n_jobs < 1:
-        raise InputError(
-            f"search.n_trials={cfg.search.n_trials} search.n_jobs={cfg.search.n_jobs}: must be 1 or more"
-        )
+    check_config(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     space = parse_space(list(cfg.search.space))
     task = list(hydra.overrides.task)
     for override in space:
