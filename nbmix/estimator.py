@@ -32,6 +32,7 @@ from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.em_loop import StoppingRule
 from nbmix.core.folds import fold_shares
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.batches import CellBatches
@@ -139,14 +140,14 @@ class NBMixture(ClusterMixin, BaseEstimator):
 
     def __init__(
         self,
-        n_components: int | str = 4,
+        n_components: int | str = MixtureSettings.n_components,
         *,
         model: str = "em",
         start: str | Start | None = None,
-        folds: int = 5,
-        pseudo_cells: float | str = "auto",
-        weights: str = "learned",
-        tol: float = 1e-5,
+        folds: int = MixtureSettings.folds,
+        pseudo_cells: float | str = MixtureSettings.pseudo_cells,
+        weights: str = MixtureSettings.weights,
+        tol: float = StoppingRule.tolerance,
         max_iter: int | None = None,
         batch_size: int | None = None,
         model_settings: Mapping[str, Any] | None = None,
