@@ -136,6 +136,8 @@ def _default(one: Declared, value: str | None) -> str:
         return f" {value}" if value else ""
     if one.default is REQUIRED:
         return " ???"
+    if isinstance(one.default, tuple | list):
+        return f" [{', '.join(one.default)}]"
     return f" {shown(one.default)}".replace("e-0", "e-")
 
 

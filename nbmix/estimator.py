@@ -24,6 +24,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from nbmix.core.em_loop import StoppingRule
+from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import Checkpoint
 from nbmix.data.counts import CountData
 from nbmix.data.from_anndata import make_count_data
@@ -107,14 +109,14 @@ class NBMixture(ClusterMixin, BaseEstimator):
 
     def __init__(
         self,
-        n_components: int | str = 4,
+        n_components: int | str = MixtureSettings.n_components,
         *,
         model: str = "em",
         start: str | Start | None = None,
-        folds: int = 5,
-        pseudo_cells: float | str = "auto",
-        weights: str = "learned",
-        tol: float = 1e-5,
+        folds: int = MixtureSettings.folds,
+        pseudo_cells: float | str = MixtureSettings.pseudo_cells,
+        weights: str = MixtureSettings.weights,
+        tol: float = StoppingRule.tolerance,
         max_iter: int | None = None,
         batch_size: int | None = None,
         model_settings: Mapping[str, Any] | None = None,

@@ -66,7 +66,7 @@ class MixtureSettings:
         m_step: how the expected log likelihood is raised.
     """
 
-    n_components: NComponents
+    n_components: NComponents = 4
     folds: Folds = 5
     pseudo_cells: PseudoCells = "auto"
     weights: Weights = "learned"

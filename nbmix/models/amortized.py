@@ -39,7 +39,7 @@ class AmortizedMixture(MinibatchModule):
         self,
         gene_names: np.ndarray,
         *,
-        n_components: NComponents = 4,
+        n_components: NComponents = MixtureSettings.n_components,
         weights: Weights = MixtureSettings.weights,
         dtype: Dtype = MixtureSettings.dtype,
         n_hidden: Annotated[int, Setting("units in the hidden layer of the encoder", least=1)] = 128,

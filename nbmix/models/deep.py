@@ -111,7 +111,7 @@ class DeepMixture(MinibatchModule):
         self,
         gene_names: np.ndarray,
         *,
-        n_components: NComponents = 4,
+        n_components: NComponents = MixtureSettings.n_components,
         weights: Weights = MixtureSettings.weights,
         n_latent: Annotated[int, Setting("dimensions of each latent vector", least=1)] = 10,
         n_hidden: Annotated[int, Setting("units in every hidden layer", least=1)] = 64,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nbmix.core.batch import CellBatch
 from nbmix.core.declared import checked
+from nbmix.core.settings import MixtureSettings, NComponents
 from nbmix.models.deep import DeepMixture, DeepTerms
 from nbmix.models.networks import Normal, normal_kl
 
@@ -32,9 +33,14 @@ class GMVAE(DeepMixture):
     kind: ClassVar[str] = "gmvae"
     single = DeepMixture.single | {"prior_mean", "prior_log_sd"}
 
-    def __init__(self, gene_names: np.ndarray, **settings: Any) -> None:
-        super().__init__(gene_names, **settings)
-        n_components = self.mixture.settings.n_components
+    def __init__(
+        self,
+        gene_names: np.ndarray,
+        *,
+        n_components: NComponents = MixtureSettings.n_components,
+        **settings: Any,
+    ) -> None:
+        super().__init__(gene_names, n_components=n_components, **settings)
         n_latent, n_hidden = self.n_latent, self.n_hidden
         self.noise_width = n_latent
         self.component = nn.Linear(n_hidden, n_components)

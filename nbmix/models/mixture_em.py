@@ -46,7 +46,7 @@ class MixtureEM(MixtureModule):
         self,
         gene_names: np.ndarray,
         *,
-        n_components: NComponents = 4,
+        n_components: NComponents = MixtureSettings.n_components,
         folds: Folds = MixtureSettings.folds,
         pseudo_cells: PseudoCells = MixtureSettings.pseudo_cells,
         weights: Weights = MixtureSettings.weights,

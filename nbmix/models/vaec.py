@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nbmix.core.batch import CellBatch
 from nbmix.core.declared import Setting, checked
+from nbmix.core.settings import MixtureSettings, NComponents
 from nbmix.data.module import CountsDataModule
 from nbmix.models.deep import DeepMixture, DeepTerms
 from nbmix.models.networks import Normal, normal_kl, standard_normal_like
@@ -41,15 +42,15 @@ class VAEC(DeepMixture):
         self,
         gene_names: np.ndarray,
         *,
+        n_components: NComponents = MixtureSettings.n_components,
         size_factors: Annotated[
             str, Setting("given with the data, or latent: log-normal", words=("given", "latent"))
         ] = "given",
         **settings: Any,
     ) -> None:
-        super().__init__(gene_names, **settings)
+        super().__init__(gene_names, n_components=n_components, **settings)
         self.plain["size_factors"] = size_factors
         self.has_latent_size = size_factors == "latent"
-        n_components = self.mixture.settings.n_components
         n_latent, n_hidden = self.n_latent, self.n_hidden
         self.noise_width = 2 * n_latent + 1
         self.latent = nn.Linear(n_hidden, 2 * n_latent)
