@@ -3,14 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
+from nbmix.app import main as app
 from nbmix.app.command import one_line_errors
-from nbmix.app.sweep import objective
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
-        return objective(cfg)
+        return app.main(cfg)
 
 
 if __name__ == "__main__":

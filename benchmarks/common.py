@@ -256,7 +256,7 @@ def time_em(
             with parts("statistics", add=True):
                 mixture.collect(batch, q)
         with parts("m_step"):
-            mixture.m_step(warm=iteration > 0)
+            mixture.m_step(warm=iteration > 0, whole=True)
         seconds = {part: sum(parts.wall.get(part, [])) for part in EM_PARTS}
         steps.append(seconds | {"total": sum(seconds.values()), "cpu": time.process_time() - cpu})
     later = steps[1 + skipped :]
@@ -329,7 +329,7 @@ def time_amortized_steps(
             loss = -model.terms(batch).elbo.sum() / batch.n_cells
             loss.backward()
             optimizer.step()
-            model.on_train_batch_end(None, batch, step)
+            model.project()
         n_cells.append(batch.n_cells)
     per_step = statistics.mean(n_cells[warm_up:])
     return step_figures(clock, per_step, steps)

@@ -89,7 +89,7 @@ def em_ours(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
                 mixture.begin()
                 for batch in batches:
                     mixture.collect(batch, q[batch.rows])
-                mixture.m_step(warm=iteration > 0)
+                mixture.m_step(warm=iteration > 0, whole=True)
                 q = q.clone()
                 for batch in batches:
                     q[batch.rows] = mixture.posterior(batch).responsibilities

@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10, help="kills of each model (default: %(default)s)")
     arguments = parser.parse_args()
     sys.path.insert(0, str(common.ROOT))
-    importlib.import_module("nbmix.app.sweep")
+    importlib.import_module("nbmix.app.main")
     # figures take most of the time and are not compared; mypy knows no attributes of modules found by name
     importlib.import_module("nbmix.output.results").draw = lambda *_: {}  # type: ignore[attr-defined]
     results: dict[str, list[dict[str, Any]]] = {}

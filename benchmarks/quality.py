@@ -58,12 +58,13 @@ from omegaconf import DictConfig
 from sklearn.metrics import adjusted_rand_score
 
 from nbmix.app.command import one_line
-from nbmix.app.run import fit
+from nbmix.app.run import fit_anew
 from nbmix.data.counts import CountData
 from nbmix.data.zheng import POPULATIONS
 from nbmix.evaluation.calibration import expected_calibration_error
 from nbmix.evaluation.metrics import clustering_metrics, match_cells
-from nbmix.output.results import Results, gather_predictions, score, write_json
+from nbmix.output.results import Results, score, write_json
+from nbmix.training.predict import predict
 
 NINE = ",".join(name for name in POPULATIONS if name != "cd34")  # which is impure
 
@@ -179,8 +180,8 @@ def ours(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = instantiate(cfg.trainer, enable_checkpointing=False)
     with clock("run"):
-        module, model, _ = fit(cfg, trainer)
-        cells = gather_predictions(trainer.predict(model, datamodule=module), module.data.n_cells)
+        module, model, _ = fit_anew(cfg, trainer)
+        cells = predict(trainer, model, module)
     results = Results(module, model, cells, {})
     metrics, rows, q = score(results), module.validation_rows, results.responsibilities
     kept = ("n_components", "log_likelihood", "heldout_log_likelihood", "crossfit_log_likelihood")

@@ -242,7 +242,7 @@ def time_batches(data: CountData, settings: Any, arguments: argparse.Namespace) 
             with parts("statistics", add=True):
                 mixture.collect(batch, q)
         with parts("m_step"):
-            mixture.m_step(warm=iteration > 0)
+            mixture.m_step(warm=iteration > 0, whole=True)
         seconds = {part: sum(parts.wall.get(part, [])) for part in PARTS}
         total = time.perf_counter() - began
         steps.append(seconds | {"total": total, "cpu": time.process_time() - cpu})

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from nbmix.core import likelihood
     from nbmix.core.likelihood import component_log_likelihood
     from nbmix.data.simulate import simulate
-    from nbmix.estimator import NBMixture, cluster, read_10x
+    from nbmix.data.tenx import read_10x
+    from nbmix.estimator import NBMixture, cluster
     from nbmix.genes import em, supervised
 
 __version__ = version("nbmix")
@@ -40,7 +41,7 @@ _HOMES = {
     "NBMixture": "nbmix.estimator",
     "cluster": "nbmix.estimator",
     "component_log_likelihood": "nbmix.core.likelihood",
-    "read_10x": "nbmix.estimator",
+    "read_10x": "nbmix.data.tenx",
     "simulate": "nbmix.data.simulate",
 }
 

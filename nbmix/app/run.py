@@ -1,8 +1,7 @@
-"""The whole story: read, start, fit, predict, score, write."""
+"""One run: read, fit or restore, predict, score, write the run folder."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import re
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -24,19 +22,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from nbmix.app.command import Stopped, stoppable
 from nbmix.app.run_folder import held
-from nbmix.app.settings import check_settings
+from nbmix.app.settings import check_config
 from nbmix.core.memory import give_back
-from nbmix.core.settings import MixtureSettings
-from nbmix.data.checkpoint import align_to_genes, load_checkpoint
+from nbmix.data.checkpoint import load_checkpoint
 from nbmix.data.module import CountsDataModule
 from nbmix.data.whole_file import why_unwritable
 from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule
-from nbmix.models.restore import check_resumable, restore
-from nbmix.output.results import Results, gather_predictions, score, write_outcome
-from nbmix.starts.base import Start, check_components
-from nbmix.starts.choice import Choice, Range, choose_n_components
-from nbmix.starts.random import RandomStart
+from nbmix.output.results import Results, score, write_outcome
+from nbmix.training.fit import Fitted, ModelSpec, fit
+from nbmix.training.predict import predict, restore_for
+from nbmix.training.provenance import provenance
 from nbmix.training.trainer import end_other_ranks, end_with_parent
 
 log = logging.getLogger(__name__)
@@ -44,8 +40,6 @@ log = logging.getLogger(__name__)
 UNIT_RATIO = 30.0  # between medians of size factors: more is no difference in sequencing depth
 
 LAST = "checkpoints/last.ckpt"  # in the run folder
-
-VERSIONS = ("nbmix", "torch", "pytorch-lightning", "numpy", "scipy", "anndata")
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -60,9 +54,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     began = time.perf_counter()
     # a DictConfig becomes a dict with text as keys, which OmegaConf's type does not say
-    check_settings(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    if cfg.task not in ("fit", "predict"):
-        raise InputError(f"task={cfg.task}: choose fit or predict")
+    check_config(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     pl.seed_everything(cfg.seed, verbose=False)
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
@@ -90,15 +82,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     """Fit or restore, predict, score, write."""
-    choice: Choice | None = None
-    if cfg.task == "fit":
-        data, model, choice = fit(cfg, trainer)
-    else:
-        data, model = prepare_prediction(cfg, trainer)
-    everything = gather_predictions(trainer.predict(model, datamodule=data), data.data.n_cells)
+    data, model, choice = fit_anew(cfg, trainer) if cfg.task == "fit" else restore_fit(cfg)
+    cells = predict(trainer, model, data)
     give_back()
     seconds = time.perf_counter() - began
-    results = Results(data, model, everything, provenance(cfg))
+    results = Results(data, model, cells, provenance(OmegaConf.to_container(cfg, resolve=True)))
     metrics = score(results) | {"seconds": seconds}
     give_back()
     if trainer.is_global_zero:
@@ -115,61 +103,56 @@ def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     return metrics
 
 
-def fit(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, MixtureModule, Choice | None]:
-    """Fit the model that the config names to its data; the choice of K, where it was left to us."""
+def fit_anew(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
+    """Fit the model that the config names to its data, or go on with a fit."""
     if cfg.data.min_counts < 1:
         raise InputError(
             f"data.min_counts={cfg.data.min_counts}: must be 1 or more, for a silent gene has no fit"
         )
-    allowed = Range.parse(cfg.model.n_components)
     data: CountsDataModule = instantiate(
         cfg.data,
         folds=cfg.model.get("folds", 1),
         shuffle=model_class(cfg).shuffle,
         dtype=cfg.model.get("dtype", "float64"),
     )
-    data.setup()
-    training = data.training_data
-    generator = np.random.default_rng(cfg.seed)
-    start: Start = instantiate(cfg.start)
-    choice, n_components = None, cfg.model.n_components
+    spec = ModelSpec(
+        lambda names, k: instantiate(cfg.model, gene_names=names, n_components=k),
+        cfg.model.n_components,
+        cfg.model.get("weights", "learned"),
+    )
     path = checkpoint_path(cfg)
-    checkpoint = None if path is None else load_checkpoint(path)
-    if allowed is not None and checkpoint is not None:
-        n_components = checkpoint.settings.get("n_components")
-        choice = None if checkpoint.choice is None else Choice.of(checkpoint.choice)
-    elif allowed is not None:
-        search = start if isinstance(start, RandomStart) else None
-        settings = MixtureSettings(1, weights=cfg.model.get("weights", "learned"))
-        choice = choose_n_components(training, settings, allowed, generator, search)
-        n_components = choice.recommended
-    model: MixtureModule = instantiate(cfg.model, gene_names=data.data.gene_names, n_components=n_components)
-    check_components(training, model.mixture.settings)
-    model.choice = None if choice is None else choice.plain
-    if checkpoint is None:
-        state = choice.start if choice is not None and isinstance(start, RandomStart) else None
-        model.begin(state or start(training, model.mixture.settings, generator), data)
-        if trainer.is_global_zero:  # what is there is not of this fit
+
+    def begin_folder() -> None:
+        if path is None and trainer.is_global_zero:  # what is there is not of this fit
             (Path(cfg.output_dir) / "metrics.json").unlink(missing_ok=True)
-    else:
-        check_resumable(checkpoint, model, data, f"ckpt_path={path}")
-        if not checkpoint.sealed:
-            raise InputError(
-                f"ckpt_path={path}: has no checksum; only what train.py saves can be gone on with"
-            )
-    del training  # a copy of most counts, if they are in memory
-    give_back()
-    trainer.loggers = [instantiate(cfg.logger)]  # now that all input is known to be good
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if checkpoint is None or model.has_begun or isinstance(error, InputError | torch.OutOfMemoryError):
-            raise
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"ckpt_path={path}: is damaged, or of another version of nbmix ({reason:.100})"
-        ) from error
-    return data, model, choice
+        trainer.loggers = [instantiate(cfg.logger)]
+
+    return fit(
+        spec,
+        instantiate(cfg.start),
+        data,
+        trainer,
+        seed=cfg.seed,
+        ckpt_path=path,
+        when_ready=begin_folder,
+    )
+
+
+def restore_fit(cfg: DictConfig) -> Fitted:
+    """Restore a checkpoint and bring new cells to its genes, matched by name."""
+    if cfg.ckpt_path is None:
+        raise InputError("task=predict: set ckpt_path to a checkpoint of a fit")
+    path = checkpoint_path(cfg)
+    assert path is not None
+    checkpoint = load_checkpoint(path)
+    if checkpoint.model != model_class(cfg).kind:
+        raise InputError(f"ckpt_path={cfg.ckpt_path}: set model={checkpoint.model}, which it was saved by")
+    # a gene that is silent in the new cells is seen all the same
+    data: CountsDataModule = instantiate(cfg.data, folds=1, shuffle=False, validation_share=0.0, min_counts=0)
+    model, cells = restore_for(checkpoint, data.data, f"ckpt_path={cfg.ckpt_path}")
+    data.use(cells)
+    compare_size_factors(checkpoint.median_size_factor, cells.size_factors)
+    return Fitted(data, model, None)
 
 
 def checkpoint_path(cfg: DictConfig) -> str | None:
@@ -211,27 +194,6 @@ def how_to_go_on(folder: Path) -> str:
     return f"; the fit is saved, go on with: {shlex.join(command)}"
 
 
-def prepare_prediction(cfg: DictConfig, trainer: pl.Trainer) -> tuple[CountsDataModule, MixtureModule]:
-    """Restore a checkpoint and bring new cells to its genes, matched by name."""
-    if cfg.ckpt_path is None:
-        raise InputError("task=predict: set ckpt_path to a checkpoint of a fit")
-    path = checkpoint_path(cfg)
-    assert path is not None
-    checkpoint = load_checkpoint(path)
-    if checkpoint.model != model_class(cfg).kind:
-        raise InputError(f"ckpt_path={cfg.ckpt_path}: set model={checkpoint.model}, which it was saved by")
-    # a gene that is silent in the new cells is seen all the same
-    data: CountsDataModule = instantiate(cfg.data, folds=1, shuffle=False, validation_share=0.0, min_counts=0)
-    data.setup()
-    model = restore(checkpoint)
-    there, here = align_to_genes(checkpoint.gene_names, data.data.gene_names, f"ckpt_path={cfg.ckpt_path}")
-    model.n_genes_missing = len(checkpoint.gene_names) - len(there)
-    model.restrict_genes(there)
-    data.use(data.data.select_genes(here))
-    compare_size_factors(checkpoint.median_size_factor, data.data.size_factors)
-    return data, model
-
-
 def compare_size_factors(fitted: float, size_factors: np.ndarray) -> None:
     """Warn where new cells' size factors seem to be in another unit than those of the fit."""
     here = float(np.median(size_factors))
@@ -247,15 +209,6 @@ def compare_size_factors(fitted: float, size_factors: np.ndarray) -> None:
 def model_class(cfg: DictConfig) -> type[MixtureModule]:
     """The class that ``model`` names."""
     return get_class(cfg.model._target_)  # type: ignore[return-value]
-
-
-def provenance(cfg: DictConfig) -> dict[str, Any]:
-    """Settings and versions that made a result."""
-    return {
-        "config": OmegaConf.to_container(cfg, resolve=True),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-        "threads": torch.get_num_threads(),
-    }
 
 
 def report(metrics: dict[str, Any], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps: trials that may fail, a table and a figure of all of them, and a search by Optuna.
+"""The table and the figure of a sweep's trials.
 
 Hydra runs the trials, in this process or by its joblib and submitit launchers. Each has a run folder below
 that of the sweep, which in the end also holds sweep.csv and sweep.png. For a sweep that was stopped
@@ -11,38 +11,23 @@ writes them.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
-from hydra.types import HydraContext, RunMode
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from nbmix.app.command import TRACEBACK, is_bad_input, one_line, one_line_errors
-from nbmix.app.run import run
+from nbmix.app.command import one_line_errors
+from nbmix.app.trial import Trial, read_trials
 from nbmix.errors import InputError
 from nbmix.evaluation.plots import held_out_curve, objective_trace
-
-log = logging.getLogger(__name__)
-
-FAILURE = "failure.json"  # of a trial: its one line, and whether the input was to blame
 
 TABLE, PICTURE = "sweep.csv", "sweep.png"
 
@@ -52,73 +37,6 @@ SHOWN = (
     *("n_components", HELD_OUT, "log_likelihood", "elbo", "ari", "nmi", "accuracy"),
     *("n_iterations", "converged", "seconds"),
 )
-
-# Trials
-
-
-def objective(cfg: DictConfig) -> float | None:
-    """What ``train.py`` does with a config: one run, a trial of a sweep, or a whole search.
-
-    Returns:
-        ``optimized_metric`` of metrics.json; NaN for a trial that failed, the best of a search.
-
-    Raises:
-        InputError: as ``nbmix.app.run.run``; never by a trial.
-    """
-    searching = cfg.get("search") is not None
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        if searching:
-            raise InputError("search: runs its trials itself; leave out -m")
-        return run_trial(cfg)
-    return search(cfg) if searching else run(cfg).get(cfg.optimized_metric)
-
-
-def run_trial(cfg: DictConfig) -> float:
-    """One run of a sweep. A failure is written to its folder and leaves the other trials alone."""
-    failure = Path(cfg.output_dir) / FAILURE
-    failure.unlink(missing_ok=True)
-    try:
-        metrics = run(cfg)
-        if cfg.optimized_metric not in metrics:
-            log.warning("optimized_metric=%s: metrics.json has none to rank this trial", cfg.optimized_metric)
-        return float(metrics.get(cfg.optimized_metric, math.nan))
-    except Exception as error:
-        reason = one_line(error)
-        log.error("failed: %s", reason, exc_info=os.environ.get(TRACEBACK) == "1")
-        failure.write_text(json.dumps({"error": reason, "bad_input": is_bad_input(error)}) + "\n")
-        return math.nan
-
-
-class Trial(NamedTuple):
-    """What a trial left: its folder's name, its overrides, and metrics.json or why there is none."""
-
-    name: str
-    settings: dict[str, str]
-    metrics: dict[str, Any]
-    error: str | None = None
-    bad_input: bool = False
-
-
-def read_trials(folder: Path) -> list[Trial]:
-    """Trials below the folder of a sweep, in the order of their numbers."""
-    found = [file.parent.parent for file in folder.rglob(".hydra/overrides.yaml")]
-    names = [str(trial.relative_to(folder)) for trial in found if trial != folder]
-    names.sort(key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
-    return [_read_trial(folder / name, name) for name in names]
-
-
-def _read_trial(folder: Path, name: str) -> Trial:
-    overrides = OmegaConf.load(folder / ".hydra/overrides.yaml")
-    settings = dict(line.split("=", 1) for line in map(str, overrides) if "=" in line)
-    if (folder / FAILURE).is_file():
-        failure = json.loads((folder / FAILURE).read_text())
-        return Trial(name, settings, {}, failure["error"], failure["bad_input"])
-    if not (folder / "metrics.json").is_file():
-        return Trial(name, settings, {}, "ended without results: stopped, or out of memory")
-    return Trial(name, settings, json.loads((folder / "metrics.json").read_text()))
-
-
-# The table and the figure
 
 
 class Candidate(NamedTuple):
@@ -260,118 +178,6 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         exit_on_failure(summarise(Path(config.hydra.sweep.dir), config.optimized_metric))
-
-
-# A search
-
-
-def search(cfg: DictConfig) -> float:
-    """Let Optuna choose settings, trial after trial, to maximise ``optimized_metric``.
-
-    Trials go through Hydra's launcher, ``search.n_jobs`` at a time, and their folders stand in that of this
-    run. The sampler is the tree-structured Parzen estimator (Bergstra et al. 2011), seeded by ``seed``.
-
-    Args:
-        cfg: with ``search.n_trials``, ``search.n_jobs`` and ``search.space``, see conf/sweep/optuna.yaml.
-
-    Returns:
-        The largest value; NaN where no trial has one.
-
-    Raises:
-        InputError: Optuna is not installed, or the space names a setting or value that cannot be used.
-    """
-    optuna = _optuna()
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    if cfg.search.n_trials < 1 or cfg.search.n_jobs < 1:
-        raise InputError(
-            f"search.n_trials={cfg.search.n_trials} search.n_jobs={cfg.search.n_jobs}: must be 1 or more"
-        )
-    space = parse_space(list(cfg.search.space))
-    task = list(hydra.overrides.task)
-    for override in space:
-        for value in _edges(override):  # a choice that is not there is said before any work
-            compose(hydra.job.config_name, [*task, f"{override.key_or_group}={value}"])
-
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    own = [*hydra.overrides.hydra, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{quoted}'"]
-    config = compose(hydra.job.config_name, [*own, *task], return_hydra_config=True)
-    loader = GlobalHydra.instance().config_loader()
-    context = HydraContext(loader, Callback())  # type: ignore[arg-type]  # of Callbacks, two methods are called
-    launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=context, task_function=run_trial, config=config
-    )
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=cfg.seed))
-    for begin in range(0, cfg.search.n_trials, cfg.search.n_jobs):
-        asked = [study.ask() for _ in range(min(cfg.search.n_jobs, cfg.search.n_trials - begin))]
-        chosen = [[f"{o.key_or_group}={suggest(trial, o)}" for o in space] for trial in asked]
-        done = launcher.launch([[*task, *settings] for settings in chosen], initial_job_idx=begin)
-        for trial, job in zip(asked, done, strict=True):
-            reached = float(job.return_value) if job.status == JobStatus.COMPLETED else math.nan
-            if math.isnan(reached):
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            else:
-                study.tell(trial, reached)
-    exit_on_failure(summarise(folder, cfg.optimized_metric))
-    return max((trial.value for trial in study.trials if trial.value is not None), default=math.nan)
-
-
-def parse_space(lines: Sequence[str]) -> list[Override]:
-    """Settings to search, in Hydra's words for sweeps.
-
-        model.n_components=range(2,11)                 whole numbers, the last one left out
-        start=choice(kmeans,random)
-        model.lr=tag(log,interval(1e-4,1e-2))          even on a log scale
-
-    Raises:
-        InputError: a line that names no values, or a setting twice, or no line at all.
-    """
-    space = OverridesParser.create().parse_overrides(list(lines))
-    if not space:
-        raise InputError("search.space is empty; name settings, such as model.n_components=range(2,11)")
-    for override in space:
-        if not override.is_sweep_override():
-            raise InputError(
-                f"search.space: {override.input_line} names one value; use choice(a,b), range(from,to) or "
-                "interval(from,to)"
-            )
-    keys = [override.key_or_group for override in space]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise InputError(f"search.space: {twice[0]} is there twice; name every setting once")
-    return space
-
-
-def suggest(trial: Any, override: Override) -> str:
-    """The value that an Optuna trial takes of one line of the space, as Hydra writes it."""
-    name, values = override.key_or_group, override.value()
-    if isinstance(values, IntervalSweep):
-        log_scale = "log" in values.tags
-        return repr(trial.suggest_float(name, values.start, values.end, log=log_scale))
-    choices = list(override.sweep_string_iterator())
-    if override.is_range_sweep() and all(choice.lstrip("-").isdigit() for choice in choices):
-        numbers = sorted(int(choice) for choice in choices)
-        step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-        return str(trial.suggest_int(name, numbers[0], numbers[-1], step=step))
-    return str(trial.suggest_categorical(name, choices))
-
-
-def _edges(override: Override) -> list[str]:
-    """Values that tell whether a line of the space can be used: all choices, or both ends."""
-    values = override.value()
-    if isinstance(values, IntervalSweep):
-        return [repr(values.start), repr(values.end)]
-    choices = list(override.sweep_string_iterator())
-    return [choices[0], choices[-1]] if override.is_range_sweep() else choices
-
-
-def _optuna() -> ModuleType:
-    try:
-        import optuna
-    except ImportError:
-        raise InputError("search: Optuna is not installed: pip install 'nbmix[sweeps]'") from None
-    return optuna
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

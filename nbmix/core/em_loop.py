@@ -1,17 +1,94 @@
-"""The loop of EM over batches in memory, and when it stops."""
+"""EM: what an iteration is, the loop over batches in memory, and when it stops."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
-from nbmix.core.mixture import Mixture
+from nbmix.core.mixture import Mixture, Posterior
+
+
+class EMModel(Protocol):
+    """What EM iterates: an E step and statistics of each batch, and an M step on their sum."""
+
+    @property
+    def scores_are_comparable(self) -> bool:
+        """Whether the log likelihood of the next E step can be compared with those of later ones."""
+        ...
+
+    def begin(self) -> None:
+        """Forget the statistics of the last iteration."""
+        ...
+
+    def posterior(self, batch: CellBatch) -> Posterior:
+        """E step."""
+        ...
+
+    def collect(self, batch: CellBatch, responsibilities: Tensor) -> None:
+        """Add a batch's statistics."""
+        ...
+
+    def m_step(self, *, warm: bool) -> float:
+        """Fit the parameters to the statistics.
+
+        Args:
+            warm: responsibilities are those of the model's own E step; where they were given, parameters
+                need not be a place to begin at.
+
+        Returns:
+            What a prior adds to the log likelihood of the parameters as they stood before, in nats.
+        """
+        ...
+
+
+class Iteration:
+    """One iteration of EM: the E step and the statistics of one batch after another, and how they score.
+
+    The objective belongs to the parameters before the M step, which returns a part of it.
+
+    Args:
+        model: its statistics are forgotten.
+        given: (all rows, K) responsibilities that stand in for the E step.
+
+    Attributes:
+        is_comparable: whether the objective can be compared with those of later iterations.
+        log_likelihood: sum over the cells so far, nats.
+        n_cells: so far.
+        log_prior_density: as the M step returns it, nats.
+    """
+
+    def __init__(self, model: EMModel, given: Tensor | None = None) -> None:
+        model.begin()
+        self.model, self.given = model, given
+        self.is_comparable = given is None and model.scores_are_comparable
+        self.log_likelihood, self.n_cells, self.log_prior_density = 0.0, 0.0, 0.0
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether responsibilities are those of the model's own E step."""
+        return self.given is None
+
+    def add(self, batch: CellBatch) -> Tensor:
+        """E step of a batch and its statistics; the responsibilities (cells, K)."""
+        if self.given is None:
+            q, log_likelihood = self.model.posterior(batch)
+            self.log_likelihood += float(log_likelihood.sum())
+        else:
+            q = self.given[batch.rows.to(self.given.device)].to(batch.rows.device)
+        self.n_cells += batch.n_cells
+        self.model.collect(batch, q)
+        return q
+
+    @property
+    def objective(self) -> float:
+        """Nats per cell."""
+        return (self.log_likelihood + self.log_prior_density) / self.n_cells
 
 
 @dataclass
@@ -32,59 +109,85 @@ class StoppingRule:
         return self.waited >= self.patience
 
 
-class EMRun(NamedTuple):
-    """What a run of EM leaves: nats per cell at every iteration, where folds > 1 once it is cross-fitted."""
+@dataclass
+class EMRun:
+    """How far EM has come.
 
-    objective: list[float]
-    converged: bool
+    Attributes:
+        stopping: when it has converged.
+        objective: nats per cell of every iteration whose objective is comparable.
+        converged: whether it has.
+    """
+
+    stopping: StoppingRule
+    objective: list[float] = field(default_factory=list)
+    converged: bool = False
+
+    def take(self, iteration: Iteration) -> bool:
+        """Take the next iteration; True once EM has converged."""
+        if iteration.is_comparable:
+            self.objective.append(iteration.objective)
+            self.converged = self.stopping.update(iteration.objective) or self.converged
+        return self.converged
 
 
-def run_em(
-    mixture: Mixture,
-    batches: Sequence[CellBatch],
+def iterate(
+    model: EMModel,
+    batches: Iterable[CellBatch],
     *,
     responsibilities: Tensor | None = None,
     max_iterations: int = 50,
     stopping: StoppingRule | None = None,
-    temperatures: Iterable[float] = (),
+    last_m_step: bool = True,
 ) -> EMRun:
-    """Iterate EM over batches in memory, without Lightning: what starts and subsample fits use.
+    """Iterate EM over batches in memory.
 
     Args:
-        mixture: attached to the basis of the batches; its components are where EM begins, unless
+        model: its parameters are where EM begins, unless
         responsibilities: (all rows, K) are given, which stand in for the first E step.
         max_iterations: M steps at most.
-        stopping: when to stop early; never while annealing.
-        temperatures: beta of the first E steps, then 1.
+        stopping: when to stop early.
+        last_m_step: once EM has converged, also take the M step that is due; else the parameters stay those
+            that were scored, and the objective is without a prior.
     """
-    stopping = stopping or StoppingRule(patience=1 if mixture.settings.folds == 1 else 2)
-    schedule: Iterator[float] = iter(temperatures)
-    trace: list[float] = []
-    converged = False
-    for iteration in range(max_iterations):
-        mixture.begin()
-        warm = iteration > 0 or responsibilities is None
-        comparable = warm and mixture.honest
-        temperature = next(schedule, 1.0) if warm else 1.0
-        total, n_cells = 0.0, 0
+    run = EMRun(stopping or StoppingRule())
+    for number in range(max_iterations):
+        iteration = Iteration(model, responsibilities if number == 0 else None)
         for batch in batches:
-            if warm:
-                q, log_likelihood = mixture.posterior(batch, temperature=temperature)
-                total += float(log_likelihood.sum())
-            else:
-                assert responsibilities is not None
-                q = responsibilities[batch.rows]
-            n_cells += batch.n_cells
-            mixture.collect(batch, q)
-        penalty = mixture.m_step(warm=warm, whole=False)
-        if comparable:
-            trace.append((total + penalty) / n_cells)
-            if temperature == 1 and stopping.update(trace[-1]):
-                converged = True
-                break
+            iteration.add(batch)
+        if not last_m_step and run.take(iteration):
+            break
+        iteration.log_prior_density = model.m_step(warm=iteration.is_warm)
+        if last_m_step and run.take(iteration):
+            break
+    return run
+
+
+def run_em(
+    mixture: Mixture,
+    batches: Iterable[CellBatch],
+    *,
+    responsibilities: Tensor | None = None,
+    max_iterations: int = 50,
+    stopping: StoppingRule | None = None,
+) -> EMRun:
+    """``iterate`` a mixture, and fit its copy of all cells at the end: what starts and subsample fits use.
+
+    Args:
+        mixture: attached to the basis of the batches.
+        responsibilities, max_iterations, stopping: see ``iterate``; without folds a single iteration that
+            gains too little is enough to stop.
+    """
+    run = iterate(
+        mixture,
+        batches,
+        responsibilities=responsibilities,
+        max_iterations=max_iterations,
+        stopping=stopping or StoppingRule(patience=1 if mixture.settings.folds == 1 else 2),
+    )
     if mixture.settings.folds > 1:
         mixture.fit_whole()
-    return EMRun(trace, converged)
+    return run
 
 
 def responsibilities_of(mixture: Mixture, batches: Sequence[CellBatch], n_cells: int) -> tuple[Tensor, float]:
@@ -96,9 +199,3 @@ def responsibilities_of(mixture: Mixture, batches: Sequence[CellBatch], n_cells:
         q[batch.rows] = posterior.responsibilities.cpu()
         total += float(posterior.log_likelihood.sum())
     return q, total / max(1, sum(batch.n_cells for batch in batches))
-
-
-def annealing(first: float = 0.02, growth: float = 1.25) -> list[float]:
-    """Temperatures first, first * growth, ... below 1."""
-    steps = math.ceil(-math.log(first) / math.log(growth))
-    return [first * growth**step for step in range(steps)]

@@ -26,7 +26,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +34,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.em_loop import StoppingRule
+from nbmix.core.em_loop import iterate
 from nbmix.core.kernels.factor import joint_rows, loading_rows, statistics_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.m_step import NewtonMStep
-from nbmix.core.mixture import WEIGHT_PSEUDO_CELLS
+from nbmix.core.mixture import WEIGHT_PSEUDO_CELLS, Posterior
 from nbmix.core.nodes import padded_nodes
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
@@ -81,20 +80,10 @@ class FactorCopy:
     prior: GenePrior
 
 
-class FactorRun(NamedTuple):
-    """What a run of EM leaves.
-
-    Attributes:
-        joint: (cells, K, L) ln pi_k + ln h_l + ln p(x_i | k, z_l), cross-fitted.
-        trace: cross-fitted log likelihood after each iteration, nats per cell.
-    """
-
-    joint: Tensor
-    trace: list[float]
-
-
 class FactorMixture:
     """K components and shared axes, cross-fitted: a cell's posterior is from the copy without its fold.
+
+    An ``EMModel`` whose responsibilities are (cells, K, L), of components and levels.
 
     Args:
         basis: of the cells that are fitted.
@@ -105,7 +94,13 @@ class FactorMixture:
         n_levels: of each axis.
         given_weights: the batches' ``log_prior`` stands for ln pi.
         m_step: of the components.
+
+    Attributes:
+        copies: parameters fitted without each fold; None until an M step.
+        statistics: of the cells of each fold, of K components at L M nodes, level by level.
     """
+
+    scores_are_comparable = True
 
     def __init__(
         self,
@@ -121,7 +116,7 @@ class FactorMixture:
     ) -> None:
         self.basis, self.n_components, self.folds = basis, n_components, folds
         self.given_weights = given_weights
-        self.m_step = m_step or NewtonMStep()
+        self.components_m_step = m_step or NewtonMStep()
         self.total_size = float(size_factors.sum())
         on_axis, weights = hermegauss(n_levels)
         grid = list(itertools.product(range(n_levels), repeat=n_axes))
@@ -132,7 +127,7 @@ class FactorMixture:
         self.log_centre = float(np.log(positive).mean()) if positive.size else 0.0  # ln s_0
         self.depth = basis.nodes.log_nodes - self.log_centre  # (nodes,) ln(S_m / s_0)
         self.copies: list[FactorCopy | None] = [None] * folds
-        self._statistics = self._empty()
+        self.statistics = self._zero_statistics()
 
     def take_over(self, other: FactorMixture, kept: np.ndarray) -> None:
         """Begin at some of another mixture's components, and its powers of depth, but at none of its axes."""
@@ -206,14 +201,20 @@ class FactorMixture:
 
     def begin(self) -> None:
         """Forget the statistics of the last iteration."""
-        for statistics in self._statistics:
+        for statistics in self.statistics:
             for tensor in statistics.tensors():
                 tensor.zero_()  # new memory would cost more than filling it
 
-    def collect(self, batch: CellBatch, q: Tensor) -> None:
+    def posterior(self, batch: CellBatch) -> Posterior:
+        """E step: responsibilities (cells, K, L), and ln p(x_i)."""
+        joint = self.joint(batch)
+        log_likelihood = torch.logsumexp(joint, (1, 2))
+        return Posterior(torch.exp(joint - log_likelihood[:, None, None]), log_likelihood)
+
+    def collect(self, batch: CellBatch, responsibilities: Tensor) -> None:
         """Add cells with responsibilities (cells, K, L) for components and levels."""
-        seen, levels = self._statistics[batch.fold], self.basis.levels
-        q, weights = q.double(), _weights(batch)
+        seen, levels = self.statistics[batch.fold], self.basis.levels
+        q, weights = responsibilities.double(), _weights(batch)
         rows, component = torch.nonzero(q.flatten(1) > LEAST_SHARE, as_tuple=True)
         n_low = int(torch.searchsorted(batch.used, levels.n_low))
         arguments = (
@@ -235,44 +236,32 @@ class FactorMixture:
         seen.node += torch.einsum("ikl,im->klm", q, weights).flatten(1)
         seen.weight += q.sum((0, 2))
 
-    def fit(self) -> None:
-        """M step of every copy on the statistics of all other folds."""
-        total = self._statistics[0]
-        for statistics in self._statistics[1:]:
+    def m_step(self, *, warm: bool = True) -> float:
+        """Fit every copy to the statistics of all other folds, from where it stands, ``warm`` or not.
+
+        Returns:
+            0: the objective is the log likelihood of cells that a copy has not seen.
+        """
+        total = self.statistics[0]
+        for statistics in self.statistics[1:]:
             total = total + statistics
         for fold in range(self.folds):
-            self.copies[fold] = self._fit(total - self._statistics[fold], self.copies[fold])
+            self.copies[fold] = self._fit(total - self.statistics[fold], self.copies[fold])
+        return 0.0
 
-    def run(
-        self,
-        batches: Sequence[CellBatch],
-        q: Tensor,
-        *,
-        max_iterations: int = 20,
-        stopping: StoppingRule | None = None,
-    ) -> FactorRun:
-        """EM: M step, then E step, and again.
+    def run(self, batches: Sequence[CellBatch], q: Tensor, *, max_iterations: int = 20) -> Tensor:
+        """EM that begins at responsibilities and ends at an E step.
 
         Args:
             batches: each within one fold.
-            q: (cells, K, L) responsibilities to begin at.
-            max_iterations: at most.
-            stopping: when to stop early.
+            q: (cells, K, L) responsibilities.
+            max_iterations: M steps at most.
+
+        Returns:
+            ``all_joint`` of the batches.
         """
-        trace: list[float] = []
-        joint = q
-        for _ in range(max_iterations):
-            self.begin()
-            for batch in batches:
-                self.collect(batch, q[batch.rows])
-            self.fit()
-            joint = self.all_joint(batches)
-            own = torch.logsumexp(joint, (1, 2))
-            trace.append(float(own.mean()))
-            if stopping is not None and stopping.update(trace[-1]):
-                break
-            q = torch.exp(joint - own[:, None, None])
-        return FactorRun(joint, trace)
+        iterate(self, batches, responsibilities=q, max_iterations=max_iterations, last_m_step=False)
+        return self.all_joint(batches)
 
     def spread(self, responsibilities: Tensor, scores: Tensor) -> Tensor:
         """(cells, K, L) of responsibilities (cells, K) and scores (cells, axes) of mean 0 and variance 1.
@@ -296,7 +285,7 @@ class FactorMixture:
             variance = torch.full_like(loadings[0], FIRST_LOADING_VARIANCE)
             copy = FactorCopy(begin, loadings, variance, log_weights, prior)
         for _ in range(rounds):
-            copy = self._fit_components(seen, self._fit_loadings(seen, copy))
+            copy = self._fit_components(seen, self.fit_loadings(seen, copy))
         return replace(copy, log_weights=log_weights)
 
     def _without_levels(self, seen: SufficientStatistics) -> SufficientStatistics:
@@ -305,15 +294,16 @@ class FactorMixture:
         rate, node = seen.rate.unflatten(2, shape).sum(2), seen.node.unflatten(1, shape).sum(1)
         return SufficientStatistics(rate, seen.pair, node, seen.weight)
 
-    def _grid(self) -> tuple[Tensor, Tensor]:
+    def grid(self) -> tuple[Tensor, Tensor]:
         """At each of the L M nodes: ln S_m, and (1 + axes, ...) what the loadings multiply."""
         log_nodes = self.basis.nodes.log_nodes
         axes = self.levels.T.repeat_interleave(len(log_nodes), 1)
         return log_nodes.repeat(self.n_levels), torch.cat([self.depth.repeat(self.n_levels)[None], axes])
 
-    def _fit_loadings(self, seen: SufficientStatistics, copy: FactorCopy) -> FactorCopy:
+    def fit_loadings(self, seen: SufficientStatistics, copy: FactorCopy) -> FactorCopy:
+        """``LOADING_STEPS`` of Newton on the loadings given the components; then the loadings' variances."""
         v, bend = copy.loadings.clone(), torch.empty_like(copy.loadings)
-        log_nodes, effects = self._grid()
+        log_nodes, effects = self.grid()
         over_rows(
             loading_rows,
             len(v),
@@ -331,10 +321,10 @@ class FactorMixture:
         return replace(copy, loadings=v, loading_variance=variance)
 
     def _fit_components(self, seen: SufficientStatistics, copy: FactorCopy) -> FactorCopy:
-        log_nodes, effects = self._grid()
+        log_nodes, effects = self.grid()
         nodes = padded_nodes(log_nodes + copy.loadings @ effects)
         levels, total_size = self.basis.levels, self.total_size
-        fitted = self.m_step.solve(seen, levels, nodes, copy.components, total_size, copy.prior)
+        fitted = self.components_m_step.solve(seen, levels, nodes, copy.components, total_size, copy.prior)
         return replace(copy, components=fitted.components, prior=update_prior(fitted, copy.prior))
 
     def _copy(self, fold: int) -> FactorCopy:
@@ -343,8 +333,7 @@ class FactorMixture:
             raise RuntimeError("a factor mixture begins at responsibilities")
         return copy
 
-    def _empty(self) -> list[SufficientStatistics]:
-        """Of K components at L M nodes, level by level."""
+    def _zero_statistics(self) -> list[SufficientStatistics]:
         levels, n_nodes = self.basis.levels, self.n_levels * len(self.basis.nodes.log_nodes)
         shapes = (
             (levels.n_genes, self.n_components, n_nodes),

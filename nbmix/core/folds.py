@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from nbmix.core.nodes import fewest_nodes
-from nbmix.core.tables import (
-    FEWEST_CELLS_FOR_STEPS,
-)
+from nbmix.core.tables import FEWEST_CELLS_FOR_STEPS
+
+CELLS_A_BLOCK = 16384  # at most, where the counts are in memory
 
 FEWEST_CELLS = FEWEST_CELLS_FOR_STEPS  # in a batch that is cut off for its size factors
 

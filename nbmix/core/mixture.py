@@ -1,4 +1,4 @@
-"""EM for the mixture: responsibilities, cross-fitted M steps, and the loop over them.
+"""The mixture as EM has it: responsibilities, and cross-fitted M steps.
 
 A cell votes for itself: with thousands of genes a component fits its own members so closely that plain EM
 never moves from a random start. Cross-fitting keeps, beside the components of all cells, one copy for every
@@ -17,22 +17,19 @@ from torch import Tensor, nn
 
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.expected import expected_log_likelihood
+from nbmix.core.fold_statistics import FoldStatistics
 from nbmix.core.folds import copy_ranks
 from nbmix.core.m_step import MStepProblem, NewtonMStep, moment_components
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.settings import MixtureSettings
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.core.tables import (
-    LikelihoodTables,
-    batch_log_likelihood,
-    likelihood_tables,
-)
+from nbmix.core.tables import LikelihoodTables, batch_log_likelihood, likelihood_tables
 from nbmix.errors import InputError
 
 WHOLE_ROUNDS = 3  # M steps and updates of the prior that the copy of all cells takes to catch up
 
-DEPENDENT = 2  # E steps that components from outside are noticed in, where folds > 1
+E_STEPS_OF_GIVEN_COMPONENTS = 2  # that these are noticed in, where folds > 1
 
 PROBLEMS_AT_ONCE = 2_000_000  # (gene, component) pairs in an M step of several copies on a GPU: a few GB
 
@@ -40,7 +37,7 @@ WEIGHT_PSEUDO_CELLS = 1.0  # added to each component's size where pseudo-cells a
 
 
 class Posterior(NamedTuple):
-    """Responsibilities (cells, K) and ln p(x_i) (cells,) in nats."""
+    """Responsibilities (cells, K) of an E step, and ln p(x_i) (cells,) in nats."""
 
     responsibilities: Tensor
     log_likelihood: Tensor
@@ -72,9 +69,9 @@ class Mixture(nn.Module):
         self.register_buffer("prior_disp", torch.zeros(n_priors, 4, dtype=torch.float64))
         self._basis: Basis | None = None
         self._tables: dict[int, LikelihoodTables] = {}
-        self._statistics: dict[int, SufficientStatistics] = {}
+        self._statistics: FoldStatistics
         self.total_size = 1.0
-        self.dependent = 0  # E steps to come whose copies still owe something to components from outside
+        self.e_steps_until_comparable = 0  # whose copies still owe something to components from outside
         self.register_load_state_dict_post_hook(lambda module, _: module.forget_tables())
 
     def attach(self, basis: Basis, total_size: float) -> Mixture:
@@ -111,18 +108,18 @@ class Mixture(nn.Module):
         if prior is not None and self.settings.learns_prior:
             for copy in range(self.settings.n_copies):
                 self._keep_prior(copy, prior)
-        self.dependent = DEPENDENT
+        self.e_steps_until_comparable = E_STEPS_OF_GIVEN_COMPONENTS
         self._tables.clear()
 
     @property
-    def honest(self) -> bool:
-        """Whether the log likelihood of an E step can be compared with those of later ones.
+    def scores_are_comparable(self) -> bool:
+        """Whether the log likelihood of the next E step can be compared with those of later ones.
 
         Given components may have seen every cell. In the first E step no copy is blind to its fold, and what
         each is fitted to next are responsibilities by components that were not: only after the second M step
         is a cell's log likelihood one that it did not help to.
         """
-        return self.settings.folds == 1 or self.dependent == 0
+        return self.settings.folds == 1 or self.e_steps_until_comparable == 0
 
     def copy_for(self, fold: int) -> int:
         """The copy that has not seen cells of ``fold``; the one of all cells for fold -1 (new cells)."""
@@ -141,21 +138,17 @@ class Mixture(nn.Module):
         return self._tables[copy]
 
     @torch.no_grad()
-    def posterior(self, batch: CellBatch, *, fold: int | None = None, temperature: float = 1.0) -> Posterior:
-        """E step: softmax_k(ln pi_k + beta l_ik), from the copy that has not seen the batch's fold.
+    def posterior(self, batch: CellBatch, *, fold: int | None = None) -> Posterior:
+        """E step: softmax_k(ln pi_k + l_ik), from the copy that has not seen the batch's fold.
 
-        ``fold`` overrides the batch's own (-1: the components of all cells). ``temperature`` is the beta of
-        annealing, at most 1; the log likelihood is never tempered. An empty cell gets the prior.
+        ``fold`` overrides the batch's own (-1: the components of all cells). An empty cell gets the prior.
         """
         if batch.n_cells == 0:  # one that is there for other ranks is worth no tables
             nothing = self.log_weights.new_zeros(0, self.settings.n_components)
             return Posterior(nothing, nothing.sum(1))
         copy = self.copy_for(batch.fold if fold is None else fold)
-        log_likelihood = batch_log_likelihood(batch, self.basis, self.tables(copy))
-        prior = self.log_prior(batch, copy)
-        joint = log_likelihood + prior
-        tempered = joint if temperature == 1 else temperature * log_likelihood + prior
-        return Posterior(torch.softmax(tempered, 1), torch.logsumexp(joint, 1))
+        joint = batch_log_likelihood(batch, self.basis, self.tables(copy)) + self.log_prior(batch, copy)
+        return Posterior(torch.softmax(joint, 1), torch.logsumexp(joint, 1))
 
     def log_prior(self, batch: CellBatch, copy: int = -1) -> Tensor:
         """(cells, K) or (K,) ln pi."""
@@ -170,76 +163,58 @@ class Mixture(nn.Module):
 
     def begin(self) -> None:
         """Forget the statistics of the last iteration."""
-        self._statistics.clear()
+        settings = self.settings
+        self._statistics = FoldStatistics(
+            self.basis, settings.n_components, settings.folds, settings.torch_dtype
+        )
 
     def collect(self, batch: CellBatch, responsibilities: Tensor) -> None:
         """Add a batch's statistics to those of its fold."""
-        if batch.n_cells == 0:
-            return
-        if self.settings.folds > 1 and not 0 <= batch.fold < self.settings.folds:
-            raise ValueError(f"a batch of fold {batch.fold} in a fit of {self.settings.folds} folds")
-        if batch.fold not in self._statistics:
-            self._statistics[batch.fold] = self._empty()
-        statistics = self._statistics[batch.fold]
-        statistics.add_batch_(batch, self.basis, responsibilities, self.settings.torch_dtype)
+        if batch.n_cells:
+            self._statistics.add(batch, responsibilities)
 
     @torch.no_grad()
-    def m_step(self, *, warm: bool, reduce: bool = False, whole: bool = True) -> float:
+    def m_step(self, *, warm: bool, reduce: bool = False, whole: bool = False) -> float:
         """Fit every copy to the collected statistics.
 
         Args:
             warm: begin at the present components; else at the weighted means.
             reduce: first add the statistics of all ranks; each then fits its share of the copies for all.
-            whole: also the copy of all cells, which no E step on training cells needs; ``fit_whole`` can do
-                it later.
+            whole: also the copy of all cells where there are folds, which no E step on training cells needs;
+                ``fit_whole`` can do it later.
 
         Returns:
             The log prior of the components as they stood before, in nats: what the pseudo-cells add to
             EM's objective. 0 where nothing is added, or components were not set, or folds > 1.
         """
-        settings = self.settings
+        settings, statistics = self.settings, self._statistics
         rank, n_ranks = (
             (torch.distributed.get_rank(), torch.distributed.get_world_size()) if reduce else (0, 1)
         )
         fitters = copy_ranks(settings.folds, n_ranks)
-        total = self._total()
+        total = statistics.total()
         if n_ranks > 1:
-            self._add_ranks_(total, fitters, rank, n_ranks)
+            statistics.sum_over_ranks_(total, fitters)
         if float(total.weight.sum()) == 0:
             raise InputError("there is no cell to fit components to")
         last = settings.n_copies - 1
-        penalty = self._log_prior_density(total) if last == 0 and warm else 0.0
+        log_prior_density = self._log_prior_density(total) if last == 0 and warm else 0.0
         copies = [
             copy for copy in range(settings.n_copies if whole or last == 0 else last) if fitters[copy] == rank
         ]
         at_once = self._copies_at_once()
         for first in range(0, len(copies), at_once):
             seen = {
-                copy: total if copy == last else total - (self._statistics.get(copy) or self._empty())
+                copy: total if copy == last else statistics.without(copy, total)
                 for copy in copies[first : first + at_once]
             }
             self._fit(seen, warm)
             seen.clear()  # before those of the next are made
         if n_ranks > 1:
             self._share_copies(fitters)
-        self.dependent = max(0, self.dependent - 1)
+        self.e_steps_until_comparable = max(0, self.e_steps_until_comparable - 1)
         self._tables.clear()
-        return penalty
-
-    def _add_ranks_(
-        self, total: SufficientStatistics, fitters: Sequence[int], rank: int, n_ranks: int
-    ) -> None:
-        """Sum ``total`` over ranks, and a fold on the rank that fits its copy, if another has cells of it."""
-        total.all_reduce_()
-        if self.settings.folds == 1:
-            return
-        met = total.weight.new_zeros(self.settings.folds, n_ranks)
-        met[list(self._statistics), rank] = 1
-        torch.distributed.all_reduce(met)
-        for fold, of_rank in enumerate(met.tolist()):
-            of_rank[fitters[fold]] = 0
-            if any(of_rank):
-                self._statistics.setdefault(fold, self._empty()).reduce_(fitters[fold])
+        return log_prior_density
 
     def _share_copies(self, fitters: Sequence[int]) -> None:
         """Every rank takes each copy from the one that fitted it: the same bits on all."""
@@ -255,7 +230,7 @@ class Mixture(nn.Module):
 
         The prior takes over what that copy has learned of variances, around the pooled gene of all cells.
         """
-        total = self._total()
+        total = self._statistics.total()
         for of_copies in (self.log_mean.data, self.log_inv_disp.data, *self.buffers()):
             if of_copies.numel():
                 of_copies[-1] = of_copies[0]
@@ -264,13 +239,6 @@ class Mixture(nn.Module):
         for _ in range(WHOLE_ROUNDS):
             self._fit({self.settings.n_copies - 1: total}, True)
         self._tables.clear()
-
-    def _total(self) -> SufficientStatistics:
-        """Of the cells that this rank has met."""
-        total = self._empty()
-        for statistics in self._statistics.values():
-            total.add_(statistics)
-        return total
 
     def _copies_at_once(self) -> int:
         """M steps that are taken together; on the CPU one, so that one copy's statistics are in memory."""
@@ -281,23 +249,23 @@ class Mixture(nn.Module):
     def _fit(self, seen: dict[int, SufficientStatistics], warm: bool) -> None:
         """M steps of copies on what each has seen; learned priors then follow the components."""
         settings = self.settings
-        tasks = {copy: self._task(of_copy, copy, warm) for copy, of_copy in seen.items()}
-        if isinstance(settings.m_step, NewtonMStep) and len(tasks) > 1:
-            fits = settings.m_step.together(list(tasks.values()), self.basis, self.total_size)
+        problems = {copy: self._problem(of_copy, copy, warm) for copy, of_copy in seen.items()}
+        if isinstance(settings.m_step, NewtonMStep) and len(problems) > 1:
+            fits = settings.m_step.together(list(problems.values()), self.basis, self.total_size)
         else:
             fits = [
-                settings.m_step(task.statistics, self.basis, task.components, self.total_size, task.prior)
-                for task in tasks.values()
+                settings.m_step(one.statistics, self.basis, one.components, self.total_size, one.prior)
+                for one in problems.values()
             ]
-        for (copy, task), fitted in zip(tasks.items(), fits, strict=True):
-            if task.prior is not None:
-                self._keep_prior(copy, update_prior(fitted, task.prior))
+        for (copy, problem), fitted in zip(problems.items(), fits, strict=True):
+            if problem.prior is not None:
+                self._keep_prior(copy, update_prior(fitted, problem.prior))
             self.log_mean.data[copy], self.log_inv_disp.data[copy] = fitted.components
 
-    def _task(self, seen: SufficientStatistics, copy: int, warm: bool) -> MStepProblem:
+    def _problem(self, seen: SufficientStatistics, copy: int, warm: bool) -> MStepProblem:
         """What the M step of a copy works on; its weights are fitted here."""
         settings, basis, prior = self.settings, self.basis, self.prior(copy)
-        if settings.learns_prior and (prior is None or self.dependent == DEPENDENT):
+        if settings.learns_prior and (prior is None or self._begins_at_given_components):
             first = first_prior(seen, basis, self.total_size)
             prior = first if prior is None else prior._replace(log_mean=first.log_mean)
         if settings.weights == "learned":
@@ -312,6 +280,10 @@ class Mixture(nn.Module):
                 begin = Components(prior.log_mean.expand_as(begin.log_mean), begin.log_inv_disp)
         return MStepProblem(seen, begin, prior)
 
+    @property
+    def _begins_at_given_components(self) -> bool:
+        return self.e_steps_until_comparable == E_STEPS_OF_GIVEN_COMPONENTS
+
     def prior(self, copy: int = -1) -> GenePrior | None:
         """What a copy's components are drawn from, or None where that is not learned, or not yet."""
         if not self.settings.learns_prior or self.prior_disp[copy, 0] == 0:
@@ -323,9 +295,6 @@ class Mixture(nn.Module):
     def _keep_prior(self, copy: int, prior: GenePrior) -> None:
         self.prior_genes[copy] = torch.stack(prior[:3])
         self.prior_disp[copy] = torch.cat([prior.log_inv_disp_variance[None], prior.trend])
-
-    def _empty(self) -> SufficientStatistics:
-        return SufficientStatistics.zeros(self.basis, self.settings.n_components, self.log_mean.device)
 
     def _log_prior_density(self, seen: SufficientStatistics) -> float:
         """What pseudo-cells, and the extra cells in learned weights, add to the log likelihood."""

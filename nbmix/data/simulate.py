@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from nbmix.core.declared import Setting
 from nbmix.core.raw_counts import check_counts
 from nbmix.data.counts import CountData
-from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, make_count_data
+from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, MinCounts, make_count_data
 from nbmix.errors import InputError
 
 MAX_SIZE_FACTOR = 1e8  # beyond, counts leave the range where float32 is exact
@@ -70,27 +71,53 @@ def simulate(
     labels = np.argmax(rng.uniform(size=(n, k)), axis=1)  # (cells,)
     log_mean = rng.uniform(-12, -6, size=(p, k)).T  # (components, genes)
     log_inv_disp = rng.uniform(0, 4, size=(p, k)).T  # (components, genes)
-    shape, scale = np.exp(log_inv_disp), np.exp(log_mean - log_inv_disp)
-    rows = max(1, CHUNK_ENTRIES // p)
+    counts = draw_counts(labels, np.full(n, float(s)), log_mean, log_inv_disp, rng, extra_poisson)
+    counts = check_counts(counts, "simulate: counts")
+    return Simulation(counts, labels, log_mean, log_inv_disp, float(s))
+
+
+def draw_counts(
+    components: np.ndarray,
+    size_factors: np.ndarray,
+    log_mean: np.ndarray,
+    log_inv_disp: np.ndarray,
+    rng: np.random.Generator,
+    extra_poisson: bool = False,
+) -> sp.csr_matrix:
+    """Counts (cells, genes) float32 of cells whose components are known; see ``simulate``.
+
+    Args:
+        components: (cells,) numbers of the components.
+        size_factors: (cells,).
+        log_mean, log_inv_disp: (K, genes); a gene that is NaN in them has no counts.
+        rng: is drawn from in blocks of CHUNK_ENTRIES.
+        extra_poisson: see ``simulate``.
+    """
+    known = np.isfinite(log_mean)
+    shape = np.exp(np.where(known, log_inv_disp, 0))
+    scale = np.exp(np.where(known, log_mean - log_inv_disp, -np.inf))
+    rows = max(1, CHUNK_ENTRIES // log_mean.shape[1])
     blocks = []
-    for start in range(0, n, rows):
-        z = labels[start : start + rows]  # (block,)
+    for start in range(0, len(components), rows):
+        z, s = components[start : start + rows], size_factors[start : start + rows, None]
         if extra_poisson:
             rate = rng.negative_binomial(n=shape[z], p=1 / (1 + s * scale[z]))
         else:
-            rate = s * rng.gamma(shape[z], scale[z])
-        blocks.append(check_counts(rng.poisson(rate), "simulate: block"))
-    return Simulation(sp.vstack(blocks, format="csr"), labels, log_mean, log_inv_disp, float(s))
+            rate = s * rng.gamma(shape[z], scale[z])  # (block, genes)
+        blocks.append(sp.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    return sp.vstack(blocks, format="csr")
 
 
 def simulated_count_data(
-    n_cells: int = 100,
-    n_genes: int = 500,
-    n_components: int = 4,
-    size_factor: float = 1e4,
+    n_cells: Annotated[int, Setting("cells to draw", least=1)] = 100,
+    n_genes: Annotated[int, Setting("genes to draw; those without a count are left out", least=1)] = 500,
+    n_components: Annotated[int, Setting("true components, whatever model.n_components is", least=1)] = 4,
+    size_factor: Annotated[float, Setting("molecules of each cell", above=0, most=MAX_SIZE_FACTOR)] = 1e4,
     seed: int = 0,
-    extra_poisson: bool = False,
-    min_counts: int = 1,
+    extra_poisson: Annotated[
+        bool, Setting("true: add the second Poisson layer that the source prints by mistake")
+    ] = False,
+    min_counts: MinCounts = 1,
 ) -> CountData:
     """A simulation as if read from a file: row sums as size factors, silent genes dropped.
 

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Annotated, Any, NamedTuple
 
 import anndata as ad
 import h5py
@@ -26,12 +26,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from nbmix.core.declared import Setting
 from nbmix.core.raw_counts import MAX_COUNT
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, existing, open_h5, reading
-from nbmix.data.from_anndata import make_count_data
-from nbmix.data.read import pick_cells
-from nbmix.errors import InputError
+from nbmix.data.from_anndata import MinCounts, make_count_data
+from nbmix.data.read import Subsample, pick_cells
+from nbmix.errors import InputError, settings_as_arguments
 
 GENES = "Gene Expression"  # 10x's name for the features that are genes
 VERSION_2 = ("data", "indices", "indptr", "shape", "genes", "gene_names", "barcodes")  # of a genome
@@ -94,20 +95,20 @@ class Library(NamedTuple):
 def read_tenx(
     path: str | os.PathLike[str] | None,
     *,
-    genome: str | None = None,
-    feature_type: str | None = GENES,
-    min_counts: int = 1,
-    subsample: int | None = None,
+    genome: Annotated[str | None, Setting("the genome of an .h5 file that holds several; null: all")] = None,
+    feature_type: Annotated[str | None, Setting("type of features to keep; null: all")] = GENES,
+    min_counts: MinCounts = 1,
+    subsample: Subsample = None,
     seed: int = 0,
 ) -> CountData:
     """Read the counts that Cell Ranger left; cells by barcode, genes by Ensembl id.
 
     Args:
         path: folder with matrix.mtx, or .h5 file; of the filtered matrix, whose barcodes are cells.
-        genome: of an .h5 file with several; None for all there are (version 2 keeps their cells apart).
-        feature_type: features to keep, where the file tells ("Antibody Capture" are no genes); None for all.
-        min_counts: genes need at least this many counts over the picked cells.
-        subsample: number of cells drawn without replacement, in file order; None for all.
+        genome: None for all there are (version 2 keeps their cells apart).
+        feature_type: where the file tells ("Antibody Capture" are no genes).
+        min_counts: over the picked cells.
+        subsample: the cells drawn stay in file order.
         seed: of ``np.random.default_rng`` for the subsample.
 
     Raises:
@@ -125,6 +126,41 @@ def read_tenx(
             adata, where=where, label_key=None, populations=None, subsample=subsample, seed=seed
         )
         return make_count_data(adata, where=where, label_key=None, min_counts=min_counts, annotate=True)
+
+
+def read_10x(
+    path: str | os.PathLike[str], *, genome: str | None = None, feature_type: str | None = GENES
+) -> ad.AnnData:
+    """Read what Cell Ranger left: counts with cells by barcode and genes by Ensembl id, symbols beside them.
+
+    ``scanpy.read_10x_mtx`` and ``scanpy.read_10x_h5`` do as well.
+
+    Args:
+        path: folder with matrix.mtx, or .h5 file; of the filtered matrix, whose barcodes are cells.
+        genome: of an .h5 file with several; None for all.
+        feature_type: features to keep, where the file tells; None for all.
+
+    Returns:
+        (cells, genes) raw counts in X, ``var["symbol"]``; ``var["feature_type"]`` and ``var["genome"]`` if
+        the file has them.
+
+    Raises:
+        InputError: one line that names the file and what in it cannot be used.
+
+    >>> import nbmix, pathlib, tempfile
+    >>> files = {"barcodes.tsv": "AAAC-1\\nAAAG-1\\n", "genes.tsv": "ENSG01\\tCD79A\\nENSG02\\tLYZ\\n"}
+    >>> files["matrix.mtx"] = "%%MatrixMarket matrix coordinate integer general\\n2 2 2\\n1 1 3\\n2 2 5\\n"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name, text in files.items():
+    ...         _ = pathlib.Path(folder, name).write_text(text)
+    ...     adata = nbmix.read_10x(folder)
+    >>> adata.to_df()
+            ENSG01  ENSG02
+    AAAC-1     3.0     0.0
+    AAAG-1     0.0     5.0
+    """
+    with settings_as_arguments():
+        return tenx_anndata(path, f"path={os.fspath(path)}", genome, feature_type)
 
 
 def tenx_anndata(

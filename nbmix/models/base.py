@@ -1,9 +1,26 @@
-"""What both modes of inference share: a mixture, gene names, and how cells come out."""
+"""The contract of a model: what it is made of, and what others ask of it.
+
+A model is a LightningModule around a ``Mixture``. Its file in ``nbmix/models`` and its settings in
+``conf/model`` are all there is to it: the class is found by its ``kind``.
+
+Others ask this of it, in this order:
+
+    Model(gene_names, **settings)      the settings of conf/model
+    begin(start, data)                 takes what a start of ``nbmix.starts`` has made of the training cells
+    setup, configure_optimizers, training_step, ...
+                                       Lightning fits it to batches (``CellBatch``) of ``CountsDataModule``
+    predict_step(batch, batch_idx)     what it says of cells, in the fit and of new ones
+    mixture.components()               what it says of genes: negative binomials, one a component and gene
+    on_save_checkpoint                 a checkpoint holds kind, plain and parameters; ``restore`` reads it
+    restrict_genes(positions)          brings it to data that lacks some of its genes
+
+``nbmix.models.minibatch`` has most of it for a model that follows gradients; ``nbmix.models.mixture_em`` is
+one that takes M steps.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,17 +29,11 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
-from nbmix.core.em_loop import run_em
 from nbmix.core.mixture import Mixture
-from nbmix.core.parameters import Components
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import SECTION
 from nbmix.data.module import CountsDataModule
-from nbmix.starts.base import StartState, new_mixture, prepare
-
-# of EM that begins at given responsibilities; from random ones the way is long
-START_CELLS, START_FOLDS, START_ITERATIONS = 10_000, 5, 200
-START_CELLS_OF_A_COMPONENT = 50.0  # where a draw holds fewer, all of its cells are taken
+from nbmix.starts.base import StartState
 
 
 class Prediction(NamedTuple):
@@ -43,50 +54,54 @@ class Prediction(NamedTuple):
     elbo: Tensor
 
 
-def start_components(
-    start: StartState, data: CountsDataModule, settings: MixtureSettings
-) -> tuple[Components, Tensor | None]:
-    """The components of a start, and ln of their weights (K,) if it has them.
+class FitDefaults(NamedTuple):
+    """What a fit takes where nothing is said, as in conf/model.
 
-    Where it has responsibilities of the training cells, cross-fitted EM begins at them, on some of the cells:
-    a single M step would leave random ones alike, and gradients of minibatches do not part what is alike.
-    Where it sees all cells, its folds are those of ``MixtureEM``: where EM ends may hang on them, and both
-    modes are to find the same.
+    Attributes:
+        start: its name.
+        max_epochs: at most.
+        batch_size: cells.
     """
-    if start.components is not None:
-        return start.components, start.log_weights
-    assert start.responsibilities is not None
-    training = data.training_data
-    rows = np.random.default_rng(data.seed).permutation(training.n_cells)[:START_CELLS]
-    rare = start.responsibilities[rows].sum(0) < START_CELLS_OF_A_COMPONENT
-    of_rare = start.responsibilities[:, rare].sum(1) > 0.5
-    rows = np.union1d(rows, np.flatnonzero(of_rare.numpy()))
-    seen = training.select_cells(rows)
-    settings = replace(settings, folds=min(START_FOLDS, seen.n_cells))
-    basis, batches = prepare(seen, settings.folds, data.fold_generator(), dtype=settings.torch_dtype)
-    fitted = new_mixture(seen, settings, basis)
-    run_em(fitted, batches, responsibilities=start.responsibilities[rows], max_iterations=START_ITERATIONS)
-    return fitted.components(), fitted.log_weights.data[-1]
+
+    start: str
+    max_epochs: int
+    batch_size: int
 
 
 class MixtureModule(pl.LightningModule):
-    """A LightningModule around a ``Mixture``.
+    """What every model shares. A new one gives what is abstract here, and the first three attributes.
 
     Args:
         gene_names: (genes,) names, kept in the checkpoint to match genes of other data.
         settings: of the mixture.
-        plain: keyword arguments, plain values alone, that make the same module again.
+        plain: the keyword arguments, plain values alone, that make the same model again.
+
+    Attributes:
+        kind: name of the model in checkpoints, metrics.json and results.
+        shuffle: whether each epoch has new random batches; else every epoch has the same.
+        objective_name: of ``objective``, for pictures.
+        free_to_change: settings that say how far or how fast a fit goes, not what it is: a fit that goes on
+            from a checkpoint may have others.
+        defaults: of a fit by ``nbmix.NBMixture``, which has no models without them.
+        mixture: the components and their weights; the last copy is that of all cells.
+        objective: what the fit raises, nats per cell for each epoch; an epoch appends to it.
+        n_iterations: epochs that are over; an epoch sets it.
+        converged: None where a fit has no such notion.
+        n_genes_missing: of a restored model, in the data that it is applied to.
+        choice: of the number of components, see ``nbmix.starts.choice``.
     """
 
     kind: ClassVar[str]
-    shuffle: ClassVar[bool]  # new random batches every epoch
+    shuffle: ClassVar[bool]
     objective_name: ClassVar[str]
+    free_to_change: ClassVar[frozenset[str]] = frozenset()
+    defaults: ClassVar[FitDefaults | None] = None
 
-    objective: list[float]  # nats per cell and epoch
-    converged: bool | None = None  # None where a fit has no such notion
+    objective: list[float]
     n_iterations: int = 0
-    n_genes_missing: int | None = None  # of a restored model, in the data it is applied to
-    choice: dict[str, Any] | None = None  # of the number of components, see ``nbmix.starts.choice``
+    converged: bool | None = None
+    n_genes_missing: int | None = None
+    choice: dict[str, Any] | None = None
     _first_epoch: int | None = None  # of this process's fit
 
     def __init__(self, gene_names: np.ndarray, settings: MixtureSettings, plain: dict[str, Any]) -> None:
@@ -96,13 +111,36 @@ class MixtureModule(pl.LightningModule):
         self.mixture = Mixture(len(self.gene_names), settings)
         self.objective = []
 
+    # what a model gives
+
     @abstractmethod
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         """Take a start made from the training cells of ``data``."""
 
-    def setup(self, stage: str) -> None:
-        data = self.data
-        self.mixture.attach(data.basis, float(data.data.size_factors[data.training_rows].sum()))
+    @abstractmethod
+    def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Take one batch of training cells.
+
+        Returns:
+            "responsibilities": (cells, K), which are scored against labels; "loss": (), whose gradient
+            Lightning follows, unless ``automatic_optimization`` is off.
+        """
+
+    @abstractmethod
+    def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
+        """What the model says of a batch of cells; outside a fit, too, where nobody has stopped gradients."""
+
+    def restrict_genes(self, positions: np.ndarray) -> None:
+        """Keep the genes at ``positions`` alone, for data that lacks the others.
+
+        A model with other parameters for each gene than those of the mixture does the same to them.
+        """
+        for name in ("log_mean", "log_inv_disp"):  # a prior is of no use any more
+            kept = getattr(self.mixture, name).data[..., torch.from_numpy(positions)]
+            setattr(self.mixture, name, torch.nn.Parameter(kept))
+        self.gene_names = self.gene_names[positions]
+
+    # what it may use
 
     @property
     def data(self) -> CountsDataModule:
@@ -110,47 +148,12 @@ class MixtureModule(pl.LightningModule):
         # Lightning sets the attribute without declaring it
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[SECTION] = {
-            "model": self.kind,
-            "settings": self.plain,
-            "gene_names": self.gene_names.tolist(),
-            "median_size_factor": float(np.median(self.data.data.size_factors[self.data.training_rows])),
-            "cells": self.data.fingerprint,
-            "choice": self.choice,
-        }
-
-    def on_train_start(self) -> None:
-        self._first_epoch = self.current_epoch
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether an epoch is over, in which all that a checkpoint may have brought has been used."""
-        return self._first_epoch is not None and self.current_epoch > self._first_epoch
-
-    def restrict_genes(self, positions: np.ndarray) -> None:
-        """Keep the genes at ``positions`` alone, for data that lacks the others."""
-        for name in ("log_mean", "log_inv_disp"):  # a prior is of no use any more
-            kept = getattr(self.mixture, name).data[..., torch.from_numpy(positions)]
-            setattr(self.mixture, name, torch.nn.Parameter(kept))
-        self.gene_names = self.gene_names[positions]
-
     def sum_over_ranks(self, *values: float) -> list[float]:
         """Each value summed over all ranks."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(total)
         return total.tolist()
-
-    def step_mean(self, loss: Tensor, n_cells: int) -> Tensor:
-        """The loss () of a step, per cell of all ranks, from its sum over the ``n_cells`` of this rank.
-
-        Data-parallel training takes the mean of the ranks' gradients, and shares may be uneven: this one is
-        scaled so that the mean is the gradient of all cells' mean.
-        """
-        if self.trainer.world_size == 1:
-            return loss / n_cells
-        return loss * (self.trainer.world_size / self.sum_over_ranks(n_cells)[0])
 
     def from_first_rank(self, tensor: Tensor) -> Tensor:
         """The values that rank 0 has, on every rank; on the device of ``tensor``."""
@@ -161,10 +164,28 @@ class MixtureModule(pl.LightningModule):
         return sent.to(tensor.device)
 
     def log_epoch(self, values: dict[str, float]) -> None:
-        """Log numbers that are already those of the whole epoch and of all ranks."""
+        """Log numbers that are already those of the whole epoch and of all ranks.
+
+        "objective" and "iteration" are what the line of progress and the best checkpoint look at. They have
+        to be there before ``on_train_epoch_end``, which callbacks see first.
+        """
         # float64 in a tensor, since Lightning would keep a plain number as float32
         tensors = {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()}
         self.log_dict(tensors, on_step=False, on_epoch=True, batch_size=1)
+
+    # what it has already
+
+    def setup(self, stage: str) -> None:
+        data = self.data
+        self.mixture.attach(data.basis, float(data.data.size_factors[data.training_rows].sum()))
+
+    def on_train_start(self) -> None:
+        self._first_epoch = self.current_epoch
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an epoch is over, in which all that a checkpoint may have brought has been used."""
+        return self._first_epoch is not None and self.current_epoch > self._first_epoch
 
     def on_validation_epoch_start(self) -> None:
         self._held_out = [0.0, 0.0]
@@ -178,3 +199,19 @@ class MixtureModule(pl.LightningModule):
         total, n_cells = self.sum_over_ranks(*self._held_out)
         if n_cells:
             self.log_epoch({"heldout_log_likelihood": total / n_cells})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[SECTION] = {
+            "model": self.kind,
+            "settings": self.plain,
+            "gene_names": self.gene_names.tolist(),
+            "median_size_factor": float(np.median(self.data.data.size_factors[self.data.training_rows])),
+            "cells": self.data.fingerprint,
+            "choice": self.choice,
+        }
+        checkpoint[self.kind] = {"objective": self.objective, "n_iterations": self.n_iterations}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """How far the fit was; the parameters come back by their names."""
+        progress = checkpoint[self.kind]
+        self.objective, self.n_iterations = progress["objective"], progress["n_iterations"]

@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nbmix.core.batch import CellBatch, pair_product
+from nbmix.core.declared import Setting, checked
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, Components
-from nbmix.core.settings import MixtureSettings
+from nbmix.core.settings import MixtureSettings, NComponents, StartPseudoCells, Weights
 from nbmix.core.special import log_rising_ratio
 from nbmix.data.module import CountsDataModule
-from nbmix.errors import InputError
-from nbmix.models.base import MixtureModule, Prediction, start_components
+from nbmix.models.base import Prediction
+from nbmix.models.minibatch import MinibatchModule, prior_where_empty
 from nbmix.models.networks import Decoder, SparseCells, SparseTrunk
 from nbmix.starts.base import StartState
-
-LEAST_LOG_PRIOR = math.log(torch.finfo(torch.float64).tiny)
 
 START_WEIGHT = 30.0  # of the cross entropy: a nat of it is little beside hundreds of counts
 
@@ -82,7 +82,8 @@ class DeepTerms(NamedTuple):
         return (self.log_q.exp() * (self.log_importance - self.log_q)).sum(1)
 
 
-class DeepMixture(MixtureModule):
+@checked("model")
+class DeepMixture(MinibatchModule):
     """A deep generative model with a component y in it, fitted by Adam on the ELBO of minibatches.
 
         ELBO_i = sum_k q(y_i = k) { E[ln p(x_i | z)] - KL_k + ln pi_k - ln q(y_i = k) }
@@ -98,19 +99,10 @@ class DeepMixture(MixtureModule):
 
     Args:
         gene_names: (genes,).
-        n_components, weights: see ``MixtureSettings``.
-        n_latent: dimensions of z.
-        n_hidden: units of every hidden layer.
-        lr: Adam's rate for networks; SINGLE_RATE times that for ``single`` parameters.
-        weight_precision: of the prior N(0, 1 / weight_precision) of the decoder's weights; 0 for none.
-        start_epochs: epochs in which the start's responsibilities stand in for q(y).
-        kl_epochs: epochs in which KL parts count for less than 1.
-        n_draws: of the latents of each cell, for predictions.
-        pseudo_cells: of the start, see ``MixtureSettings``.
     """
 
-    shuffle: ClassVar[bool] = True
-    objective_name: ClassVar[str] = "ELBO"
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"lr", "start_epochs", "kl_epochs", "n_draws"})
+    gradient_norms: ClassVar[Sequence[str]] = ("trunk", "decoder")
     # names of parameters that are no network's: each has to go its way alone, and faster
     single: ClassVar[frozenset[str]] = frozenset({"decoder.log_inv_disp", "mixture.log_weights"})
     noise_width: int  # standard normals that a draw for one cell takes
@@ -119,30 +111,24 @@ class DeepMixture(MixtureModule):
         self,
         gene_names: np.ndarray,
         *,
-        n_components: int,
-        weights: str = "learned",
-        n_latent: int = 10,
-        n_hidden: int = 64,
-        lr: float = 1e-3,
-        weight_precision: float = 300.0,
-        start_epochs: int = 6,
-        kl_epochs: int = 6,
-        n_draws: int = 8,
-        pseudo_cells: float | str = "auto",
+        n_components: NComponents = MixtureSettings.n_components,
+        weights: Weights = MixtureSettings.weights,
+        n_latent: Annotated[int, Setting("dimensions of each latent vector", least=1)] = 10,
+        n_hidden: Annotated[int, Setting("units in every hidden layer", least=1)] = 64,
+        lr: Annotated[float, Setting("learning rate of the networks", above=0)] = 1e-3,
+        weight_precision: Annotated[
+            float, Setting("precision of the normal prior on the decoder's weights; 0: no prior", least=0)
+        ] = 300,
+        start_epochs: Annotated[
+            int,
+            Setting(
+                "epochs in which the start's responsibilities stand in for q(y); 0: far worse groups", least=0
+            ),
+        ] = 6,
+        kl_epochs: Annotated[int, Setting("epochs over which the KL terms grow to full weight", least=0)] = 6,
+        n_draws: Annotated[int, Setting("draws of the latents of each cell, for predictions", least=1)] = 8,
+        pseudo_cells: StartPseudoCells = MixtureSettings.pseudo_cells,
     ) -> None:
-        for name, value, least in (
-            ("n_latent", n_latent, 1),
-            ("n_hidden", n_hidden, 1),
-            ("start_epochs", start_epochs, 0),
-            ("kl_epochs", kl_epochs, 0),
-            ("n_draws", n_draws, 1),
-        ):
-            if value < least:
-                raise InputError(f"model.{name}={value}: must be {least} or more")
-        if not (math.isfinite(lr) and lr > 0):
-            raise InputError(f"model.lr={lr}: must be above 0")
-        if not (math.isfinite(weight_precision) and weight_precision >= 0):
-            raise InputError(f"model.weight_precision={weight_precision}: must be a number from 0 on")
         plain = {
             "n_components": n_components,
             "weights": weights,
@@ -165,38 +151,31 @@ class DeepMixture(MixtureModule):
         self.decoder = Decoder(len(self.gene_names), n_latent, n_hidden)
 
     @abstractmethod
-    def terms(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
-        """All that the ELBO of a batch is made of; ``noise`` (cells, noise_width) standard normal."""
+    def terms_at(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
+        """What the ELBO of a batch is made of at one draw; ``noise`` (cells, noise_width) standard normal.
+
+        Cells without counts need no care here.
+        """
 
     @abstractmethod
     def sample_prior(self, n_draws: int, generator: torch.Generator) -> Tensor:
         """(K, draws, n_latent) from p(z | y = k)."""
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
-        components, log_weights = start_components(start, data, self.mixture.settings)
-        self.mixture.set_components(components, log_weights)
+        super().begin(start, data)
         training = data.training_data
         totals = torch.from_numpy(np.asarray(training.counts.sum(0, dtype=np.float64)).ravel())
         with torch.no_grad():
             share = (totals + 0.5) / (totals + 0.5).sum()  # half a count: a gene may be silent in these cells
             self.decoder.out.bias.copy_(torch.log(share))
             self.decoder.log_unit.fill_(math.log(float(totals.sum()) / float(training.size_factors.sum())))
-            self.decoder.log_inv_disp.copy_(components.log_inv_disp.mean(0))
+            self.decoder.log_inv_disp.copy_(self.mixture.components().log_inv_disp.mean(0))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         fast = [p for name, p in named if name in self.single]
         slow = [p for name, p in named if name not in self.single]
-        groups = [{"params": slow, "lr": self.lr}, {"params": fast, "lr": SINGLE_RATE * self.lr}]
-        return torch.optim.Adam(groups, fused=True)  # one pass over each parameter
-
-    def log_prior(self, batch: CellBatch) -> Tensor:
-        """(cells, K) ln pi; 0 counts as the smallest positive number, since no network can say 0."""
-        if self.mixture.log_weights.requires_grad:
-            log_prior = torch.log_softmax(self.mixture.log_weights[0], 0)
-        else:
-            log_prior = self.mixture.log_prior(batch).clamp(min=LEAST_LOG_PRIOR)
-        return log_prior.expand(batch.n_cells, -1)
+        return [{"params": slow, "lr": self.lr}, {"params": fast, "lr": SINGLE_RATE * self.lr}]
 
     def shared_log_likelihood(self, batch: CellBatch, log_size: Tensor) -> tuple[Tensor, SparseCells]:
         """(cells,) float64 the part of ln p(x_i | z, s) that z has no part in, and the cells for the rest.
@@ -225,6 +204,10 @@ class DeepMixture(MixtureModule):
         """(genes of the data,) ln r_j."""
         return self.decoder.log_inv_disp
 
+    def terms(self, batch: CellBatch) -> DeepTerms:
+        """At the noise of the step that is being taken."""
+        return self._draw_at(batch, self._noise_of_step(batch.n_cells))
+
     def draw(self, batch: CellBatch, generator: torch.Generator, *, common: bool = False) -> DeepTerms:
         """``terms`` at noise from ``generator``; ``common``: the same for every cell."""
         noise = torch.randn(1 if common else batch.n_cells, self.noise_width, generator=generator)
@@ -232,39 +215,20 @@ class DeepMixture(MixtureModule):
 
     def _draw_at(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
         """``terms`` at noise (cells, noise_width), or (1, noise_width) for every cell."""
-        terms = self.terms(batch, noise.to(self.trunk.first).expand(batch.n_cells, -1))
-        # a cell without counts tells nothing: it gets the prior, whatever the networks make of zeros
-        empty = (batch.pairs.indptr.diff() == 0)[:, None]
-        return terms._replace(log_q=torch.where(empty, terms.log_prior.detach(), terms.log_q))
+        terms = self.terms_at(batch, noise.to(self.trunk.first).expand(batch.n_cells, -1))
+        return terms._replace(log_q=prior_where_empty(terms.log_q, terms.log_prior, batch))
 
-    def on_train_epoch_start(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._cells = 0
-
-    @property
-    def _taught(self) -> bool:
-        return self.current_epoch < self.start_epochs
-
-    def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
-        terms = self._draw_at(batch, self._noise_of_step(batch.n_cells))
+    def loss(self, terms: DeepTerms, batch: CellBatch) -> Tensor:
         share = min(1.0, (self.current_epoch + 1) / (self.kl_epochs + 1))
-        teacher = self.mixture.posterior(batch).responsibilities if self._taught else None
+        is_taught = self.current_epoch < self.start_epochs
+        teacher = self.mixture.posterior(batch).responsibilities if is_taught else None
         likelihood, *kls = terms.parts(teacher).values()
         loss = (share * sum(kls) - likelihood).sum()
         if teacher is not None:
             loss = loss - START_WEIGHT * (teacher * terms.log_q).sum()
-        loss = loss + self.weight_precision / 2 * self.decoder.out.weight.square().sum() * (
+        return loss + self.weight_precision / 2 * self.decoder.out.weight.square().sum() * (
             batch.n_cells / self.data.training_rows.size
         )
-        self._cells += batch.n_cells
-        for name, value in {**terms.parts(), "elbo": terms.elbo}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum())
-        if batch_idx + 1 == self.trainer.num_training_batches:
-            self._finish_epoch()
-        return {
-            "loss": self.step_mean(loss, batch.n_cells),
-            "responsibilities": terms.log_q.detach().exp(),
-        }
 
     def _noise_of_step(self, n_cells: int) -> Tensor:
         """(cells, noise_width) of this rank's cells, what one process would draw for the batch of all ranks.
@@ -277,25 +241,10 @@ class DeepMixture(MixtureModule):
         noise = torch.randn(n_all, self.noise_width, generator=generator)
         return noise[self.global_rank :: self.trainer.world_size]  # as ``ShuffledBatches`` deals cells out
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        grads = {name: p.grad.norm() for name, p in self.named_parameters() if p.grad is not None}
-        for part in ("trunk", "decoder"):
-            norms = [norm for name, norm in grads.items() if name.startswith(part)]
-            self.log(f"gradient_norm/{part}", torch.stack(norms).norm(), on_step=True, batch_size=1)
-
     @torch.no_grad()
-    def on_train_batch_end(self, outputs: Any, batch: CellBatch, batch_idx: int) -> None:
+    def project(self) -> None:
+        super().project()
         self.decoder.log_inv_disp.clamp_(*LOG_INV_DISP_RANGE)
-        weights = self.mixture.log_weights
-        weights.sub_(weights.logsumexp(1, keepdim=True))
-
-    def _finish_epoch(self) -> None:
-        names = list(self._sums)
-        *sums, n_cells = self.sum_over_ranks(*self._sums.values(), self._cells)
-        means = {name: value / n_cells for name, value in zip(names, sums, strict=True)}
-        self.objective.append(means["elbo"])
-        self.n_iterations = self.current_epoch + 1
-        self.log_epoch({**means, "objective": means["elbo"], "iteration": float(self.n_iterations)})
 
     @torch.no_grad()
     def describe(self) -> Components:
@@ -321,13 +270,9 @@ class DeepMixture(MixtureModule):
     def on_predict_start(self) -> None:
         self.mixture.set_components(self.describe())
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["deep"] = {"objective": self.objective, "n_iterations": self.n_iterations}
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.objective = checkpoint["deep"]["objective"]
-        self.n_iterations = checkpoint["deep"]["n_iterations"]
+        # version 0.1.0 had one section for both deep models
+        super().on_load_checkpoint({self.kind: checkpoint.get("deep"), **checkpoint})
 
     @torch.no_grad()
     def predict(self, batch: CellBatch, n_draws: int) -> Prediction:
@@ -359,6 +304,5 @@ class DeepMixture(MixtureModule):
     def restrict_genes(self, positions: np.ndarray) -> None:
         super().restrict_genes(positions)
         kept = torch.from_numpy(positions)
-        self.trunk.first = nn.Parameter(self.trunk.first.data[kept])
-        self.decoder.log_inv_disp = nn.Parameter(self.decoder.log_inv_disp.data[kept])
-        self.decoder.kept = kept
+        self.trunk.restrict_genes(kept)
+        self.decoder.restrict_genes(kept)

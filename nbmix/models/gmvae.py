@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.declared import checked
+from nbmix.core.settings import MixtureSettings, NComponents
 from nbmix.models.deep import DeepMixture, DeepTerms
 from nbmix.models.networks import Normal, normal_kl
 
 
+@checked("model", DeepMixture)
 class GMVAE(DeepMixture):
     """One normal for each component in the latent space.
 
@@ -24,13 +27,19 @@ class GMVAE(DeepMixture):
 
     Args:
         gene_names: (genes,).
-        n_components, settings: see ``DeepMixture``.
+        settings: see ``DeepMixture``.
     """
 
     kind: ClassVar[str] = "gmvae"
     single = DeepMixture.single | {"prior_mean", "prior_log_sd"}
 
-    def __init__(self, gene_names: np.ndarray, *, n_components: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        gene_names: np.ndarray,
+        *,
+        n_components: NComponents = MixtureSettings.n_components,
+        **settings: Any,
+    ) -> None:
         super().__init__(gene_names, n_components=n_components, **settings)
         n_latent, n_hidden = self.n_latent, self.n_hidden
         self.noise_width = n_latent
@@ -46,7 +55,7 @@ class GMVAE(DeepMixture):
         """(K, n_latent) p(z | y)."""
         return Normal.of(torch.cat([self.prior_mean, self.prior_log_sd], 1))
 
-    def terms(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
+    def terms_at(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
         hidden = self.trunk(batch, self.mixture.basis.levels)
         log_q = torch.log_softmax(self.component(hidden).double(), 1)
         both = self.of_cell(hidden)[:, None] + self.of_component  # (cells, K, hidden)

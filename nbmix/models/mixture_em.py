@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from functools import partial
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,15 +12,17 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
-from nbmix.core.em_loop import StoppingRule
+from nbmix.core.declared import Setting, checked
+from nbmix.core.em_loop import EMRun, Iteration, StoppingRule
 from nbmix.core.m_step import MStep, NewtonMStep
-from nbmix.core.settings import MixtureSettings
+from nbmix.core.settings import Dtype, Folds, MixtureSettings, NComponents, PseudoCells, Weights
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.models.base import MixtureModule, Prediction
+from nbmix.models.base import FitDefaults, MixtureModule, Prediction
 from nbmix.starts.base import StartState
 
 
+@checked("model")
 class MixtureEM(MixtureModule):
     """Exact EM: every epoch adds up the statistics of all batches and ranks, then takes one M step.
 
@@ -30,30 +33,33 @@ class MixtureEM(MixtureModule):
 
     Args:
         gene_names: (genes,).
-        n_components, folds, pseudo_cells, weights, dtype, m_step: see ``MixtureSettings``.
-        tolerance: relative; the fit has converged once the objective rises by less.
-        patience: for so many iterations in a row.
+        m_step: see ``MixtureSettings``.
     """
 
     kind: ClassVar[str] = "em"
     shuffle: ClassVar[bool] = False
     objective_name: ClassVar[str] = "objective"
+    defaults: ClassVar[FitDefaults | None] = FitDefaults("random", max_epochs=100, batch_size=16384)
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"tolerance", "patience"})
 
     def __init__(
         self,
         gene_names: np.ndarray,
         *,
-        n_components: int,
-        folds: int = 5,
-        pseudo_cells: float | str = "auto",
-        weights: str = "learned",
-        dtype: str = "float32",
+        n_components: NComponents = MixtureSettings.n_components,
+        folds: Folds = MixtureSettings.folds,
+        pseudo_cells: PseudoCells = MixtureSettings.pseudo_cells,
+        weights: Weights = MixtureSettings.weights,
+        dtype: Dtype = MixtureSettings.dtype,
         m_step: MStep | None = None,
-        tolerance: float = 1e-5,
-        patience: int = 2,
+        tolerance: Annotated[
+            float, Setting("smallest rise of the objective that counts, as a share of it", above=0)
+        ] = StoppingRule.tolerance,
+        patience: Annotated[
+            int,
+            Setting("iterations in a row without such a rise, after which the fit has converged", least=1),
+        ] = StoppingRule.patience,
     ) -> None:
-        if not tolerance > 0 or patience < 1:
-            raise InputError("model.tolerance must be above 0 and model.patience 1 or more")
         plain = {
             "n_components": n_components,
             "folds": folds,
@@ -66,11 +72,11 @@ class MixtureEM(MixtureModule):
         settings = MixtureSettings(n_components, folds, pseudo_cells, weights, m_step or NewtonMStep(), dtype)
         super().__init__(gene_names, settings, plain)
         self.automatic_optimization = False
-        self.stopping = StoppingRule(tolerance, patience)
+        self.run = EMRun(StoppingRule(tolerance, patience), self.objective)
         self.converged = False
         self._start: Tensor | None = None  # (cells, K) given responsibilities, until an M step has used them
         self._assigned: Tensor | None = None  # (cells,) component in the last iteration
-        self._dependent = 0  # of the mixture, as a checkpoint brought it
+        self._e_steps_until_comparable = 0  # of the mixture, as a checkpoint brought it
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         if start.components is not None:
@@ -83,24 +89,32 @@ class MixtureEM(MixtureModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return MStepOptimizer(list(self.mixture.parameters()))
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.mixture.e_steps_until_comparable = max(
+            self.mixture.e_steps_until_comparable, self._e_steps_until_comparable
+        )
+        self.trainer.should_stop = bool(self.converged)  # a resumed fit that had converged
+        if self._start is not None:
+            self._start = self.from_first_rank(self._start)
+
     def on_train_epoch_start(self) -> None:
-        self.mixture.begin()
-        self._total, self._cells, self._changed = 0.0, 0, 0
+        self._iteration = Iteration(self.mixture, self._start)
+        self._changed = 0
 
     def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
-        # given responsibilities stand in for the first E step
-        warm = self._start is None
-        if self._start is None:
-            q, log_likelihood = self.mixture.posterior(batch)
-            self._total += float(log_likelihood.sum())
-        else:
-            q = self._start[batch.rows.cpu()].to(self.device)
-        self._cells += batch.n_cells
+        q = self._iteration.add(batch)
         self._count_changes(batch, q)
-        self.mixture.collect(batch, q)
-        if batch_idx + 1 == self.trainer.num_training_batches:
-            self._finish_iteration(warm)
+        if self._is_last(batch_idx):  # before validation, and where Lightning counts steps
+            self._m_step()
         return {"responsibilities": q}
+
+    def on_train_batch_end(self, outputs: Any, batch: CellBatch, batch_idx: int) -> None:
+        if self._is_last(batch_idx):
+            self._score_iteration()
+
+    def _is_last(self, batch_idx: int) -> bool:
+        return batch_idx + 1 == self.trainer.num_training_batches
 
     def _count_changes(self, batch: CellBatch, q: Tensor) -> None:
         rows, now = batch.rows.cpu(), q.argmax(1).cpu()
@@ -109,39 +123,29 @@ class MixtureEM(MixtureModule):
         self._changed += int((self._assigned[rows] != now).sum())
         self._assigned[rows] = now
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self.mixture.dependent = max(self.mixture.dependent, self._dependent)
-        self.trainer.should_stop = bool(self.converged)  # a resumed fit that had converged
-        if self._start is not None:
-            self._start = self.from_first_rank(self._start)
-
-    def _finish_iteration(self, warm: bool) -> None:
-        penalty, comparable = 0.0, warm and self.mixture.honest
-
-        def m_step() -> float:
-            nonlocal penalty
-            penalty = self.mixture.m_step(warm=warm, reduce=self.trainer.world_size > 1)
-            return penalty
-
+    def _m_step(self) -> None:
+        warm, many = self._iteration.is_warm, self.trainer.world_size > 1
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        optimizer.step(m_step)
+        density = optimizer.step(partial(self.mixture.m_step, warm=warm, reduce=many, whole=True))
         # GPUs add up in any order
-        penalty = float(self.from_first_rank(torch.tensor(penalty, dtype=torch.float64)))
-        self.n_iterations = self.current_epoch + 1
-        total, n_cells, changed = self.sum_over_ranks(self._total, self._cells, self._changed)
-        logged = {"changed": changed / n_cells, "iteration": float(self.current_epoch + 1)}
-        if comparable:
-            objective = (total + penalty) / n_cells
-            self.objective.append(objective)
-            logged["objective"] = objective
-            if self.mixture.settings.folds > 1:
-                logged["crossfit_log_likelihood"] = objective
-            if self.stopping.update(objective):
-                self.converged = True
-                self.trainer.should_stop = True
+        density = self.from_first_rank(torch.tensor(density, dtype=torch.float64))
+        self._iteration.log_prior_density = float(density)
         self._start = None
+
+    def _score_iteration(self) -> None:
+        iteration = self._iteration
+        iteration.log_likelihood, iteration.n_cells, changed = self.sum_over_ranks(
+            iteration.log_likelihood, iteration.n_cells, self._changed
+        )
+        self.n_iterations = self.current_epoch + 1
+        logged = {"changed": changed / iteration.n_cells, "iteration": float(self.n_iterations)}
+        if iteration.is_comparable:
+            logged["objective"] = iteration.objective
+            if self.mixture.settings.folds > 1:
+                logged["crossfit_log_likelihood"] = iteration.objective
+        if self.run.take(iteration):
+            self.converged = self.trainer.should_stop = True
         self.log_epoch(logged)
 
     @torch.no_grad()
@@ -156,13 +160,13 @@ class MixtureEM(MixtureModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["em"] = {
             "objective": self.objective,
-            "best": self.stopping.best,
-            "waited": self.stopping.waited,
+            "best": self.run.stopping.best,
+            "waited": self.run.stopping.waited,
             "converged": self.converged,
             "n_iterations": self.n_iterations,
             "assigned": self._assigned,
             "start": self._start,
-            "dependent": self.mixture.dependent,
+            "dependent": self.mixture.e_steps_until_comparable,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -174,10 +178,11 @@ class MixtureEM(MixtureModule):
                     f"ckpt_path: was saved in a fit of {len(kept)} cells, the data has {n_cells}; "
                     "to go on, give the same data"
                 )
-        self.objective, self.converged, self._assigned = em["objective"], em["converged"], em["assigned"]
-        self.stopping.best, self.stopping.waited = em["best"], em["waited"]
-        self.n_iterations = em["n_iterations"]
-        self._start, self._dependent = em["start"], em["dependent"]
+        self.objective = self.run.objective = em["objective"]
+        self.converged = self.run.converged = em["converged"]
+        self.run.stopping.best, self.run.stopping.waited = em["best"], em["waited"]
+        self.n_iterations, self._assigned, self._start = em["n_iterations"], em["assigned"], em["start"]
+        self._e_steps_until_comparable = em["dependent"]
 
 
 class MStepOptimizer(torch.optim.Optimizer):

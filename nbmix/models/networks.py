@@ -1,4 +1,4 @@
-"""The encoder network q(z given x)."""
+"""Networks: those that read sparse counts, normals by mean and ln sd, and the decoder of the deep models."""
 
 from __future__ import annotations
 
@@ -10,16 +10,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from nbmix.core.batch import CellBatch, pair_product
+from nbmix.core.batch import CellBatch
 from nbmix.core.levels import CountLevels
 from nbmix.core.minibatch import log_count_product
 from nbmix.core.parameters import START_LOG_INV_DISP
 
+LOG_SD_RANGE = (-6.0, 3.0)  # of every latent normal: one that collapses or explodes ends the fit
 
-class SparseEncoder(nn.Module):
-    """ln softmax(Linear(h, K) . ReLU . Linear(genes, h) . log1p(x)), reading sparse counts.
+CELLS_AT_ONCE = 256  # that are dense in genes
 
-    Only rows of the first layer that a batch has counts for are read; its counts are never made dense.
+
+class SparseLayer(nn.Module):
+    """A first layer on sparse counts: bias + log1p(x) W, (cells, h).
+
+    Only the rows of W that a batch has counts for are read; counts are never made dense.
+
+    Attributes:
+        first: (genes, h) W.
+        first_bias: (h,).
+    """
+
+    def __init__(self, n_genes: int, n_hidden: int) -> None:
+        super().__init__()
+        bound = n_genes**-0.5  # as nn.Linear draws it
+        self.first = nn.Parameter(torch.empty(n_genes, n_hidden).uniform_(-bound, bound))
+        self.first_bias = nn.Parameter(torch.empty(n_hidden).uniform_(-bound, bound))
+
+    def first_layer(self, batch: CellBatch, levels: CountLevels) -> Tensor:
+        """(cells, h); ``levels`` are those that the batch was built with."""
+        return self.first_bias + log_count_product(batch, levels, self.first)
+
+    def restrict_genes(self, positions: Tensor) -> None:
+        """Keep the genes at ``positions`` alone; the others count as silent."""
+        self.first = nn.Parameter(self.first.data[positions])
+
+
+class SparseEncoder(SparseLayer):
+    """ln softmax(Linear(h, K) . ReLU . first layer): ln q(z given x).
 
     Args:
         n_genes, n_components: sizes of input and output.
@@ -27,21 +54,31 @@ class SparseEncoder(nn.Module):
     """
 
     def __init__(self, n_genes: int, n_components: int, n_hidden: int = 128) -> None:
-        super().__init__()
-        bound = n_genes**-0.5  # as nn.Linear draws it
-        self.first = nn.Parameter(torch.empty(n_genes, n_hidden).uniform_(-bound, bound))
-        self.first_bias = nn.Parameter(torch.empty(n_hidden).uniform_(-bound, bound))
+        super().__init__(n_genes, n_hidden)
         self.last = nn.Linear(n_hidden, n_components)
 
     def forward(self, batch: CellBatch, levels: CountLevels) -> Tensor:
         """(cells, K) log probabilities, float32; ``levels`` are those that the batch was built with."""
-        hidden = self.first_bias + log_count_product(batch, levels, self.first)
-        return torch.log_softmax(self.last(torch.relu(hidden)), 1)
+        return torch.log_softmax(self.last(torch.relu(self.first_layer(batch, levels))), 1)
 
 
-LOG_SD_RANGE = (-6.0, 3.0)  # of every latent normal: one that collapses or explodes ends the fit
+class SparseTrunk(SparseLayer):
+    """ReLU . LayerNorm . first layer: (cells, h), what the networks of a deep model begin with.
 
-CELLS_AT_ONCE = 256  # that are dense in genes
+    The norm takes away most of what a cell's depth does to the sum over genes.
+
+    Args:
+        n_genes: of the input.
+        n_hidden: h.
+    """
+
+    def __init__(self, n_genes: int, n_hidden: int) -> None:
+        super().__init__(n_genes, n_hidden)
+        self.norm = nn.LayerNorm(n_hidden)
+
+    def forward(self, batch: CellBatch, levels: CountLevels) -> Tensor:
+        """(cells, h); ``levels`` are those that the batch was built with."""
+        return torch.relu(self.norm(self.first_layer(batch, levels)))
 
 
 class Normal(NamedTuple):
@@ -85,31 +122,6 @@ def standard_normal_like(q: Normal) -> Normal:
     return Normal(torch.zeros_like(q.mean), torch.zeros_like(q.log_sd))
 
 
-class SparseTrunk(nn.Module):
-    """ReLU . LayerNorm . Linear . log1p(x), reading sparse counts: (cells, h).
-
-    The norm takes away most of what a cell's depth does to the sum over genes.
-
-    Args:
-        n_genes: of the input.
-        n_hidden: h.
-    """
-
-    def __init__(self, n_genes: int, n_hidden: int) -> None:
-        super().__init__()
-        bound = n_genes**-0.5  # as nn.Linear draws it
-        self.first = nn.Parameter(torch.empty(n_genes, n_hidden).uniform_(-bound, bound))
-        self.first_bias = nn.Parameter(torch.empty(n_hidden).uniform_(-bound, bound))
-        self.norm = nn.LayerNorm(n_hidden)
-
-    def forward(self, batch: CellBatch, levels: CountLevels) -> Tensor:
-        """(cells, h); ``levels`` are those that the batch was built with."""
-        size = torch.log1p(levels.count[batch.used]).to(self.first.dtype)
-        # indexing would do, but its gradient sorts
-        table = torch.index_select(self.first, 0, levels.gene[batch.used]) * size[:, None]
-        return torch.relu(self.norm(self.first_bias + pair_product(batch, table)))
-
-
 class Decoder(nn.Module):
     """ln mu_j(z) = ln unit + ln softmax_j(Linear(h, genes) . ReLU . Linear(dimensions, h) . z), and ln r_j.
 
@@ -142,7 +154,14 @@ class Decoder(nn.Module):
         """(rows, genes of the data) ln mu, per unit of size factor."""
         return torch.log_softmax(self.logits(z), 1)[:, self.kept] + self.log_unit
 
-    def log_likelihood(self, z: Tensor, log_size: Tensor, cells: SparseCells) -> Tensor:
+    def restrict_genes(self, positions: Tensor) -> None:
+        """Keep the genes at ``positions`` alone; the others keep their share of the softmax."""
+        self.log_inv_disp = nn.Parameter(self.log_inv_disp.data[positions])
+        self.kept = self.kept[positions]
+
+    def log_likelihood(
+        self, z: Tensor, log_size: Tensor, cells: SparseCells, cells_at_once: int = CELLS_AT_ONCE
+    ) -> Tensor:
         """(cells,) float64 ln p(x_i | z_i, s_i) without its part in
         ``DeepMixture.shared_log_likelihood``, in nats.
 
@@ -152,11 +171,12 @@ class Decoder(nn.Module):
             z: (cells, dimensions).
             log_size: (cells,) ln s; -inf for an empty cell that has none.
             cells: their counts.
+            cells_at_once: that are dense in genes.
         """
         parts = [
             self._block(z[rows], log_size[rows], cells.block(rows))
-            for first in range(0, max(1, len(z)), CELLS_AT_ONCE)
-            for rows in [slice(first, min(first + CELLS_AT_ONCE, len(z)))]
+            for first in range(0, max(1, len(z)), cells_at_once)
+            for rows in [slice(first, min(first + cells_at_once, len(z)))]
         ]
         return torch.cat(parts)
 

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from typing import Any
+
 import numpy as np
 
-from nbmix.data.checkpoint import Checkpoint, load_checkpoint
+import nbmix.models
+from nbmix.data.checkpoint import Checkpoint
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.models.amortized import AmortizedMixture
-from nbmix.models.base import MixtureModule, Prediction
-from nbmix.models.gmvae import GMVAE
-from nbmix.models.mixture_em import MixtureEM
-from nbmix.models.vaec import VAEC
+from nbmix.models.base import MixtureModule
 
-MODELS: dict[str, type[MixtureEM] | type[AmortizedMixture] | type[VAEC] | type[GMVAE]] = {
-    model.kind: model for model in (MixtureEM, AmortizedMixture, VAEC, GMVAE)
-}
+
+def model_classes() -> dict[str, type[Any]]:
+    """Models by their ``kind``: of the modules in ``nbmix.models``, and of others that have been imported."""
+    for module in pkgutil.iter_modules(nbmix.models.__path__):
+        importlib.import_module(f"{nbmix.models.__name__}.{module.name}")
+    classes = MixtureModule.__subclasses__()
+    for model in classes:  # which grows on the way
+        classes += model.__subclasses__()
+    return {model.kind: model for model in classes if "kind" in vars(model)}
+
+
+def model_class(kind: str) -> type[Any]:
+    """The class of a model.
+
+    Raises:
+        LookupError: there is none of that ``kind``.
+    """
+    return model_classes()[kind]
 
 
 def restore(checkpoint: Checkpoint) -> MixtureModule:
@@ -25,7 +41,7 @@ def restore(checkpoint: Checkpoint) -> MixtureModule:
         InputError: there is no such model, or its settings and parameters do not fit together.
     """
     try:
-        module = MODELS[checkpoint.model](checkpoint.gene_names, **checkpoint.settings)
+        module: MixtureModule = model_class(checkpoint.model)(checkpoint.gene_names, **checkpoint.settings)
         module.load_state_dict(checkpoint.state)
     except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(
@@ -33,19 +49,6 @@ def restore(checkpoint: Checkpoint) -> MixtureModule:
             "version of nbmix"
         ) from error
     return module
-
-
-# settings that say how far or how fast a fit goes, not what it is
-FREE_TO_CHANGE = (
-    "tolerance",
-    "patience",
-    "lr",
-    "components_lr",
-    "encoder_epochs",
-    "start_epochs",
-    "kl_epochs",
-    "n_draws",
-)
 
 
 def check_resumable(checkpoint: Checkpoint, model: MixtureModule, data: CountsDataModule, where: str) -> None:
@@ -64,7 +67,7 @@ def check_resumable(checkpoint: Checkpoint, model: MixtureModule, data: CountsDa
     other = [
         f"model.{name}={value}"
         for name, value in checkpoint.settings.items()
-        if name not in FREE_TO_CHANGE and model.plain.get(name) != value
+        if name not in model.free_to_change and model.plain.get(name) != value
     ]
     if other:
         raise InputError(f"{where}: was fitted with {' '.join(other)}; {advice}")
@@ -72,18 +75,3 @@ def check_resumable(checkpoint: Checkpoint, model: MixtureModule, data: CountsDa
         raise InputError(
             f"{where}: was fitted to other cells, or to another split of them; {advice} and its seed"
         )
-
-
-__all__ = [
-    "GMVAE",
-    "MODELS",
-    "VAEC",
-    "AmortizedMixture",
-    "Checkpoint",
-    "MixtureEM",
-    "MixtureModule",
-    "Prediction",
-    "check_resumable",
-    "load_checkpoint",
-    "restore",
-]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.declared import Setting, checked
+from nbmix.core.settings import MixtureSettings, NComponents
 from nbmix.data.module import CountsDataModule
-from nbmix.errors import InputError
 from nbmix.models.deep import DeepMixture, DeepTerms
 from nbmix.models.networks import Normal, normal_kl, standard_normal_like
 from nbmix.starts.base import StartState
 
-SIZE_FACTORS = ("given", "latent")
 FIRST_LOG_SD_OF_SIZE = -3.0  # a thousand counts tell a size factor to some hundredths
 
 
+@checked("model", DeepMixture)
 class VAEC(DeepMixture):
     """Components are drawn in latent space by a network, from noise of their own.
 
@@ -30,18 +31,23 @@ class VAEC(DeepMixture):
 
     Args:
         gene_names: (genes,).
-        n_components, settings: see ``DeepMixture``; u has as many dimensions as z.
-        size_factors: "given" with the data; or "latent", where these only say how they are distributed.
+        settings: see ``DeepMixture``; u has as many dimensions as z.
+        size_factors: where they are latent, those of the data only say how they are distributed.
     """
 
     kind: ClassVar[str] = "vaec"
     log_size_prior: Tensor  # (2,) mean and ln sd of ln s
 
     def __init__(
-        self, gene_names: np.ndarray, *, n_components: int, size_factors: str = "given", **settings: Any
+        self,
+        gene_names: np.ndarray,
+        *,
+        n_components: NComponents = MixtureSettings.n_components,
+        size_factors: Annotated[
+            str, Setting("given with the data, or latent: log-normal", words=("given", "latent"))
+        ] = "given",
+        **settings: Any,
     ) -> None:
-        if size_factors not in SIZE_FACTORS:
-            raise InputError(f"model.size_factors={size_factors}: choose {' or '.join(SIZE_FACTORS)}")
         super().__init__(gene_names, n_components=n_components, **settings)
         self.plain["size_factors"] = size_factors
         self.has_latent_size = size_factors == "latent"
@@ -65,7 +71,7 @@ class VAEC(DeepMixture):
         sd = max(float(log_sizes.std()), 1e-2)  # equal size factors
         self.log_size_prior.copy_(torch.tensor([log_sizes.mean(), np.log(sd)]))
 
-    def terms(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
+    def terms_at(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
         n_components = self.mixture.settings.n_components
         for_z, for_u, for_s = noise.split([self.n_latent, self.n_latent, 1], 1)
         hidden = self.trunk(batch, self.mixture.basis.levels)
@@ -81,7 +87,7 @@ class VAEC(DeepMixture):
         drawn_kl = q_u.log_density(u) - prior_u.log_density(u) - p_z + q_z.log_density(z)[:, None]
         log_size = torch.log(batch.size_factors)
         if self.has_latent_size:
-            q_s = self._posterior_of_size(batch)
+            q_s = self.posterior_of_size(batch)
             prior_s = Normal.of(self.log_size_prior)
             drawn = q_s.sample(for_s)
             log_size = drawn[:, 0]
@@ -97,7 +103,7 @@ class VAEC(DeepMixture):
             drawn_kl,
         )
 
-    def _posterior_of_size(self, batch: CellBatch) -> Normal:
+    def posterior_of_size(self, batch: CellBatch) -> Normal:
         """q(s | x), (cells, 1): linear in ln of the cell's counts, in units of s, which tells s alone.
 
         The trunk has no part in it: its gradient would be that of thousands of counts that scale together.

@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from scipy.special import entr
 
 from nbmix.core.batch import CellBatch
-from nbmix.core.folds import fold_blocks, fold_members
+from nbmix.core.folds import CELLS_A_BLOCK, fold_blocks
 from nbmix.core.likelihood import component_log_likelihood
 from nbmix.core.memory import give_back
 from nbmix.core.parameters import GenePrior
@@ -49,10 +49,6 @@ from nbmix.starts.choice import Choice
 log = logging.getLogger(__name__)
 
 MOST_CELLS_SHOWN = 30_000  # in a picture of cells: more cover each other
-
-BLOCK_SIZE = 16384
-
-BATCHES_AT_ONCE = 256  # of predictions, after which the memory of those that were joined is given back
 
 CAPTIONS = {  # of the report, in its order: file name -> title and caption
     "n_components": (
@@ -139,7 +135,7 @@ class Results:
         if model.n_genes_missing is not None:  # new cells
             rows, folds = np.arange(n_cells), np.full(n_cells, -1)
         else:
-            folds = cell_folds(module)
+            folds = module.cell_folds
             seen = (folds < 0) & ~np.isin(np.arange(n_cells), module.validation_rows)
             rows = np.flatnonzero(~seen)
         return fitted_temperature(model.mixture, module.data, rows, folds[rows])
@@ -186,14 +182,6 @@ class Results:
         return float(self.data.data.size_factors.sum())
 
 
-def cell_folds(module: CountsDataModule) -> NDArray[np.int64]:
-    """(cells,) fold of each training cell, as its batches have it; -1 for held-out cells and plain EM."""
-    folds = np.full(module.data.n_cells, -1)
-    generator = np.random.default_rng([module.seed, 1])
-    folds[module.training_rows] = fold_members(module.training_rows.size, module.folds, generator)
-    return folds
-
-
 def _all_batches(module: CountsDataModule) -> Iterable[CellBatch]:
     """All cells once, on this rank."""
     data, n_ranks = module.data, module.trainer.world_size if module.trainer else 1
@@ -201,9 +189,9 @@ def _all_batches(module: CountsDataModule) -> Iterable[CellBatch]:
         # one DataLoader, though Lightning would allow a list
         return module.predict_dataloader()  # type: ignore[return-value]
     if data.is_backed:
-        return StreamedBatches(data, module.basis, np.full(data.n_cells, -1), BLOCK_SIZE, keep=False)
+        return StreamedBatches(data, module.basis, np.full(data.n_cells, -1), CELLS_A_BLOCK, keep=False)
     cells = CellBatches(data, module.basis)
-    blocks = fold_blocks(data.size_factors, 1, BLOCK_SIZE, np.random.default_rng(0))
+    blocks = fold_blocks(data.size_factors, 1, CELLS_A_BLOCK, np.random.default_rng(0))
     return (cells.batch(rows) for _, rows in blocks)
 
 
@@ -214,29 +202,6 @@ def _learned_prior(model: MixtureModule) -> GenePrior | None:
         return None
     prior = mixture.prior()
     return None if prior is None else GenePrior(*(t.cpu() for t in prior))
-
-
-def gather_predictions(predictions: Any, n_cells: int) -> Prediction:
-    """Put batches of all ranks back in the order of the data; the same on every rank.
-
-    The list ``predictions`` is emptied on the way, so that a million cells are not held twice.
-    """
-    batches: list[Any] = predictions or []
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        shards: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shards, [Prediction(*(t.cpu() for t in p)) for p in batches])
-        batches[:] = [batch for shard in shards for batch in shard]
-    rows = torch.cat([batch.rows.cpu() for batch in batches])
-    if not torch.equal(rows.sort().values, torch.arange(n_cells)):
-        raise RuntimeError("predictions do not hold every cell once")
-    joined = Prediction(*(torch.empty(n_cells, *t.shape[1:], dtype=t.dtype) for t in batches[0]))
-    while batches:
-        if len(batches) % BATCHES_AT_ONCE == 0:
-            give_back()
-        batch = Prediction(*(t.cpu() for t in batches.pop()))
-        for whole, part in zip(joined, batch, strict=True):
-            whole[batch.rows] = part
-    return joined
 
 
 def score(results: Results) -> dict[str, Any]:

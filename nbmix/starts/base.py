@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import Basis, CellBatch, Precision
-from nbmix.core.folds import fold_blocks
+from nbmix.core.folds import CELLS_A_BLOCK, fold_blocks
 from nbmix.core.mixture import Mixture
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.batches import CellBatches, PreparedBatches
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
-
-BLOCK_SIZE = 16384
 
 
 class StartState(NamedTuple):
@@ -61,7 +59,7 @@ def prepare(
 ) -> tuple[Basis, Sequence[CellBatch]]:
     """All cells of ``data`` in memory as batches for products in ``dtype``, each within one fold."""
     basis = basis or Basis.of(data.counts, data.size_factors, Precision.of(dtype))
-    blocks = fold_blocks(data.size_factors, folds, BLOCK_SIZE, generator)
+    blocks = fold_blocks(data.size_factors, folds, CELLS_A_BLOCK, generator)
     return basis, PreparedBatches(CellBatches(data, basis), blocks).all()
 
 

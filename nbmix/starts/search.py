@@ -15,7 +15,6 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.em_loop import StoppingRule
 from nbmix.core.factor import FactorMixture
 from nbmix.core.levels import CountLevels
 from nbmix.core.m_step import NewtonMStep
@@ -141,7 +140,7 @@ class Search:
         return self._state(run.model, posterior, iterations)
 
     def _state(self, model: FactorMixture, q: Tensor, iterations: int) -> SearchRun:
-        joint, _ = model.run(self.batches, q, max_iterations=iterations, stopping=StoppingRule())
+        joint = model.run(self.batches, q, max_iterations=iterations)
         return SearchRun(model, joint, total_log_likelihood(joint.flatten(1)))
 
     def _scores(self, assigned: np.ndarray) -> Tensor:

@@ -267,7 +267,7 @@ def em(made: CountsDataModule, settings: MixtureSettings, iterations: int = 6) -
                 total += float(log_likelihood.sum())
             n_cells += batch.n_cells
             mixture.collect(batch, own)
-        penalty = mixture.m_step(warm=iteration > 0)
+        penalty = mixture.m_step(warm=iteration > 0, whole=True)
         if iteration:
             trace.append((total + penalty) / n_cells)
     held_out = [mixture.posterior(batch).log_likelihood for batch in made.val_dataloader()]

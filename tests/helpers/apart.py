@@ -27,7 +27,7 @@ from tests.helpers.running import ROOT
 
 SECONDS = 300  # in which a fit of a few epochs ends on any machine
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__, "tests.helpers.faults", "nbmix.app.sweep"])
+SERVER.set_forkserver_preload([__name__, "tests.helpers.faults", "nbmix.app.main"])
 OF_OTHERS = ("HYDRA_", "NBMIX_", "WANDB_", "SLURM_")  # what the environment may say about other runs
 
 

@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 
 import nbmix.output.results
 from nbmix.app.run_folder import held
-from nbmix.training.callbacks import LastCheckpoint
 from tests.helpers.running import ROOT, run_here
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -23,7 +22,7 @@ __all__ = ["at", "differences", "hold", "no_room", "run_until_written", "run_wit
 
 
 class At(pl.Callback):
-    """Sends this process a signal once it has seen so many batches; until then every epoch is saved.
+    """Sends this process a signal once it has seen so many batches.
 
     Args:
         batch: 0 for before the first.
@@ -32,9 +31,6 @@ class At(pl.Callback):
 
     def __init__(self, batch: int, number: int = signal.SIGKILL) -> None:
         self.batches, self.number = batch, number
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        LastCheckpoint.SHARE = float("inf")
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if self.batches == 0:
@@ -57,18 +53,18 @@ class NoRoom(At):
 
 
 def at(batch: int, number: int = signal.SIGKILL) -> tuple[str, ...]:
-    """The settings of ``At``."""
+    """The settings of ``At``; until then every epoch is saved."""
     return _of_callback(At, batch=batch, number=int(number))
 
 
 def no_room(batch: int, n_bytes: int) -> tuple[str, ...]:
-    """The settings of ``NoRoom``."""
+    """The settings of ``NoRoom``; every epoch is saved, or not."""
     return _of_callback(NoRoom, batch=batch, n_bytes=n_bytes)
 
 
 def _of_callback(kind: type[pl.Callback], **settings: int) -> tuple[str, ...]:
     own = (f"_target_={kind.__module__}.{kind.__name__}", *(f"{k}={v}" for k, v in settings.items()))
-    return tuple(f"+callbacks.fault.{setting}" for setting in own)
+    return ("+callbacks.last.share=1e9", *(f"+callbacks.fault.{setting}" for setting in own))
 
 
 def run_without_figures(folder: Path, *settings: str) -> None:

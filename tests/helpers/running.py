@@ -17,8 +17,8 @@ from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
 from nbmix.data.simulate import simulated_count_data
 from nbmix.models.base import MixtureModule, Prediction
-from nbmix.output.results import gather_predictions
 from nbmix.starts.clusters import KMeansStart
+from nbmix.training.predict import predict
 from nbmix.training.trainer import build_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -69,4 +69,4 @@ def fit(
     model.begin(begin(module.training_data, model.mixture.settings, np.random.default_rng(0)), module)
     trainer = build_trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=False)
     trainer.fit(model, datamodule=module)
-    return module, gather_predictions(trainer.predict(model, datamodule=module), data.n_cells)
+    return module, predict(trainer, model, module)

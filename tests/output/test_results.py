@@ -19,13 +19,10 @@ from nbmix.data.read import read_h5ad
 from nbmix.evaluation.calibration import tempered
 from nbmix.evaluation.markers import find_markers
 from nbmix.models.amortized import AmortizedMixture
-from nbmix.models.base import Prediction
 from nbmix.models.mixture_em import MixtureEM
 from nbmix.output.results import (
     CAPTIONS,
     Results,
-    cell_folds,
-    gather_predictions,
     score,
     write_figures,
     write_json,
@@ -57,24 +54,6 @@ def unlabelled():
     size_factors = data.size_factors.copy()
     size_factors[4] = 0
     return results_of(replace(data, labels=None, counts=type(data.counts)(counts), size_factors=size_factors))
-
-
-def prediction(rows):
-    column = torch.tensor(rows, dtype=torch.float64)
-    return Prediction(torch.tensor(rows), torch.stack([column, -column], 1), column, column, column)
-
-
-def test_predictions_are_put_back_in_order():
-    cells = gather_predictions([prediction([3, 1]), prediction([0, 4, 2])], 5)
-    assert cells.rows.tolist() == [0, 1, 2, 3, 4]
-    assert cells.log_likelihood.tolist() == [0, 1, 2, 3, 4]
-    assert cells.responsibilities[:, 1].tolist() == [0, -1, -2, -3, -4]
-
-
-@pytest.mark.parametrize("rows", [[[0, 1], [1, 2]], [[0, 2]]])
-def test_every_cell_must_be_there_once(rows):
-    with pytest.raises(RuntimeError, match="every cell once"):
-        gather_predictions([prediction(r) for r in rows], 3)
 
 
 def test_scores(results):
@@ -120,7 +99,7 @@ def test_scores_of_calibration(results, unlabelled):
 
 
 def test_folds_of_cells_are_those_of_the_batches(results):
-    folds = cell_folds(results.data)
+    folds = results.data.cell_folds
     for batch in results.data.predict_dataloader():
         assert set(folds[batch.rows]) == {batch.fold}
 

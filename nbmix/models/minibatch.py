@@ -1,0 +1,190 @@
+"""What models share that learn by minibatches: Adam climbs the evidence lower bound (ELBO) of random batches.
+
+    ELBO_i = sum_k q_ik [ l_ik + ln pi_k - ln q_ik ] <= ln p(x_i),    with equality at the exact posterior
+
+A step takes a batch from ``CountsDataModule``, asks the model for ``terms``, makes them a ``loss``, has
+Lightning follow its gradient, and brings parameters back into their range (``project``).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from nbmix.core.batch import CellBatch
+from nbmix.core.minibatch import minibatch_log_likelihood
+from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
+from nbmix.data.module import CountsDataModule
+from nbmix.models.base import MixtureModule, Prediction
+from nbmix.models.start import start_components
+from nbmix.starts.base import StartState
+
+LEAST_LOG_PRIOR = math.log(torch.finfo(torch.float64).tiny)
+
+
+class Terms(Protocol):
+    """What the ELBO of a batch is made of."""
+
+    @property
+    def log_q(self) -> Tensor:
+        """(cells, K) ln q(z_i = k)."""
+
+    @property
+    def elbo(self) -> Tensor:
+        """(cells,) nats."""
+
+    def parts(self) -> dict[str, Tensor]:
+        """The summands of the ELBO by the names that they are logged under, (cells,) each."""
+
+
+class ElboTerms(NamedTuple):
+    """Of a batch, (cells, K) each, in nats: ln q, the component log likelihood, and ln pi."""
+
+    log_q: Tensor
+    log_likelihood: Tensor
+    log_prior: Tensor
+
+    @property
+    def log_joint(self) -> Tensor:
+        """(cells, K) l_ik + ln pi_k."""
+        return self.log_likelihood + self.log_prior
+
+    def parts(self) -> dict[str, Tensor]:
+        """What the ELBO is the sum of, (cells,) each."""
+        q = self.log_q.exp()
+        return {
+            "expected_log_likelihood": (q * self.log_likelihood).sum(1),
+            "log_prior": (q * self.log_prior).sum(1),
+            "entropy": -(q * self.log_q).sum(1),
+        }
+
+    @property
+    def elbo(self) -> Tensor:
+        """(cells,)."""
+        return (self.log_q.exp() * (self.log_joint - self.log_q)).sum(1)
+
+    def prediction(self, rows: Tensor) -> Prediction:
+        """Of the cells at ``rows``, whose likelihood is summed over components exactly."""
+        log_likelihood = torch.logsumexp(self.log_joint, 1)
+        missing = torch.full_like(log_likelihood, torch.nan)
+        return Prediction(rows, self.log_q.exp(), log_likelihood, missing, self.elbo)
+
+
+def prior_where_empty(log_q: Tensor, log_prior: Tensor, batch: CellBatch) -> Tensor:
+    """``log_q`` (cells, K), in place of which a cell without counts gets the prior: it tells nothing."""
+    empty = (batch.pairs.indptr.diff() == 0)[:, None]
+    return torch.where(empty, log_prior.detach(), log_q)
+
+
+class MinibatchModule(MixtureModule):
+    """A model that Adam fits to the ELBO of minibatches.
+
+    A subclass says ``terms``, ``parameter_groups`` and ``predict_step``, and ``loss`` where that is not the
+    ELBO alone.
+    """
+
+    shuffle: ClassVar[bool] = True
+    objective_name: ClassVar[str] = "ELBO"
+    gradient_norms: ClassVar[Sequence[str]] = ()  # logged ones: what names of their parameters begin with
+
+    @abstractmethod
+    def terms(self, batch: CellBatch) -> Terms:
+        """What the ELBO of a batch is made of, differentiable in the parameters."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters with their rates, as ``torch.optim.Adam`` takes them."""
+
+    def loss(self, terms: Any, batch: CellBatch) -> Tensor:
+        """() what a step lowers, in nats, summed over the cells of the batch."""
+        return -terms.elbo.sum()
+
+    def begin(self, start: StartState, data: CountsDataModule) -> None:
+        components, log_weights = start_components(start, data, self.mixture.settings)
+        self.mixture.set_components(components, log_weights)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameter_groups(), fused=True)  # one pass over each parameter
+
+    def log_prior(self, batch: CellBatch) -> Tensor:
+        """(cells, K) ln pi; a given 0 counts as the smallest positive number, since no network can say 0."""
+        if self.mixture.log_weights.requires_grad:
+            log_prior = torch.log_softmax(self.mixture.log_weights[0], 0)
+        else:
+            log_prior = self.mixture.log_prior(batch).clamp(min=LEAST_LOG_PRIOR)
+        return log_prior.expand(batch.n_cells, -1)
+
+    def log_likelihood(self, batch: CellBatch) -> Tensor:
+        """(cells, K) float64 log likelihood of the mixture's components, differentiable in them."""
+        mixture = self.mixture
+        return minibatch_log_likelihood(
+            mixture.log_mean[0], mixture.log_inv_disp[0], batch, mixture.basis, mixture.settings.torch_dtype
+        )
+
+    def on_train_epoch_start(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._cells = 0
+
+    def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
+        terms = self.terms(batch)
+        loss = self.loss(terms, batch)
+        self._cells += batch.n_cells
+        for name, value in {**terms.parts(), "elbo": terms.elbo}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum())
+        return {
+            "loss": self._mean_over_ranks(loss, batch.n_cells),
+            "responsibilities": terms.log_q.detach().exp(),
+        }
+
+    def _mean_over_ranks(self, loss: Tensor, n_cells: int) -> Tensor:
+        """The loss () of a step, per cell of all ranks, from its sum over the ``n_cells`` of this rank.
+
+        Data-parallel training takes the mean of the ranks' gradients, and shares may be uneven: this one is
+        scaled so that the mean is the gradient of all cells' mean.
+        """
+        if self.trainer.world_size == 1:
+            return loss / n_cells
+        return loss * (self.trainer.world_size / self.sum_over_ranks(n_cells)[0])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        norms = {}
+        for part in self.gradient_norms:
+            named = self.named_parameters()
+            grads = [p.grad.norm() for name, p in named if name.startswith(part) and p.grad is not None]
+            total = torch.stack(grads).norm() if grads else torch.zeros(())
+            norms[f"gradient_norm/{part.removeprefix('mixture.')}"] = total
+        self.log_dict(norms, on_step=True, on_epoch=False, batch_size=1)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.project()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring parameters that are learned back into their range; called after every step."""
+        mixture = self.mixture
+        if mixture.log_mean.requires_grad:
+            mixture.log_mean.clamp_(min=lowest_log_mean(mixture.total_size))
+            mixture.log_inv_disp.clamp_(*LOG_INV_DISP_RANGE)
+            mixture.forget_tables()
+        if mixture.log_weights.requires_grad:
+            mixture.log_weights.sub_(mixture.log_weights.logsumexp(1, keepdim=True))
+
+    def on_train_batch_end(self, outputs: Any, batch: CellBatch, batch_idx: int) -> None:
+        # the epoch's numbers have to be there for validation and for callbacks, which come before
+        # on_train_epoch_end
+        if batch_idx + 1 == self.trainer.num_training_batches:
+            self._finish_epoch()
+
+    def _finish_epoch(self) -> None:
+        names = list(self._sums)
+        *sums, n_cells = self.sum_over_ranks(*self._sums.values(), self._cells)
+        means = {name: value / n_cells for name, value in zip(names, sums, strict=True)}
+        self.objective.append(means["elbo"])
+        self.n_iterations = self.current_epoch + 1
+        self.log_epoch({**means, "objective": means["elbo"], "iteration": float(self.n_iterations)})

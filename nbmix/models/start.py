@@ -1,0 +1,62 @@
+"""The components that a fit by minibatches begins at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from nbmix.core.em_loop import run_em
+from nbmix.core.parameters import Components
+from nbmix.core.settings import MixtureSettings
+from nbmix.data.module import CountsDataModule
+from nbmix.starts.base import StartState, new_mixture, prepare
+
+# of EM that begins at given responsibilities; from random ones the way is long
+START_CELLS, START_FOLDS, START_ITERATIONS = 10_000, 5, 200
+
+START_CELLS_OF_A_COMPONENT = 50.0  # where a draw holds fewer, all of its cells are taken
+
+
+def start_components(
+    start: StartState, data: CountsDataModule, settings: MixtureSettings
+) -> tuple[Components, Tensor | None]:
+    """The components of a start, and ln of their weights (K,) if it has them.
+
+    Where it has responsibilities of the training cells, cross-fitted EM begins at them, on some of the cells:
+    a single M step would leave random ones alike, and gradients of minibatches do not part what is alike.
+    Where it sees all cells, its folds are those of ``MixtureEM``: where EM ends may depend on them, and both
+    models are to find the same.
+    """
+    if start.components is not None:
+        return start.components, start.log_weights
+    assert start.responsibilities is not None
+    training = data.training_data
+    rows = start_cells(start.responsibilities, data.seed)
+    seen = training.select_cells(rows)
+    settings = replace(settings, folds=min(START_FOLDS, seen.n_cells))
+    basis, batches = prepare(seen, settings.folds, data.fold_generator(), dtype=settings.torch_dtype)
+    fitted = new_mixture(seen, settings, basis)
+    run_em(fitted, batches, responsibilities=start.responsibilities[rows], max_iterations=START_ITERATIONS)
+    return fitted.components(), fitted.log_weights.data[-1]
+
+
+def start_cells(
+    responsibilities: Tensor,
+    seed: int,
+    n_cells: int = START_CELLS,
+    n_cells_of_a_component: float = START_CELLS_OF_A_COMPONENT,
+) -> np.ndarray:
+    """Sorted positions of the cells that EM sees: a random draw, and all of components that are rare in it.
+
+    Args:
+        responsibilities: (cells, K).
+        seed: of the draw.
+        n_cells: drawn at most.
+        n_cells_of_a_component: a component with fewer in the draw is rare.
+    """
+    drawn = np.random.default_rng(seed).permutation(len(responsibilities))[:n_cells]
+    rare = responsibilities[drawn].sum(0) < n_cells_of_a_component
+    of_rare = responsibilities[:, rare].sum(1) > 0.5
+    return np.union1d(drawn, np.flatnonzero(of_rare.numpy()))
