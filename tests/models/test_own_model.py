@@ -1,4 +1,4 @@
-"""A model of one's own, in as few lines as the contract of ``nbmix.models.base`` allows, from a file to a run."""
+"""A model of one's own by the contract of ``nbmix.models.base``: its class, its settings, its runs."""
 
 from __future__ import annotations
 
