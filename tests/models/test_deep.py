@@ -274,6 +274,7 @@ SHORT = (
     "model.start_epochs=2",
     "model.kl_epochs=2",
     "data.batch_size=20",
+    "evaluation.max_umap_cells=0",
 )
 
 
@@ -347,16 +348,22 @@ def test_checkpoint_makes_the_same_module(finished):
     assert module.plain == checkpoint.settings
 
 
+@pytest.fixture(scope="module")
+def part(finished, tmp_path_factory):
+    """The checkpoint of the same run, stopped while it is still being taught."""
+    folder = tmp_path_factory.mktemp("part")
+    run_here(folder, f"model={finished[2]}", *SHORT, "trainer.max_epochs=1")
+    return folder / "checkpoints" / "last.ckpt"
+
+
 @pytest.mark.parametrize("version", ["0.1.0", "now"])
-def test_going_on_gives_what_one_run_gives(finished, version, tmp_path):
+def test_going_on_gives_what_one_run_gives(finished, part, version, tmp_path):
     folder, metrics, kind = finished
-    settings = (f"model={kind}", *SHORT)
-    run_here(tmp_path / "part", *settings, "trainer.max_epochs=1")  # it is still being taught
-    last = tmp_path / "part" / "checkpoints" / "last.ckpt"
+    settings, last = (f"model={kind}", *SHORT), part
     if version == "0.1.0":  # which had one name for the progress of both models
-        content = torch.load(last, weights_only=True)
+        content = torch.load(part, weights_only=True)
         content["deep"] = content.pop(kind)
-        write_checkpoint(content, last)
+        write_checkpoint(content, last := tmp_path / "old.ckpt")
     rest = run_here(tmp_path / "rest", *settings, "trainer.max_epochs=4", f"ckpt_path={last}")
     assert {**rest, "seconds": 0} == {**metrics, "seconds": 0}
     mine, theirs = (
