@@ -125,7 +125,7 @@ class MixtureModule(pl.LightningModule):
         self.gene_names = self.gene_names[positions]
 
     def held_out_log_likelihood(self, batch: CellBatch) -> Tensor:
-        """(cells,) ln p(x_i) of cells that are held out, in nats, by the mixture unless a model knows better."""
+        """(cells,) ln p(x_i) of held-out cells in nats: that of the mixture, unless a model knows better."""
         return self.mixture.posterior(batch, fold=-1).log_likelihood
 
     # what it may use
