@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: run test lint clean
+.PHONY: run test lint settings clean
 
 run: $(VENV)/.run ## fit the default simulated data; the last line says where the results are
 	$(VENV)/bin/python train.py
@@ -16,6 +16,9 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+settings: $(VENV)/.test ## defaults and comments in conf/ and docs/settings.md, as the package declares them
+	$(VENV)/bin/python docs/make_settings.py
 
 clean: ## the environment and all caches; results in outputs/ and multirun/ stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache nbmix.egg-info

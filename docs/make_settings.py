@@ -1,14 +1,21 @@
-"""Write docs/settings.md from conf/: python docs/make_settings.py
+"""Write defaults and comments into conf/, as the package declares them, and docs/settings.md: make settings
 
-Every key stands there with its default and the comment behind it, which the tests ask for.
+A file of conf/ is written by hand, but for the default and the comment in the line of a setting, which are
+those that the package declares (``nbmix.core.declared``). A setting without a line is an error, and so is a
+line without a setting. docs/settings.md then has every key of conf/.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from nbmix.app.settings import settings_of
+from nbmix.core.declared import REQUIRED, Declared, shown
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "settings.md"
@@ -23,12 +30,13 @@ GROUPS = {  # folder of conf/ -> how its choices are made, and what they are abo
     "sweep": ("sweep=", "many fits in one command"),
     "experiment": ("experiment=", "whole set-ups by name"),
 }
+LINE = re.compile(r"( *)([\w.]+):(?: +([^#\s].*?))?(?: +# (.*))?")  # indent, key, value, comment
 PREFIX = {"m_step": "model.m_step"}  # of the keys of a group, where it is not the group's name
-PARTS = {"data/batches": "of all files of cells but `tenx`", "data/zheng": "of `mix2`, `mix4` and `mix10`"}
+PARTS = {"data/zheng": "of `mix2`, `mix4` and `mix10`"}
+HOMES = {"": "config", "evaluation": "config", "search": "optuna"}  # files that hold groups without a target
 HEAD = """# Settings
 
-Every key that a run has, with its default; made from the comments in `conf/` by
-`python docs/make_settings.py`.
+Every key that a run has, with its default; made by `make settings`.
 
 On the command line a setting is `key=value`, and a choice is `group=choice`:
 `python train.py model=amortized model.lr=3e-4`. `null` is nothing. Lists and ranges are for sweeps (`-m`):
@@ -73,16 +81,62 @@ def read_choice(path: Path) -> Choice:
 def _keys(lines: list[str], top: list[str]) -> Iterator[Key]:
     path: list[str] = []
     for line in lines:
-        found = re.fullmatch(r"( *)([\w.]+):(?: +(.*?))?(?: +# (.*))?", line.split("# @")[0])
+        found = LINE.fullmatch(line.split("# @")[0])
         if not found or line.lstrip().startswith("#"):
             continue
         indent, name, value, meaning = found.groups()
         path = [*path[: len(indent) // 2], name]
         if name in ("_target_", "defaults") or "defaults" in path or (not value and not meaning):
             continue
-        if value and value.startswith("# "):  # a list follows
-            value, meaning = "", value[2:]
         yield Key(".".join([*top, *path]), value or "a list", meaning or "")
+
+
+def files() -> list[Path]:
+    """All files of conf/ that Hydra composes."""
+    return [ROOT / "conf" / "config.yaml", *sorted((ROOT / "conf").glob("*/*.yaml"))]
+
+
+def filled(path: Path) -> str:
+    """The content of a file of conf/, with defaults and comments as they are declared.
+
+    Raises:
+        ValueError: a setting has no line, or a line has no setting.
+    """
+    groups = dict(_declared(OmegaConf.to_container(OmegaConf.load(path)), "", path.stem))  # type: ignore[arg-type]
+    missing = {f"{group}.{name}".lstrip(".") for group, settings in groups.items() for name in settings}
+    lines, place = [], []
+    for line in path.read_text().splitlines():
+        if found := LINE.fullmatch(line):
+            indent, name, value, _ = found.groups()
+            place = [*place[: len(indent) // 2], name]
+            settings = groups.get(".".join(place[:-1]))
+            if settings is not None and name in settings:
+                missing.remove(".".join(place))
+                line = f"{indent}{name}:{_default(settings[name], value)} # {settings[name].setting.meaning}"
+            elif settings is not None and value and name not in ("_target_", "defaults"):
+                raise ValueError(f"{path}: {'.'.join(place)} is not declared")
+        lines.append(line)
+    if missing:
+        raise ValueError(f"{path}: has no line for {', '.join(sorted(missing))}")
+    return "\n".join(lines) + "\n"
+
+
+def _declared(values: Mapping[str, Any], group: str, file: str) -> Iterator[tuple[str, dict[str, Declared]]]:
+    """The groups of settings in a file, and what is declared of them."""
+    if str(values.get("_target_")).startswith("nbmix.") or HOMES.get(group) == file:
+        yield group, settings_of(group, values)
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _declared(value, f"{group}.{name}".lstrip("."), file)
+
+
+def _default(one: Declared, value: str | None) -> str:
+    """As YAML; a list below the line, or a value of other settings, stays as it is."""
+    if value is None or "${" in value:
+        return f" {value}" if value else ""
+    if one.default is REQUIRED:
+        return " ???"
+    return f" {shown(one.default)}".replace("e-0", "e-")
 
 
 def choices(group: str) -> dict[str, Choice]:
@@ -138,4 +192,6 @@ def _shown(default: str) -> str:
 
 
 if __name__ == "__main__":
+    for path in files():
+        path.write_text(filled(path))
     PAGE.write_text(page())

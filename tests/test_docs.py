@@ -82,9 +82,35 @@ def test_settings_in_a_command_are_there(arguments):
             assert key in keys or override.input_line in chosen, override.input_line
 
 
+@pytest.mark.parametrize("file", make_settings().files(), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_conf_says_what_the_package_declares(file):
+    assert file.read_text() == make_settings().filled(file), "settings have changed: make settings"
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("n_init: 10", "n_inits: 10", "n_inits is not declared"),
+        ("n_init: 10", "# n_init: 10", "has no line for n_init"),
+    ],
+)
+def test_a_line_and_a_setting_belong_together(old, new, words, tmp_path):
+    file = tmp_path / "kmeans.yaml"
+    file.write_text((ROOT / "conf" / "start" / "kmeans.yaml").read_text().replace(old, new))
+    with pytest.raises(ValueError, match=words):
+        make_settings().filled(file)
+
+
+def test_a_default_and_a_comment_are_mended(tmp_path):
+    text = (ROOT / "conf" / "start" / "kmeans.yaml").read_text()
+    file = tmp_path / "kmeans.yaml"
+    file.write_text(re.sub(r"n_pcs: 20 # .*", "n_pcs: 21", text))
+    assert make_settings().filled(file) == text
+
+
 def test_pages_of_settings_are_those_of_conf():
     assert (ROOT / "docs" / "settings.md").read_text() == make_settings().page(), (
-        "conf/ has changed: python docs/make_settings.py"
+        "conf/ has changed: make settings"
     )
 
 

@@ -546,7 +546,7 @@ def test_what_is_none_of_a_count_is_refused(counts, words):
             {"start": "best"},
             "^start=best: choose one of random, kmeans, topics, labels, subsample, dirichlet, first_batch",
         ),
-        ({"n_components": 0}, "^n_components=0: there must be at least 1 component$"),
+        ({"n_components": 0}, "^n_components=0: must be 1 or more$"),
         (
             {"n_components": 200},
             "^n_components=200: there are only 120 cells to fit; choose fewer components$",
@@ -558,7 +558,7 @@ def test_what_is_none_of_a_count_is_refused(counts, words):
         ),
         ({"n_components": "many"}, "^n_components=many: give a whole number, auto, or a range as in 2-10$"),
         ({"folds": 121}, "^folds=121: there are only 120 cells to fit; use fewer$"),
-        ({"tol": 0}, "^tol must be above 0 and patience 1 or more$"),
+        ({"tol": 0}, "^tol=0: must be above 0$"),
         ({"max_iter": 0}, "^max_iter=0: must be 1 or more$"),
         ({"batch_size": 0}, "^batch_size=0: must be 1 or more$"),
         ({"weights": "equal"}, "^weights=equal: choose one of"),

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nbmix.app.command import Stopped, stoppable
 from nbmix.app.run_folder import held
-from nbmix.app.settings import check_settings
+from nbmix.app.settings import check_config
 from nbmix.core.memory import give_back
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import align_to_genes, load_checkpoint
@@ -60,9 +60,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     began = time.perf_counter()
     # a DictConfig becomes a dict with text as keys, which OmegaConf's type does not say
-    check_settings(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    if cfg.task not in ("fit", "predict"):
-        raise InputError(f"task={cfg.task}: choose fit or predict")
+    check_config(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     pl.seed_everything(cfg.seed, verbose=False)
     trainer: pl.Trainer = instantiate(
         cfg.trainer,

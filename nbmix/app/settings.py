@@ -1,16 +1,24 @@
-"""What kind of value each setting takes, checked before any work.
-
-Modules check what they need themselves; here a text in place of a number is said in the user's words, before
-it becomes a comparison of a text with a number somewhere.
-"""
+"""Settings of a command, checked before any work by what the classes and functions declare that take them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+from hydra.utils import get_object
+
+from nbmix.core.declared import (
+    LARGEST_SEED,
+    Declared,
+    Setting,
+    check_settings,
+    declared,
+    shown,
+)
 from nbmix.errors import InputError
+from nbmix.evaluation.embedding import embed
+from nbmix.starts.choice import Range
 
 OBJECTS = ("trainer", "data", "model", "start", "logger")
 
@@ -19,97 +27,54 @@ GROUPS = (*OBJECTS, "callbacks", "evaluation")
 SUBGROUPS = ("model.m_step", "start.inner")  # where there are any
 
 
-class Kind(NamedTuple):
-    """Values that a setting takes.
+@dataclass
+class RunSettings:
+    """Settings at the top of conf/config.yaml."""
 
-    Attributes:
-        types: of Python.
-        words: what they are, for a message.
-        least, most: of a number.
-        optional: it may be null.
-    """
-
-    types: tuple[type, ...]
-    words: str
-    least: float = -math.inf
-    most: float = math.inf
-    optional: bool = False
-
-
-def whole(least: float, most: float = math.inf, optional: bool = False) -> Kind:
-    return Kind((int,), "a whole number", least, most, optional)
-
-
-def number(least: float = -math.inf, most: float = math.inf) -> Kind:
-    return Kind((int, float), "a number", least, most)
-
-
-ABOVE_0 = math.nextafter(0, 1)
-
-RATE = number(ABOVE_0)
-
-FLAG = Kind((bool,), "true or false")
-
-TEXT = Kind((str,), "a text")
-
-NAME = Kind((str,), "a text (write a number that is one as '\"1\"')", optional=True)
-
-LARGEST_SEED = 2**32 - 1
-
-OF_START = {
-    **{name: whole(1) for name in ("n_starts", "max_cells", "max_genes", "n_cells", "iterations")},
-    **{name: whole(1) for name in ("n_pcs", "n_init", "folds", "refine_cells")},
-    **{name: whole(0) for name in ("n_axes", "random_every")},
-    "surplus": number(0),
-    "log_inv_disp": number(),
-    "path": TEXT,
-    "use": TEXT,
-}
-
-KINDS: dict[str, Kind] = {
-    "task": TEXT,
-    "seed": whole(0, LARGEST_SEED),
-    "ckpt_path": NAME,
-    "overwrite": FLAG,
-    "optimized_metric": TEXT,
-    "output_dir": TEXT,
-    "evaluation.max_umap_cells": whole(0),
-    "search.n_trials": whole(1),
-    "search.n_jobs": whole(1),
-    "trainer.gpus": whole(-1),
-    **{f"trainer.{name}": whole(1) for name in ("processes", "num_nodes", "max_epochs")},
-    **{
-        f"data.{name}": whole(1)
-        for name in ("n_cells", "n_genes", "n_components", "min_counts", "batch_size")
-    },
-    **{f"data.{name}": whole(0, LARGEST_SEED) for name in ("seed", "simulation_seed")},
-    **{f"data.{name}": NAME for name in ("path", "layer", "label_key", "prior_key", "gene_symbol_key")},
-    **{f"data.{name}": NAME for name in ("size_factor_key", "cache_dir", "genome", "feature_type")},
-    **{f"data.{name}": FLAG for name in ("backed", "extra_poisson")},
-    "data.mixture": TEXT,
-    "data.populations": Kind((list,), "a list of labels, as in [a,b]", optional=True),
-    "data.size_factor": RATE,
-    "data.subsample": whole(1, optional=True),
-    "data.validation_share": number(0, math.nextafter(1, 0)),
-    **{f"model.{name}": whole(1) for name in ("folds", "patience", "n_hidden", "n_latent", "n_draws")},
-    **{f"model.{name}": whole(0) for name in ("encoder_epochs", "start_epochs", "kl_epochs")},
-    **{
-        f"model.{name}": RATE
-        for name in ("tolerance", "lr", "components_lr", "m_step.lr", "m_step.tolerance")
-    },
-    **{f"model.{name}": TEXT for name in ("weights", "dtype", "size_factors")},
-    "model.weight_precision": number(0),
-    "model.train_components": FLAG,
-    **{f"model.m_step.{name}": whole(1) for name in ("max_steps", "num_epochs")},
-    **{f"start.{name}": kind for name, kind in OF_START.items()},
-    **{f"start.inner.{name}": kind for name, kind in OF_START.items()},
-    "logger.offline": FLAG,
-    "logger.save_dir": TEXT,
-}
+    output_dir: Annotated[str, Setting("folder of the run; hydra.run.dir=FOLDER names it")]
+    task: Annotated[
+        str,
+        Setting("fit; or predict: apply ckpt_path to the cells of data", words=("fit", "predict")),
+    ] = "fit"
+    seed: Annotated[
+        int,
+        Setting(
+            "seed of the held-out cells, the folds, the start, the networks and the batches",
+            least=0,
+            most=LARGEST_SEED,
+        ),
+    ] = 0
+    ckpt_path: Annotated[
+        str | None,
+        Setting("checkpoint to go on from (last: the one in hydra.run.dir), or to predict with"),
+    ] = None
+    overwrite: Annotated[
+        bool, Setting("true: write into the folder even if it holds results of other settings")
+    ] = False
+    optimized_metric: Annotated[str, Setting("the number in metrics.json that a sweep maximises")] = (
+        "heldout_log_likelihood"
+    )
 
 
-def check_settings(config: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` for the first setting whose value is of another kind than it takes.
+@dataclass
+class SearchSettings:
+    """Settings of a search by Optuna."""
+
+    space: Annotated[
+        Sequence[str],
+        Setting("settings with choice(a,b), range(from,to), interval(from,to) or tag(log,interval(from,to))"),
+    ]
+    n_trials: Annotated[int, Setting("fits", least=1)] = 20
+    n_jobs: Annotated[
+        int, Setting("trials at a time; more than 1 is for a launcher that runs them in parallel", least=1)
+    ] = 1
+
+
+WITHOUT_TARGET = {"": RunSettings, "evaluation": embed, "search": SearchSettings}  # groups of other settings
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for the first setting whose value cannot be used.
 
     Args:
         config: plain values in nested dicts, as a config has them; settings that are not there are left out.
@@ -117,35 +82,35 @@ def check_settings(config: Mapping[str, Any]) -> None:
     for group in (*GROUPS, *SUBGROUPS):
         found, value = _value(config, group)
         if not isinstance(value, Mapping) and (found or group in GROUPS):
-            raise InputError(f"{group}={_shown(value)}: is a group of settings; name one that is in conf/")
+            raise InputError(f"{group}={shown(value)}: is a group of settings; name one that is in conf/")
         if group in OBJECTS and not isinstance(value.get("_target_"), str):
-            raise InputError(f"{group}={_shown(value)}: has no _target_; name one of conf/{group}/")
+            raise InputError(f"{group}={shown(value)}: has no _target_; name one of conf/{group}/")
     for name, callback in config["callbacks"].items():
         if not isinstance(callback, Mapping):
             raise InputError(
-                f"callbacks.{name}={_shown(callback)}: must be settings; ~callbacks.{name} drops it"
+                f"callbacks.{name}={shown(callback)}: must be settings; ~callbacks.{name} drops it"
             )
-    for key, kind in KINDS.items():
-        found, value = _value(config, key)
-        if found and value != "???":  # which Hydra names itself
-            check_value(key, value, kind)
+    for group, values in _groups(config):
+        given = {name: value for name, value in values.items() if value != "???"}  # which Hydra names itself
+        if group == "model" and Range.parse(given.get("n_components")) is not None:
+            del given["n_components"]  # to be chosen
+        check_settings(group, given, settings_of(group, values))
 
 
-def check_value(key: str, value: Any, kind: Kind) -> None:
-    """Raise ``InputError`` unless ``value`` is of that kind; ``key`` is the setting."""
-    if value is None and kind.optional:
-        return
-    if not isinstance(value, kind.types) or (isinstance(value, bool) and bool not in kind.types):
-        raise InputError(f"{key}={_shown(value)}: must be {kind.words}{' or null' if kind.optional else ''}")
-    if isinstance(value, int | float):
-        if not math.isfinite(value):
-            raise InputError(f"{key}={_shown(value)}: must be finite")
-        if value < kind.least:
-            words = "above 0" if kind.least == ABOVE_0 else f"{kind.least:g} or more"
-            raise InputError(f"{key}={_shown(value)}: must be {words}")
-        if value > kind.most:
-            words = "below 1" if kind.most < 1 else f"at most {kind.most:.0f}"
-            raise InputError(f"{key}={_shown(value)}: must be {words}")
+def settings_of(group: str, values: Mapping[str, Any]) -> dict[str, Declared]:
+    """What is declared of the settings of a group; of what others wrote, nothing is."""
+    target = values.get("_target_")
+    if target is None:
+        return declared(WITHOUT_TARGET[group]) if group in WITHOUT_TARGET else {}
+    return declared(get_object(target)) if target.startswith("nbmix.") else {}
+
+
+def _groups(values: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A group of settings and all groups in it, with their names."""
+    yield group, values
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _groups(value, f"{group}.{name}" if group else str(name))
 
 
 def _value(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:
@@ -155,10 +120,3 @@ def _value(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:
             return False, None
         value = value[name]
     return True, value
-
-
-def _shown(value: Any) -> str:
-    """As it is on the command line."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -37,6 +37,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nbmix.app.command import TRACEBACK, is_bad_input, one_line, one_line_errors
 from nbmix.app.run import run
+from nbmix.app.settings import check_config
 from nbmix.errors import InputError
 from nbmix.evaluation.plots import held_out_curve, objective_trace
 
@@ -283,10 +284,7 @@ def search(cfg: DictConfig) -> float:
     optuna = _optuna()
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    if cfg.search.n_trials < 1 or cfg.search.n_jobs < 1:
-        raise InputError(
-            f"search.n_trials={cfg.search.n_trials} search.n_jobs={cfg.search.n_jobs}: must be 1 or more"
-        )
+    check_config(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     space = parse_space(list(cfg.search.space))
     task = list(hydra.overrides.task)
     for override in space:

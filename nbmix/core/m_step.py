@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nbmix.core.batch import Basis, nodes_of_genes
+from nbmix.core.declared import Setting, checked
 from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature, kernel_arguments
 from nbmix.core.kernels.newton import N_CURVES, newton_rows
 from nbmix.core.kernels.threads import over_rows
@@ -68,6 +69,7 @@ class MStep(Protocol):
         ...
 
 
+@checked("model.m_step")
 @dataclass(frozen=True)
 class NewtonMStep:
     """Damped Newton over all genes and components at once; no element is ever made worse.
@@ -76,18 +78,18 @@ class NewtonMStep:
     (Nocedal & Wright 2006, section 3.4); a step that lowers Q is taken back and damped more.
 
     Attributes:
-        tolerance: an element is done when its next step promises less than this, in nats.
-        max_steps: Newton steps at most.
         longest: bound on one step in ln mu and ln r.
     """
 
-    tolerance: float = 1e-5
-    max_steps: int = 50
+    tolerance: Annotated[float, Setting("nats; a gene is done when its next step promises less", above=0)] = (
+        1e-5
+    )
+    max_steps: Annotated[int, Setting("Newton steps in each M step at most", least=1)] = 50
     longest: float = 3.0
 
     def __post_init__(self) -> None:
-        if not self.tolerance > 0 or self.max_steps < 1 or not self.longest > 0:
-            raise InputError("model.m_step: tolerance, max_steps and longest must be above 0")
+        if not self.longest > 0:
+            raise InputError(f"model.m_step: longest={self.longest} must be above 0")
 
     def __call__(
         self,
@@ -207,6 +209,7 @@ def _newton_step(
     return step_a, step_b, gain
 
 
+@checked("model.m_step")
 @dataclass(frozen=True)
 class GradientMStep:
     """Adam on Q for ``num_epochs`` epochs at rate ``lr``, with the analytic gradient; not monotone.
@@ -214,12 +217,8 @@ class GradientMStep:
     An epoch costs the same for any number of cells, since the statistics hold all that is needed.
     """
 
-    lr: float = 1e-2
-    num_epochs: int = 50
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0 or self.num_epochs < 1:
-            raise InputError("model.m_step: lr must be above 0 and num_epochs 1 or more")
+    lr: Annotated[float, Setting("learning rate of Adam", above=0)] = 1e-2
+    num_epochs: Annotated[int, Setting("steps of Adam in each M step", least=1)] = 50
 
     def __call__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import pickle
 import zlib
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ def checksum(value: Any, crc: int = 0) -> int:
     return zlib.crc32(repr(value).encode(errors="backslashreplace"), crc)
 
 
-def load_checkpoint(path: str | Path, setting: str = "ckpt_path") -> Checkpoint:
+def load_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") -> Checkpoint:
     """Read a checkpoint with ``weights_only=True``.
 
     Raises:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import anndata as ad
 import h5py
@@ -16,6 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.utils import make_index_unique
 
+from nbmix.core.declared import Setting
 from nbmix.core.raw_counts import check_counts
 from nbmix.data.backed import BackedCounts, survey
 from nbmix.data.counts import CountData
@@ -26,6 +27,28 @@ DEFAULT_LABEL_KEY = "cell_type"
 
 DEFAULT_SYMBOL_KEY = "symbol"
 
+LabelKey = Annotated[
+    str | None,
+    Setting("column of obs with known labels; cell_type may be missing, another name not; null: none"),
+]
+
+Layer = Annotated[str | None, Setting("layer with the raw counts; null: X; raw.X: X of raw")]
+
+SizeFactorKey = Annotated[
+    str | None, Setting("column of obs with size factors; null: each cell's counts in all genes")
+]
+
+PriorKey = Annotated[
+    str | None, Setting("field of obsm with weights (cells, components), for model.weights=given")
+]
+
+SymbolKey = Annotated[
+    str | None,
+    Setting("column of var shown beside gene names; symbol may be missing, another name not; null: none"),
+]
+
+MinCounts = Annotated[int, Setting("counts that a gene needs to take part", least=0)]
+
 PRIOR_TOLERANCE = 1e-3
 
 log = logging.getLogger(__name__)
@@ -35,12 +58,12 @@ def make_count_data(
     adata: ad.AnnData,
     *,
     where: str,
-    label_key: str | None = DEFAULT_LABEL_KEY,
-    layer: str | None = None,
-    size_factor_key: str | None = None,
-    prior_key: str | None = None,
-    gene_symbol_key: str | None = DEFAULT_SYMBOL_KEY,
-    min_counts: int = 1,
+    label_key: LabelKey = DEFAULT_LABEL_KEY,
+    layer: Layer = None,
+    size_factor_key: SizeFactorKey = None,
+    prior_key: PriorKey = None,
+    gene_symbol_key: SymbolKey = DEFAULT_SYMBOL_KEY,
+    min_counts: MinCounts = 1,
     backed: BackedCounts | None = None,
     others: Mapping[str, Callable[[], Any]] | None = None,
     annotate: bool = False,
@@ -53,14 +76,11 @@ def make_count_data(
     Args:
         adata: (cells, genes), in memory or backed; not modified.
         where: its name in messages, e.g. ``"data.path=pbmc.h5ad"``.
-        label_key: column of ``obs``; "cell_type" is used if it is there, any other must be.
-        layer: of ``adata.layers``; None for ``X``.
-        size_factor_key: column of ``obs``: molecules, finite, positive for every cell with counts.
-        prior_key: entry of ``obsm``: (cells, components) weights, rows summing to 1.
-        gene_symbol_key: column of ``var``; "symbol" is used if it is there, any other must be. A gene
-            without a symbol keeps its name.
-        min_counts: genes need at least this many counts over all cells; 0 keeps silent genes, whose zeros
-            tell something about new cells, for a prediction.
+        size_factor_key: molecules, finite, positive for every cell with counts.
+        prior_key: rows sum to 1.
+        gene_symbol_key: a gene without a symbol keeps its name.
+        min_counts: over all cells; 0 keeps silent genes, whose zeros tell something about new cells, for a
+            prediction.
         backed: the matrix of these cells in its file, in place of the one in ``adata``.
         others: setting -> loader of a matrix outside ``adata`` that the setting would read instead.
         annotate: keep obs, var, obsm, varm and uns, to pass them on with the results.

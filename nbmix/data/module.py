@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from nbmix.core.batch import Basis, CellBatch, Precision
+from nbmix.core.declared import LARGEST_SEED, Setting, checked
 from nbmix.core.folds import fold_blocks, fold_members, fold_shares
 from nbmix.data.backed import StreamedBatches
 from nbmix.data.batches import CellBatches, PreparedBatches
@@ -32,35 +33,39 @@ SIZE_FACTOR_RATIO = 1e9  # between the largest and the smallest: beyond it one o
 log = logging.getLogger(__name__)
 
 
+@checked("data")
 class CountsDataModule(pl.LightningDataModule):
     """Cells for training, held-out cells, and all cells for prediction.
 
     Args:
         read: returns the checked counts; called once.
-        batch_size: cells a batch at most.
-        validation_share: of the cells held out, chosen by ``seed`` without regard to labels; 0 for none.
+        validation_share: these cells are chosen without regard to labels.
         folds: training cells are split into this many folds, each batch within one (see ``Mixture``).
         shuffle: draw new batches every epoch; else the same prepared ones.
         dtype: of the products that batches are for, "float32" or "float64".
-        seed: of the split, the folds and the shuffling.
     """
 
     def __init__(
         self,
         read: Callable[[], CountData],
         *,
-        batch_size: int = 16384,
-        validation_share: float = 0.1,
+        batch_size: Annotated[int, Setting("cells in a batch at most", least=1)] = 16384,
+        validation_share: Annotated[
+            float, Setting("share of the cells that is held out of the fit", least=0, below=1)
+        ] = 0.1,
         folds: int = 1,
         shuffle: bool = False,
         dtype: str = "float64",
-        seed: int = 0,
+        seed: Annotated[
+            int,
+            Setting(
+                "seed of the subsample, the held-out cells, the folds and the batches",
+                least=0,
+                most=LARGEST_SEED,
+            ),
+        ] = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"data.batch_size={batch_size}: must be 1 or more")
-        if not 0 <= validation_share < 1:
-            raise InputError(f"data.validation_share={validation_share}: must be from 0 to below 1")
         self._read = read
         self.batch_size, self.validation_share = batch_size, validation_share
         self.folds, self.shuffle, self.seed = folds, shuffle, seed
@@ -220,36 +225,67 @@ def _check_size_factor_range(size_factors: np.ndarray) -> None:
 BATCH_SETTINGS = ("batch_size", "validation_share", "folds", "shuffle", "dtype")
 
 
-def from_h5ad(path: str | os.PathLike[str] | None, *, seed: int = 0, **settings: Any) -> CountsDataModule:
+@checked("data", CountsDataModule, read_h5ad)
+def from_h5ad(
+    path: Annotated[str | os.PathLike[str] | None, Setting("the .h5ad file")] = None,
+    *,
+    seed: int = 0,
+    **settings: Any,
+) -> CountsDataModule:
     """Cells of an .h5ad file; ``settings`` are those of ``read_h5ad`` and ``CountsDataModule``."""
     batches, reading = _split(settings, read_h5ad)
     return CountsDataModule(lambda: read_h5ad(path, seed=seed, **reading), seed=seed, **batches)
 
 
-def from_tenx(path: str | os.PathLike[str] | None, *, seed: int = 0, **settings: Any) -> CountsDataModule:
+@checked("data", CountsDataModule, read_tenx)
+def from_tenx(
+    path: Annotated[
+        str | os.PathLike[str] | None,
+        Setting("folder with matrix.mtx, or .h5 file, of the filtered matrix"),
+    ] = None,
+    *,
+    seed: int = 0,
+    **settings: Any,
+) -> CountsDataModule:
     """Cells as Cell Ranger leaves them; ``settings`` are those of ``read_tenx`` and ``CountsDataModule``."""
     batches, reading = _split(settings, read_tenx)
     return CountsDataModule(lambda: read_tenx(path, seed=seed, **reading), seed=seed, **batches)
 
 
-def from_zheng(mixture: str, *, seed: int = 0, **settings: Any) -> CountsDataModule:
+@checked("data", CountsDataModule, read_zheng)
+def from_zheng(
+    mixture: Annotated[
+        str, Setting("populations to mix: mix2, mix4 or mix10", words=tuple(MIXTURES))
+    ] = "mix4",
+    *,
+    path: Annotated[
+        str | os.PathLike[str] | None,
+        Setting("an .h5ad file with these populations; null: download each of them once"),
+    ] = None,
+    seed: int = 0,
+    **settings: Any,
+) -> CountsDataModule:
     """Sorted populations, "mix2" to "mix10"; ``settings`` of ``read_zheng`` and ``CountsDataModule``."""
     batches, reading = _split(settings, read_zheng)
-    if mixture not in MIXTURES:
-        raise InputError(f"data.mixture={mixture}: choose one of {', '.join(MIXTURES)}")
     populations = MIXTURES[mixture]
-    return CountsDataModule(lambda: read_zheng(populations, seed=seed, **reading), seed=seed, **batches)
+    return CountsDataModule(
+        lambda: read_zheng(populations, path=path, seed=seed, **reading), seed=seed, **batches
+    )
 
 
+@checked("data", CountsDataModule, simulated_count_data)
 def from_simulation(
-    *, n_cells: int, n_genes: int, n_components: int, simulation_seed: int, seed: int = 0, **settings: Any
+    *,
+    simulation_seed: Annotated[
+        int, Setting("seed of the counts; data.seed is that of the fit", least=0, most=LARGEST_SEED)
+    ] = 1,
+    seed: int = 0,
+    **settings: Any,
 ) -> CountsDataModule:
     """A simulation; ``settings`` are those of ``simulated_count_data`` and ``CountsDataModule``."""
     batches, drawing = _split(settings, simulated_count_data)
     return CountsDataModule(
-        lambda: simulated_count_data(n_cells, n_genes, n_components, seed=simulation_seed, **drawing),
-        seed=seed,
-        **batches,
+        lambda: simulated_count_data(seed=simulation_seed, **drawing), seed=seed, **batches
     )
 
 

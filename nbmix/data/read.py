@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import anndata as ad
 import h5py
@@ -15,13 +15,26 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset
 
+from nbmix.core.declared import Setting
 from nbmix.data.backed import open_backed
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_links, check_structure, existing, open_h5, reading
-from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, DEFAULT_SYMBOL_KEY, make_count_data
+from nbmix.data.from_anndata import (
+    DEFAULT_LABEL_KEY,
+    DEFAULT_SYMBOL_KEY,
+    LabelKey,
+    Layer,
+    MinCounts,
+    PriorKey,
+    SizeFactorKey,
+    SymbolKey,
+    make_count_data,
+)
 from nbmix.errors import InputError
 
 RAW, RAW_ELEMENT = "raw.X", "raw/X"  # counts put aside before X was normalised: as data.layer, in the file
+
+Subsample = Annotated[int | None, Setting("cells to draw at random, without replacement; null: all", least=1)]
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +42,15 @@ log = logging.getLogger(__name__)
 def read_h5ad(
     path: str | os.PathLike[str] | None,
     *,
-    label_key: str | None = DEFAULT_LABEL_KEY,
-    layer: str | None = None,
-    size_factor_key: str | None = None,
-    prior_key: str | None = None,
-    gene_symbol_key: str | None = DEFAULT_SYMBOL_KEY,
-    min_counts: int = 1,
-    populations: Sequence[str] | str | None = None,
-    subsample: int | None = None,
-    backed: bool = False,
+    label_key: LabelKey = DEFAULT_LABEL_KEY,
+    layer: Layer = None,
+    size_factor_key: SizeFactorKey = None,
+    prior_key: PriorKey = None,
+    gene_symbol_key: SymbolKey = DEFAULT_SYMBOL_KEY,
+    min_counts: MinCounts = 1,
+    populations: Annotated[Sequence[str] | str | None, Setting("labels of cells to keep; null: all")] = None,
+    subsample: Subsample = None,
+    backed: Annotated[bool, Setting("true: leave the counts in the file, read block by block")] = False,
     seed: int = 0,
 ) -> CountData:
     """Read the raw counts of an AnnData file, and what it says of its cells and genes.
@@ -49,15 +62,10 @@ def read_h5ad(
 
     Args:
         path: the .h5ad file.
-        label_key: column of ``obs``; "cell_type" is used if it is there, any other must be.
-        layer: layer with the raw counts; None for ``X``, "raw.X" for that.
-        size_factor_key: column of ``obs``; None for row sums before the gene filter.
-        prior_key: entry of ``obsm`` with (cells, components) prior weights.
-        gene_symbol_key: column of ``var``; "symbol" is used if it is there, any other must be.
-        min_counts: genes need at least this many counts over the picked cells.
-        populations: labels to keep; None for all cells.
-        subsample: number of cells drawn without replacement, in file order; None for all.
-        backed: check the counts, but leave them in the file, which must hold them as CSR.
+        label_key, layer, size_factor_key, prior_key, gene_symbol_key: see ``make_count_data``.
+        min_counts: over the picked cells.
+        subsample: the cells drawn stay in file order.
+        backed: the counts are checked; the file must hold them as CSR.
         seed: of ``np.random.default_rng`` for the subsample.
 
     Raises:

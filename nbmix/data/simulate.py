@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from nbmix.core.declared import Setting
 from nbmix.core.raw_counts import check_counts
 from nbmix.data.counts import CountData
-from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, make_count_data
+from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, MinCounts, make_count_data
 from nbmix.errors import InputError
 
 MAX_SIZE_FACTOR = 1e8  # beyond, counts leave the range where float32 is exact
@@ -84,13 +85,15 @@ def simulate(
 
 
 def simulated_count_data(
-    n_cells: int = 100,
-    n_genes: int = 500,
-    n_components: int = 4,
-    size_factor: float = 1e4,
+    n_cells: Annotated[int, Setting("cells to draw", least=1)] = 100,
+    n_genes: Annotated[int, Setting("genes to draw; those without a count are left out", least=1)] = 500,
+    n_components: Annotated[int, Setting("true components, whatever model.n_components is", least=1)] = 4,
+    size_factor: Annotated[float, Setting("molecules of each cell", above=0, most=MAX_SIZE_FACTOR)] = 1e4,
     seed: int = 0,
-    extra_poisson: bool = False,
-    min_counts: int = 1,
+    extra_poisson: Annotated[
+        bool, Setting("true: add the second Poisson layer that the source prints by mistake")
+    ] = False,
+    min_counts: MinCounts = 1,
 ) -> CountData:
     """A simulation as if read from a file: row sums as size factors, silent genes dropped.
 

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Annotated, Any, NamedTuple
 
 import anndata as ad
 import h5py
@@ -26,11 +26,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from nbmix.core.declared import Setting
 from nbmix.core.raw_counts import MAX_COUNT
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, existing, open_h5, reading
-from nbmix.data.from_anndata import make_count_data
-from nbmix.data.read import pick_cells
+from nbmix.data.from_anndata import MinCounts, make_count_data
+from nbmix.data.read import Subsample, pick_cells
 from nbmix.errors import InputError
 
 GENES = "Gene Expression"  # 10x's name for the features that are genes
@@ -94,20 +95,20 @@ class Library(NamedTuple):
 def read_tenx(
     path: str | os.PathLike[str] | None,
     *,
-    genome: str | None = None,
-    feature_type: str | None = GENES,
-    min_counts: int = 1,
-    subsample: int | None = None,
+    genome: Annotated[str | None, Setting("the genome of an .h5 file that holds several; null: all")] = None,
+    feature_type: Annotated[str | None, Setting("type of features to keep; null: all")] = GENES,
+    min_counts: MinCounts = 1,
+    subsample: Subsample = None,
     seed: int = 0,
 ) -> CountData:
     """Read the counts that Cell Ranger left; cells by barcode, genes by Ensembl id.
 
     Args:
         path: folder with matrix.mtx, or .h5 file; of the filtered matrix, whose barcodes are cells.
-        genome: of an .h5 file with several; None for all there are (version 2 keeps their cells apart).
-        feature_type: features to keep, where the file tells ("Antibody Capture" are no genes); None for all.
-        min_counts: genes need at least this many counts over the picked cells.
-        subsample: number of cells drawn without replacement, in file order; None for all.
+        genome: None for all there are (version 2 keeps their cells apart).
+        feature_type: where the file tells ("Antibody Capture" are no genes).
+        min_counts: over the picked cells.
+        subsample: the cells drawn stay in file order.
         seed: of ``np.random.default_rng`` for the subsample.
 
     Raises:

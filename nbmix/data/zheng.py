@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import anndata as ad
 import numpy as np
@@ -21,9 +22,20 @@ import requests
 import scipy.sparse as sp
 from filelock import FileLock
 
+from nbmix.core.declared import Setting
 from nbmix.data.counts import CountData
-from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, DEFAULT_SYMBOL_KEY, make_count_data
-from nbmix.data.read import pick_cells, read_h5ad
+from nbmix.data.from_anndata import (
+    DEFAULT_LABEL_KEY,
+    DEFAULT_SYMBOL_KEY,
+    LabelKey,
+    Layer,
+    MinCounts,
+    PriorKey,
+    SizeFactorKey,
+    SymbolKey,
+    make_count_data,
+)
+from nbmix.data.read import Subsample, pick_cells, read_h5ad
 from nbmix.data.tenx import Library, parse_library
 from nbmix.errors import InputError
 
@@ -62,15 +74,17 @@ def read_zheng(
     populations: Sequence[str] | str,
     *,
     path: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: Annotated[
+        str | os.PathLike[str] | None, Setting("folder for downloads; null: the user's cache folder")
+    ] = None,
     url: str = ZHENG_URL,
-    label_key: str | None = DEFAULT_LABEL_KEY,
-    layer: str | None = None,
-    size_factor_key: str | None = None,
-    prior_key: str | None = None,
-    gene_symbol_key: str | None = DEFAULT_SYMBOL_KEY,
-    min_counts: int = 1,
-    subsample: int | None = None,
+    label_key: LabelKey = DEFAULT_LABEL_KEY,
+    layer: Layer = None,
+    size_factor_key: SizeFactorKey = None,
+    prior_key: PriorKey = None,
+    gene_symbol_key: SymbolKey = DEFAULT_SYMBOL_KEY,
+    min_counts: MinCounts = 1,
+    subsample: Subsample = None,
     seed: int = 0,
 ) -> CountData:
     """Sorted populations as one data set, labelled by the sort.
@@ -81,7 +95,6 @@ def read_zheng(
     Args:
         populations: names out of ``POPULATIONS``; for ``MIXTURES`` see the source notebook.
         path: an .h5ad file with these labels, read in place of the archives by ``read_h5ad``.
-        cache_dir: folder for the archives; by default that of the user's operating system.
         url: address of an archive, with ``{population}`` where its name goes.
         label_key, layer, size_factor_key, prior_key, gene_symbol_key, min_counts, subsample, seed: as
             ``read_h5ad``.

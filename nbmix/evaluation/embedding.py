@@ -1,12 +1,13 @@
 """Two-dimensional pictures of the cells, from the counts alone: no model is involved."""
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, csr_matrix
 
+from nbmix.core.declared import Setting
 from nbmix.data.pca import log_pca
 
 UMAP_NEIGHBORS = 15
@@ -24,7 +25,9 @@ def embed(
     counts: csr_matrix | csr_array,
     size_factors: ArrayLike,
     *,
-    max_umap_cells: int = 20_000,
+    max_umap_cells: Annotated[
+        int, Setting("cells up to which pictures use UMAP; beyond: PCA; 0: always PCA", least=0)
+    ] = 20_000,
     n_pcs: int = 50,
     seed: int = 0,
 ) -> Embedding:
@@ -37,7 +40,6 @@ def embed(
     Args:
         counts: (cells, genes), CSR.
         size_factors: (cells,), not negative; a cell with 0 is treated as empty.
-        max_umap_cells: largest number of cells for UMAP; 0 asks for PCA.
         n_pcs: principal components that UMAP sees.
         seed: the same seed gives the same coordinates on the same machine.
 

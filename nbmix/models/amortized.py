@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
-from nbmix.core.settings import MixtureSettings
-from nbmix.errors import InputError
+from nbmix.core.declared import Setting, checked
+from nbmix.core.settings import Dtype, MixtureSettings, NComponents, StartPseudoCells, Weights
 from nbmix.models.base import Prediction
 from nbmix.models.minibatch import ElboTerms, MinibatchModule, prior_where_empty
 from nbmix.models.networks import SparseEncoder
 
 
+@checked("model")
 class AmortizedMixture(MinibatchModule):
     """An encoder network gives the responsibilities; both sides climb the ELBO by minibatches.
 
@@ -28,13 +28,6 @@ class AmortizedMixture(MinibatchModule):
 
     Args:
         gene_names: (genes,).
-        n_components, weights, dtype: see ``MixtureSettings``.
-        n_hidden: units of the encoder's hidden layer.
-        lr: Adam's rate for the encoder.
-        components_lr: Adam's rate for components and weights.
-        encoder_epochs: epochs in which the encoder alone learns the exact posterior.
-        train_components: else they stay as the start made them.
-        pseudo_cells: of the start, see ``MixtureSettings``; the ELBO has none.
     """
 
     kind: ClassVar[str] = "amortized"
@@ -45,25 +38,18 @@ class AmortizedMixture(MinibatchModule):
         self,
         gene_names: np.ndarray,
         *,
-        n_components: int,
-        weights: str = "learned",
-        dtype: str = "float32",
-        n_hidden: int = 128,
-        lr: float = 1e-3,
-        components_lr: float = 1e-3,
-        encoder_epochs: int = 5,
-        train_components: bool = True,
-        pseudo_cells: float | str = "auto",
+        n_components: NComponents = 4,
+        weights: Weights = MixtureSettings.weights,
+        dtype: Dtype = MixtureSettings.dtype,
+        n_hidden: Annotated[int, Setting("units in the hidden layer of the encoder", least=1)] = 128,
+        lr: Annotated[float, Setting("learning rate of the encoder", above=0)] = 1e-3,
+        components_lr: Annotated[float, Setting("learning rate of components and weights", above=0)] = 1e-3,
+        encoder_epochs: Annotated[
+            int, Setting("epochs in which the encoder alone learns the exact posterior of the start", least=0)
+        ] = 5,
+        train_components: Annotated[bool, Setting("false: components stay what the start made them")] = True,
+        pseudo_cells: StartPseudoCells = MixtureSettings.pseudo_cells,
     ) -> None:
-        for name, value, least in (
-            ("n_hidden", n_hidden, 1),
-            ("encoder_epochs", encoder_epochs, 0),
-        ):
-            if value < least:
-                raise InputError(f"model.{name}={value}: must be {least} or more")
-        for name, rate in (("lr", lr), ("components_lr", components_lr)):
-            if not (math.isfinite(rate) and rate > 0):
-                raise InputError(f"model.{name}={rate}: must be above 0")
         plain = {
             "n_components": n_components,
             "weights": weights,

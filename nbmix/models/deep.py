@@ -13,18 +13,18 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch, pair_product
+from nbmix.core.declared import Setting, checked
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, Components
-from nbmix.core.settings import MixtureSettings
+from nbmix.core.settings import MixtureSettings, NComponents, StartPseudoCells, Weights
 from nbmix.core.special import log_rising_ratio
 from nbmix.data.module import CountsDataModule
-from nbmix.errors import InputError
 from nbmix.models.base import Prediction
 from nbmix.models.minibatch import MinibatchModule, prior_where_empty
 from nbmix.models.networks import Decoder, SparseCells, SparseTrunk
@@ -82,6 +82,7 @@ class DeepTerms(NamedTuple):
         return (self.log_q.exp() * (self.log_importance - self.log_q)).sum(1)
 
 
+@checked("model")
 class DeepMixture(MinibatchModule):
     """A deep generative model with a component y in it, fitted by Adam on the ELBO of minibatches.
 
@@ -98,15 +99,6 @@ class DeepMixture(MinibatchModule):
 
     Args:
         gene_names: (genes,).
-        n_components, weights: see ``MixtureSettings``.
-        n_latent: dimensions of z.
-        n_hidden: units of every hidden layer.
-        lr: Adam's rate for networks; SINGLE_RATE times that for ``single`` parameters.
-        weight_precision: of the prior N(0, 1 / weight_precision) of the decoder's weights; 0 for none.
-        start_epochs: epochs in which the start's responsibilities stand in for q(y).
-        kl_epochs: epochs in which KL parts count for less than 1.
-        n_draws: of the latents of each cell, for predictions.
-        pseudo_cells: of the start, see ``MixtureSettings``.
     """
 
     free_to_change: ClassVar[frozenset[str]] = frozenset({"lr", "start_epochs", "kl_epochs", "n_draws"})
@@ -119,30 +111,24 @@ class DeepMixture(MinibatchModule):
         self,
         gene_names: np.ndarray,
         *,
-        n_components: int,
-        weights: str = "learned",
-        n_latent: int = 10,
-        n_hidden: int = 64,
-        lr: float = 1e-3,
-        weight_precision: float = 300.0,
-        start_epochs: int = 6,
-        kl_epochs: int = 6,
-        n_draws: int = 8,
-        pseudo_cells: float | str = "auto",
+        n_components: NComponents = 4,
+        weights: Weights = MixtureSettings.weights,
+        n_latent: Annotated[int, Setting("dimensions of each latent vector", least=1)] = 10,
+        n_hidden: Annotated[int, Setting("units in every hidden layer", least=1)] = 64,
+        lr: Annotated[float, Setting("learning rate of the networks", above=0)] = 1e-3,
+        weight_precision: Annotated[
+            float, Setting("precision of the normal prior on the decoder's weights; 0: no prior", least=0)
+        ] = 300,
+        start_epochs: Annotated[
+            int,
+            Setting(
+                "epochs in which the start's responsibilities stand in for q(y); 0: far worse groups", least=0
+            ),
+        ] = 6,
+        kl_epochs: Annotated[int, Setting("epochs over which the KL terms grow to full weight", least=0)] = 6,
+        n_draws: Annotated[int, Setting("draws of the latents of each cell, for predictions", least=1)] = 8,
+        pseudo_cells: StartPseudoCells = MixtureSettings.pseudo_cells,
     ) -> None:
-        for name, value, least in (
-            ("n_latent", n_latent, 1),
-            ("n_hidden", n_hidden, 1),
-            ("start_epochs", start_epochs, 0),
-            ("kl_epochs", kl_epochs, 0),
-            ("n_draws", n_draws, 1),
-        ):
-            if value < least:
-                raise InputError(f"model.{name}={value}: must be {least} or more")
-        if not (math.isfinite(lr) and lr > 0):
-            raise InputError(f"model.lr={lr}: must be above 0")
-        if not (math.isfinite(weight_precision) and weight_precision >= 0):
-            raise InputError(f"model.weight_precision={weight_precision}: must be a number from 0 on")
         plain = {
             "n_components": n_components,
             "weights": weights,

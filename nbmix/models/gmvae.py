@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.declared import checked
 from nbmix.models.deep import DeepMixture, DeepTerms
 from nbmix.models.networks import Normal, normal_kl
 
 
+@checked("model", DeepMixture)
 class GMVAE(DeepMixture):
     """One normal for each component in the latent space.
 
@@ -24,14 +26,15 @@ class GMVAE(DeepMixture):
 
     Args:
         gene_names: (genes,).
-        n_components, settings: see ``DeepMixture``.
+        settings: see ``DeepMixture``.
     """
 
     kind: ClassVar[str] = "gmvae"
     single = DeepMixture.single | {"prior_mean", "prior_log_sd"}
 
-    def __init__(self, gene_names: np.ndarray, *, n_components: int, **settings: Any) -> None:
-        super().__init__(gene_names, n_components=n_components, **settings)
+    def __init__(self, gene_names: np.ndarray, **settings: Any) -> None:
+        super().__init__(gene_names, **settings)
+        n_components = self.mixture.settings.n_components
         n_latent, n_hidden = self.n_latent, self.n_hidden
         self.noise_width = n_latent
         self.component = nn.Linear(n_hidden, n_components)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,15 +11,17 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.declared import Setting, checked
 from nbmix.core.em_loop import StoppingRule
 from nbmix.core.m_step import MStep, NewtonMStep
-from nbmix.core.settings import MixtureSettings
+from nbmix.core.settings import Dtype, Folds, MixtureSettings, NComponents, PseudoCells, Weights
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.starts.base import StartState
 
 
+@checked("model")
 class MixtureEM(MixtureModule):
     """Exact EM: every epoch adds up the statistics of all batches and ranks, then takes one M step.
 
@@ -30,9 +32,7 @@ class MixtureEM(MixtureModule):
 
     Args:
         gene_names: (genes,).
-        n_components, folds, pseudo_cells, weights, dtype, m_step: see ``MixtureSettings``.
-        tolerance: relative; the fit has converged once the objective rises by less.
-        patience: for so many iterations in a row.
+        m_step: see ``MixtureSettings``.
     """
 
     kind: ClassVar[str] = "em"
@@ -44,17 +44,20 @@ class MixtureEM(MixtureModule):
         self,
         gene_names: np.ndarray,
         *,
-        n_components: int,
-        folds: int = 5,
-        pseudo_cells: float | str = "auto",
-        weights: str = "learned",
-        dtype: str = "float32",
+        n_components: NComponents = 4,
+        folds: Folds = MixtureSettings.folds,
+        pseudo_cells: PseudoCells = MixtureSettings.pseudo_cells,
+        weights: Weights = MixtureSettings.weights,
+        dtype: Dtype = MixtureSettings.dtype,
         m_step: MStep | None = None,
-        tolerance: float = 1e-5,
-        patience: int = 2,
+        tolerance: Annotated[
+            float, Setting("smallest rise of the objective that counts, as a share of it", above=0)
+        ] = StoppingRule.tolerance,
+        patience: Annotated[
+            int,
+            Setting("iterations in a row without such a rise, after which the fit has converged", least=1),
+        ] = StoppingRule.patience,
     ) -> None:
-        if not tolerance > 0 or patience < 1:
-            raise InputError("model.tolerance must be above 0 and model.patience 1 or more")
         plain = {
             "n_components": n_components,
             "folds": folds,

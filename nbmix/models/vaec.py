@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.declared import Setting, checked
 from nbmix.data.module import CountsDataModule
-from nbmix.errors import InputError
 from nbmix.models.deep import DeepMixture, DeepTerms
 from nbmix.models.networks import Normal, normal_kl, standard_normal_like
 from nbmix.starts.base import StartState
 
-SIZE_FACTORS = ("given", "latent")
 FIRST_LOG_SD_OF_SIZE = -3.0  # a thousand counts tell a size factor to some hundredths
 
 
+@checked("model", DeepMixture)
 class VAEC(DeepMixture):
     """Components are drawn in latent space by a network, from noise of their own.
 
@@ -30,21 +30,26 @@ class VAEC(DeepMixture):
 
     Args:
         gene_names: (genes,).
-        n_components, settings: see ``DeepMixture``; u has as many dimensions as z.
-        size_factors: "given" with the data; or "latent", where these only say how they are distributed.
+        settings: see ``DeepMixture``; u has as many dimensions as z.
+        size_factors: where they are latent, those of the data only say how they are distributed.
     """
 
     kind: ClassVar[str] = "vaec"
     log_size_prior: Tensor  # (2,) mean and ln sd of ln s
 
     def __init__(
-        self, gene_names: np.ndarray, *, n_components: int, size_factors: str = "given", **settings: Any
+        self,
+        gene_names: np.ndarray,
+        *,
+        size_factors: Annotated[
+            str, Setting("given with the data, or latent: log-normal", words=("given", "latent"))
+        ] = "given",
+        **settings: Any,
     ) -> None:
-        if size_factors not in SIZE_FACTORS:
-            raise InputError(f"model.size_factors={size_factors}: choose {' or '.join(SIZE_FACTORS)}")
-        super().__init__(gene_names, n_components=n_components, **settings)
+        super().__init__(gene_names, **settings)
         self.plain["size_factors"] = size_factors
         self.has_latent_size = size_factors == "latent"
+        n_components = self.mixture.settings.n_components
         n_latent, n_hidden = self.n_latent, self.n_hidden
         self.noise_width = 2 * n_latent + 1
         self.latent = nn.Linear(n_hidden, 2 * n_latent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
+from nbmix.core.declared import Setting, checked
 from nbmix.core.parameters import START_LOG_INV_DISP, Components, lowest_log_mean
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
@@ -36,22 +38,13 @@ class LabelsStart:
         return StartState(one_hot(codes, settings.n_components))
 
 
+@checked("start")
 @dataclass(frozen=True)
 class KMeansStart:
-    """k-means on principal components of log counts.
+    """k-means on principal components of log counts ln(1 + x / s)."""
 
-    Attributes:
-        n_pcs: principal components of ln(1 + x / s) that k-means sees.
-        n_init: runs of k-means, the best by inertia is taken.
-    """
-
-    n_pcs: int = 20
-    n_init: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("n_pcs", "n_init"):
-            if getattr(self, name) < 1:
-                raise InputError(f"start.{name}={getattr(self, name)}: must be 1 or more")
+    n_pcs: Annotated[int, Setting("principal components that k-means sees; more add noise", least=1)] = 20
+    n_init: Annotated[int, Setting("runs of k-means, of which the tightest is taken", least=1)] = 10
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -65,26 +58,23 @@ class KMeansStart:
             return StartState(one_hot(means.fit_predict(scores), settings.n_components))
 
 
+@checked("start")
 @dataclass(frozen=True)
 class TopicsStart:
     """Poisson NMF X ~ L F, scaled to a topic model: l_ik sum_j f_kj to sum to 1, f_kj to sum to 1.
 
     Multiplicative updates of the Kullback-Leibler divergence, which is the Poisson log likelihood
     (Lee & Seung 2001).
-
-    Attributes:
-        use: "responsibilities" begins at the topic weights of the cells, "means" at the topics as means.
-        iterations: of NMF.
     """
 
-    use: str = "responsibilities"
-    iterations: int = 100
-
-    def __post_init__(self) -> None:
-        if self.use not in ("responsibilities", "means"):
-            raise InputError(f"start.use={self.use}: choose responsibilities or means")
-        if self.iterations < 1:
-            raise InputError(f"start.iterations={self.iterations}: must be 1 or more")
+    use: Annotated[
+        str,
+        Setting(
+            "responsibilities: begin at each cell's weights of topics; means: begin at the topics",
+            words=("responsibilities", "means"),
+        ),
+    ] = "responsibilities"
+    iterations: Annotated[int, Setting("iterations of the factorisation", least=1)] = 100
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from dataclasses import dataclass
 from tokenize import TokenError
+from typing import Annotated
 
 import numpy as np
 import torch
 
+from nbmix.core.declared import Setting, checked
 from nbmix.core.parameters import START_LOG_INV_DISP, Components, lowest_log_mean
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import align_to_genes, load_checkpoint
@@ -17,16 +20,16 @@ from nbmix.errors import InputError
 from nbmix.starts.base import StartState
 
 
+@checked("start")
 @dataclass(frozen=True)
 class ResponsibilitiesStart:
     """Responsibilities of all cells of the data, from a .npy file.
 
-    Attributes:
-        path: of a (cells, K) array, not negative, rows with a positive sum, for all cells that were read
-            (held-out ones included), in their order. Rows are normalised.
+    The (cells, K) array holds all cells that were read, held-out ones included, in their order. It is not
+    negative, every row has a positive sum, and rows are normalised.
     """
 
-    path: str
+    path: Annotated[str | os.PathLike[str], Setting(".npy file of shape (cells, components)")]
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -45,18 +48,18 @@ class ResponsibilitiesStart:
         return StartState(torch.from_numpy(q / q.sum(1, keepdims=True)))
 
 
+@checked("start")
 @dataclass(frozen=True)
 class MeansStart:
     """Means of the components, from a .npy file.
 
-    Attributes:
-        path: of a (K, genes) array of mu, per unit of size factor; genes in the order of the data after its
-            gene filter.
-        log_inv_disp: ln of the inverse dispersion that all genes begin at.
+    The (K, genes) array holds mu per unit of size factor, genes in the order of the data after its filter.
     """
 
-    path: str
-    log_inv_disp: float = START_LOG_INV_DISP
+    path: Annotated[str | os.PathLike[str], Setting(".npy file of shape (components, genes)")]
+    log_inv_disp: Annotated[
+        float, Setting("natural log of the inverse dispersion of every gene and component")
+    ] = START_LOG_INV_DISP
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -75,15 +78,15 @@ class MeansStart:
         return StartState(components=Components(log_mean, torch.full_like(log_mean, self.log_inv_disp)))
 
 
+@checked("start")
 @dataclass(frozen=True)
 class CheckpointStart:
     """The components of an earlier run, of either mode; genes are matched by name.
 
-    Attributes:
-        path: a checkpoint of nbmix. Genes that it does not know begin at the data's pooled mean.
+    Genes that the checkpoint does not know begin at the data's pooled mean.
     """
 
-    path: str
+    path: Annotated[str | os.PathLike[str], Setting("checkpoint of the earlier run")]
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -108,7 +111,7 @@ class CheckpointStart:
         return StartState(components=Components(log_mean, log_inv_disp))
 
 
-def _load_array(path: str, setting: str) -> np.ndarray:
+def _load_array(path: str | os.PathLike[str], setting: str) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, TokenError, zipfile.BadZipFile) as error:

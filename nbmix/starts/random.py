@@ -11,17 +11,18 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nbmix.core.declared import Setting, checked
 from nbmix.core.em_loop import StoppingRule, run_em
 from nbmix.core.kernels.threads import side_by_side
 from nbmix.core.m_step import NewtonMStep
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
-from nbmix.errors import InputError
 from nbmix.starts.base import StartState, choose_cells, new_mixture, prepare, random_responsibilities
 from nbmix.starts.search import Search, most_variable_genes, total_log_likelihood
 
@@ -44,6 +45,7 @@ LAST_ITERATIONS = 10
 REFINE_ITERATIONS = 4  # of the mixture itself; the rest is for all cells
 
 
+@checked("start")
 @dataclass(frozen=True)
 class RandomStart:
     """Several short runs from random beginnings; the best one by held-out likelihood is finished.
@@ -52,46 +54,34 @@ class RandomStart:
     uniformly from the simplex. After a few iterations the better half goes on (successive halving; Jamieson &
     Talwalkar 2016). A cell is scored by the copy of the components that has not seen it.
 
-    Attributes:
-        n_starts: runs.
-        random_every: of so many runs the last one begins at random responsibilities, the others at k-means; 1
-            for all, 0 for none. Where component weights are given, all do.
-        surplus: so many components more to begin with, as a share of K, and at least LEAST_SURPLUS; 0 for
-            none.
-        n_axes: of variation shared by all components; 0 for none.
-        max_cells: the search sees a random subset of this many cells.
-        max_genes: and so many genes, those that vary most beyond a Poisson distribution.
-        refine_cells: where the data hold twice as many, the found components go on with so many cells.
-        folds: of the search, 2 or more, also where the fit itself is not cross-fitted.
+    Where component weights are given, all runs begin at random responsibilities, with as many components as
+    are wanted; else with LEAST_SURPLUS more at least, unless ``surplus`` is 0.
     """
 
-    n_starts: int = 4
-    random_every: int = 4
-    surplus: float = 0.5
-    n_axes: int = 1
-    max_cells: int = 2000
-    max_genes: int = 2000
-    refine_cells: int = 10_000
-    folds: int = 3
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("n_starts", 1),
-            ("random_every", 0),
-            ("n_axes", 0),
-            ("max_cells", 1),
-            ("max_genes", 1),
-            ("refine_cells", 1),
-            ("folds", 2),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"start.{name}={getattr(self, name)}: must be {least} or more")
-        if self.n_axes > 3:
-            raise InputError(
-                f"start.n_axes={self.n_axes}: must be 3 or less, as each makes the search 3 times slower"
-            )
-        if not 0 <= self.surplus <= 10:
-            raise InputError(f"start.surplus={self.surplus}: must be between 0 and 10")
+    n_starts: Annotated[int, Setting("runs from different beginnings", least=1)] = 4
+    random_every: Annotated[
+        int,
+        Setting(
+            "one run in so many begins at random responsibilities, the others at k-means; 1: all; 0: none",
+            least=0,
+        ),
+    ] = 4
+    surplus: Annotated[
+        float,
+        Setting(
+            "extra components at first, as a share of those wanted; removed one by one", least=0, most=10
+        ),
+    ] = 0.5
+    n_axes: Annotated[
+        int,
+        Setting("directions in which cells of all components vary; each triples the time", least=0, most=3),
+    ] = 1
+    max_cells: Annotated[int, Setting("cells that the search sees", least=1)] = 2000
+    max_genes: Annotated[int, Setting("genes that the search sees, the most variable ones", least=1)] = 2000
+    refine_cells: Annotated[
+        int, Setting("cells that the result is refined on, where the data hold twice as many", least=1)
+    ] = 10_000
+    folds: Annotated[int, Setting("folds of the search, which is always cross-fitted", least=2)] = 3
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator

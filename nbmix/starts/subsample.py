@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 
+from nbmix.core.declared import Setting, checked
 from nbmix.core.em_loop import run_em
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
@@ -14,26 +16,19 @@ from nbmix.starts.base import Start, StartState, choose_cells, new_mixture, prep
 from nbmix.starts.random import RandomStart
 
 
+@checked("start")
 @dataclass(frozen=True)
 class SubsampleStart:
     """Cross-fitted EM to convergence on a random subset of cells; its components start the fit of all.
 
     Attributes:
-        n_cells: size of the subset.
         inner: where EM on the subset begins.
-        iterations: of EM at most.
-        folds: of EM on the subset; 1 is plain EM.
     """
 
-    n_cells: int = 10_000
+    n_cells: Annotated[int, Setting("cells that EM sees", least=1)] = 10_000
     inner: Start = field(default_factory=RandomStart)
-    iterations: int = 50
-    folds: int = 5
-
-    def __post_init__(self) -> None:
-        for name in ("n_cells", "iterations", "folds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"start.{name}={getattr(self, name)}: must be 1 or more")
+    iterations: Annotated[int, Setting("iterations of EM at most", least=1)] = 50
+    folds: Annotated[int, Setting("folds of this EM, whatever those of the fit; 1: plain EM", least=1)] = 5
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -51,15 +46,12 @@ class SubsampleStart:
         return StartState.of(mixture)
 
 
+@checked("start")
 @dataclass(frozen=True)
 class FirstBatchStart:
-    """One M step on random responsibilities of a first batch of cells, as the source's library did.
+    """One M step on random responsibilities of a first batch of cells, as the source's library did."""
 
-    Attributes:
-        n_cells: cells in that batch.
-    """
-
-    n_cells: int = 64
+    n_cells: Annotated[int, Setting("cells in the batch", least=1)] = 64
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator

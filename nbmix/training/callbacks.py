@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.nn.functional import one_hot
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.declared import Setting
 from nbmix.data.module import CountsDataModule
 from nbmix.data.whole_file import commit, part_of
 from nbmix.evaluation.metrics import SMALLEST_PROBABILITY, LabelTables
@@ -35,12 +36,9 @@ class BestCheckpoint(Checkpoint):
 
     It is best.ckpt.part until the next last.ckpt, so that the two on the disk belong together. A fit that
     goes on in another folder begins its best.ckpt anew.
-
-    Args:
-        dirpath: its folder.
     """
 
-    def __init__(self, dirpath: str) -> None:
+    def __init__(self, dirpath: Annotated[str, Setting("folder of best.ckpt")]) -> None:
         self.path = Path(dirpath).absolute() / "best.ckpt"
         self.best = -math.inf
 
@@ -79,14 +77,11 @@ class LastCheckpoint(Checkpoint):
     """Saves last.ckpt after the start and after epochs, of which it leaves out some where these are short.
 
     A fit that goes on from it reaches what the whole one reaches. The last epoch is always saved.
-
-    Args:
-        dirpath: its folder.
     """
 
     SHARE = 0.1  # of the time that may go into it
 
-    def __init__(self, dirpath: str) -> None:
+    def __init__(self, dirpath: Annotated[str, Setting("folder of last.ckpt")]) -> None:
         self.path = Path(dirpath).absolute() / "last.ckpt"
         self._next = -math.inf  # seconds of ``time.perf_counter``
 

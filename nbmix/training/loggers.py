@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import wandb
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from nbmix.core.declared import Setting
 from nbmix.errors import InputError
 from nbmix.training.callbacks import log
 
 
-def csv_logger(*, save_dir: str) -> CSVLogger:
+def csv_logger(*, save_dir: Annotated[str, Setting("folder that csv/ is made in")]) -> CSVLogger:
     """Scalars in csv/metrics.csv of the run folder; a fit that goes on there writes csv-2, csv-3, ..."""
     numbered = (f"csv-{number}" if number > 1 else "csv" for number in count(1))
     version = next(name for name in numbered if not (Path(save_dir) / name).exists())
     return CSVLogger(save_dir, name=None, version=version)
 
 
-def wandb_logger(*, save_dir: str, offline: bool = False, **settings: Any) -> WandbLogger:
+def wandb_logger(
+    *,
+    save_dir: Annotated[str, Setting("folder that wandb/ is made in")],
+    project: Annotated[str, Setting("project at Weights & Biases")] = "nbmix",
+    name: Annotated[str | None, Setting("name of the run; null: made up by Weights & Biases")] = None,
+    offline: Annotated[bool, Setting("true: keep the run in its folder, for wandb sync")] = False,
+    **settings: Any,
+) -> WandbLogger:
     """A W&B logger whose local files are in the run folder.
 
     Args:
-        save_dir: the run folder.
-        offline: keep the run there; ``wandb sync`` uploads it later.
         settings: of ``pytorch_lightning.loggers.WandbLogger``, or of ``wandb.init``.
 
     Raises:
@@ -35,7 +41,7 @@ def wandb_logger(*, save_dir: str, offline: bool = False, **settings: Any) -> Wa
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     if offline:  # there is nothing to say but where the run is
         wandb.setup(wandb.Settings(silent=True, mode="offline"))
-    logger = WandbLogger(save_dir=save_dir, offline=offline, **settings)
+    logger = WandbLogger(save_dir=save_dir, project=project, name=name, offline=offline, **settings)
     try:
         experiment = logger.experiment  # connects here, before any work
     except wandb.errors.Error as error:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
@@ -24,6 +24,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_only
 
+from nbmix.core.declared import Setting, checked
 from nbmix.data.checkpoint import write_checkpoint
 from nbmix.errors import InputError
 
@@ -37,12 +38,14 @@ _EXPECTED_WARNINGS = (
 )
 
 
+@checked("trainer")
 def build_trainer(
     *,
-    gpus: int = 0,
-    processes: int = 1,
-    num_nodes: int = 1,
-    max_epochs: int = 100,
+    gpus: Annotated[int, Setting("0: run on the CPU; N: use N GPUs on each node; -1: use all", least=-1)] = 0,
+    processes: Annotated[int, Setting("processes on each node where there is no GPU", least=1)] = 1,
+    num_nodes: Annotated[int, Setting("machines", least=1)] = 1,
+    max_epochs: Annotated[int, Setting("epochs at most; for model=em iterations", least=1)] = 100,
+    default_root_dir: Annotated[str | None, Setting("folder for what Lightning itself writes")] = None,
     multirun: bool = False,
     alone: bool = False,
     callbacks: Sequence[pl.Callback] = (),
@@ -52,24 +55,15 @@ def build_trainer(
     """Map ``gpus`` and ``processes`` to Lightning's accelerator, devices and strategy.
 
     Args:
-        gpus: 0 for the CPU, N for N GPUs of each node, -1 for all that there are.
-        processes: CPU processes of each node where gpus = 0; more than one run data-parallel.
-        num_nodes: machines.
-        max_epochs: at most; for EM an epoch is an iteration.
         multirun: this run is one of a sweep in this process (Hydra's ``-m``).
         alone: a trainer of this process only, also in a job of many.
-        callbacks, logger, options: passed to ``pytorch_lightning.Trainer``.
+        default_root_dir, callbacks, logger, options: passed to ``pytorch_lightning.Trainer``.
 
     Raises:
         InputError: there are not so many GPUs; or several processes inside a sweep, where every child
             process would start the sweep again.
     """
     available = torch.cuda.device_count()
-    if gpus < -1 or processes < 1 or num_nodes < 1 or max_epochs < 1:
-        raise InputError(
-            f"trainer.gpus={gpus} trainer.processes={processes} trainer.num_nodes={num_nodes} "
-            f"trainer.max_epochs={max_epochs}: gpus must be -1, 0 or more, the others 1 or more"
-        )
     if gpus > available or (gpus == -1 and available == 0):
         raise InputError(
             f"trainer.gpus={gpus}: GPUs that torch finds on this machine: {available}; set "
@@ -102,6 +96,7 @@ def build_trainer(
         num_nodes=num_nodes,
         strategy=strategy,
         max_epochs=max_epochs,
+        default_root_dir=default_root_dir,
         callbacks=[*callbacks, OwnSignals()],
         plugins=plugins,
         logger=logger if logger is not None else False,

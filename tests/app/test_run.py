@@ -291,7 +291,7 @@ def test_values_that_are_no_counts(value, words, tmp_path):
         (("data.min_counts=1000",), "set a lower data.min_counts"),
         (("data.min_counts=0",), "data.min_counts=0: must be 1 or more"),
         (("model.n_components=7",), "model.n_components=7: there are only 6 cells to fit"),
-        (("model.n_components=0",), "model.n_components=0: there must be at least 1 component"),
+        (("model.n_components=0",), "model.n_components=0: must be 1 or more"),
         (("model.n_components=3", "start=labels"), "there are 2 labels; set model.n_components=2"),
         (("model.folds=7",), "model.folds=7: there are only 6 cells to fit"),
         (("task=show",), "task=show: choose fit or predict"),

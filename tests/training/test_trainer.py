@@ -24,7 +24,7 @@ def no_gpus(monkeypatch):
     [
         ({"gpus": 2}, r"trainer\.gpus=2: GPUs that torch finds on this machine: 0"),
         ({"gpus": -1}, r"trainer\.gpus=-1: .*trainer\.gpus=0 for the CPU"),
-        ({"gpus": -2}, r"gpus must be -1, 0 or more"),
+        ({"gpus": -2}, r"trainer\.gpus=-2: must be -1 or more"),
         ({"processes": 0}, r"trainer\.processes=0"),
         ({"num_nodes": 0}, r"trainer\.num_nodes=0"),
         ({"max_epochs": 0}, r"trainer\.max_epochs=0"),
