@@ -34,7 +34,7 @@ class Checkpoint(NamedTuple):
     """What nbmix needs of a checkpoint file.
 
     Attributes:
-        model: "em" or "amortized".
+        model: its ``kind``, see ``nbmix.models.base``.
         settings: plain keyword arguments of the model.
         gene_names: (genes,) of the components.
         median_size_factor: of the cells that were fitted.

@@ -140,6 +140,10 @@ class MixtureModule(pl.LightningModule):
             setattr(self.mixture, name, torch.nn.Parameter(kept))
         self.gene_names = self.gene_names[positions]
 
+    def held_out_log_likelihood(self, batch: CellBatch) -> Tensor:
+        """(cells,) ln p(x_i) of held-out cells in nats: that of the mixture, unless a model knows better."""
+        return self.mixture.posterior(batch, fold=-1).log_likelihood
+
     # what it may use
 
     @property
@@ -191,8 +195,7 @@ class MixtureModule(pl.LightningModule):
         self._held_out = [0.0, 0.0]
 
     def validation_step(self, batch: CellBatch, batch_idx: int) -> None:
-        log_likelihood = self.mixture.posterior(batch, fold=-1).log_likelihood
-        self._held_out[0] += float(log_likelihood.sum())
+        self._held_out[0] += float(self.held_out_log_likelihood(batch).sum())
         self._held_out[1] += batch.n_cells
 
     def on_validation_epoch_end(self) -> None:

@@ -297,9 +297,8 @@ class DeepMixture(MinibatchModule):
     def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
         return self.predict(batch, self.n_draws)
 
-    def validation_step(self, batch: CellBatch, batch_idx: int) -> None:
-        self._held_out[0] += float(self.predict(batch, 1).log_likelihood.sum())
-        self._held_out[1] += batch.n_cells
+    def held_out_log_likelihood(self, batch: CellBatch) -> Tensor:
+        return self.predict(batch, 1).log_likelihood
 
     def restrict_genes(self, positions: np.ndarray) -> None:
         super().restrict_genes(positions)

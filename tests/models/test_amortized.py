@@ -6,17 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from nbmix.core.em_loop import run_em
 from nbmix.core.nodes import NODE_TOLERANCE
-from nbmix.core.settings import MixtureSettings
-from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.models.amortized import AmortizedMixture
-from nbmix.models.base import START_FOLDS, start_components
-from nbmix.starts.base import StartState, one_hot
 from nbmix.starts.clusters import LabelsStart
 from tests.helpers.running import fit, small_data
 
@@ -51,7 +47,7 @@ def test_elbo_is_a_bound_that_the_exact_posterior_reaches(weights):
             exact = model.mixture.posterior(batch).log_likelihood
         # one interpolates once between nodes, the other twice
         torch.testing.assert_close(terms.elbo, exact, rtol=NODE_TOLERANCE, atol=0)
-        torch.testing.assert_close(sum(terms.parts.values()), terms.elbo, rtol=1e-10, atol=0)
+        torch.testing.assert_close(sum(terms.parts().values()), terms.elbo, rtol=1e-10, atol=0)
 
 
 def test_prediction_is_what_the_encoder_says():
@@ -67,29 +63,29 @@ def test_prediction_is_what_the_encoder_says():
         torch.testing.assert_close(cells.log_likelihood[batch.rows], exact, rtol=1e-6, atol=0)
 
 
+class AtStart(pl.Callback):
+    """The mixture's parameters as the fit finds them."""
+
+    def on_train_start(self, trainer, module):
+        self.state = {name: value.clone() for name, value in module.mixture.state_dict().items()}
+
+
 def test_encoder_learns_the_posterior_first_and_components_wait():
     data = small_data()
-    model = model_for(data, encoder_epochs=3)
-    start = {}
-    model.begin, begin = lambda *a: (begin(*a), start.update(at=model.mixture.log_mean.clone())), model.begin
-    fit(model, data, epochs=3, batch_size=20)
-    assert torch.equal(model.mixture.log_mean, start["at"])
-    fit(model, data, epochs=5, batch_size=20)
-    assert not torch.equal(model.mixture.log_mean, start["at"])
+    for epochs, waits in ((3, True), (5, False)):
+        model, start = model_for(data, encoder_epochs=3), AtStart()
+        fit(model, data, epochs=epochs, callbacks=[start], batch_size=20)
+        assert torch.equal(model.mixture.log_mean, start.state["log_mean"]) == waits
 
 
 @pytest.mark.parametrize("n_components", [2, 3, 7])
 def test_frozen_components_stay_bit_identical(n_components):
     data = small_data()
     model = model_for(data, n_components=n_components, train_components=False, encoder_epochs=1)
-    start = {}
-    model.begin, begin = (
-        lambda *a: (begin(*a), start.update({k: v.clone() for k, v in model.mixture.state_dict().items()})),
-        model.begin,
-    )
-    fit(model, data, epochs=4, batch_size=20)
+    start = AtStart()
+    fit(model, data, epochs=4, callbacks=[start], batch_size=20)
     for name, value in model.mixture.state_dict().items():
-        assert torch.equal(value, start[name]), name
+        assert torch.equal(value, start.state[name]), name
 
 
 def test_uniform_weights_stay_uniform():
@@ -154,41 +150,3 @@ def test_empty_cells_and_a_component_without_cells():
 def test_bad_settings(name, value):
     with pytest.raises(InputError, match=rf"model\.{name}="):
         model_for(small_data(), **{name: value})
-
-
-def test_no_component_of_given_responsibilities_is_lost_where_em_sees_some_cells(monkeypatch):
-    seen = []
-
-    def watched(mixture, batches, *, responsibilities, **settings):
-        seen.append(responsibilities)
-        return run_em(mixture, batches, responsibilities=responsibilities, **settings)
-
-    monkeypatch.setattr("nbmix.models.base.run_em", watched)
-    monkeypatch.setattr("nbmix.models.base.START_CELLS", 20)
-    monkeypatch.setattr("nbmix.models.base.START_CELLS_OF_A_COMPONENT", 5)
-    data = small_data()
-    module = CountsDataModule(lambda: data, validation_share=0.0)
-    module.setup()
-    drawn = np.random.default_rng(0).permutation(60)[:20]
-    rare = np.setdiff1d(np.arange(60), drawn)[:3]
-    q = one_hot(np.isin(np.arange(60), rare).astype(int), 2)
-    components, _ = start_components(StartState(q), module, MixtureSettings(2))
-    assert seen[0].sum(0).tolist() == [20, 3]
-    assert torch.isfinite(components.log_mean).all()
-
-
-def test_given_responsibilities_go_on_by_em_with_the_folds_of_a_fit(monkeypatch):
-    """Where EM ends may hang on the folds, and it is to end where a fit by EM does."""
-    seen = []
-
-    def watched(mixture, batches, **settings):
-        seen.extend(batches)
-        return run_em(mixture, batches, **settings)
-
-    monkeypatch.setattr("nbmix.models.base.run_em", watched)
-    module = CountsDataModule(small_data, folds=START_FOLDS, seed=3)
-    module.setup()
-    start_components(StartState(one_hot(np.arange(54) % 2, 2)), module, MixtureSettings(2))
-    of_start = {int(module.training_rows[row]): batch.fold for batch in seen for row in batch.rows}
-    of_fit = {int(row): batch.fold for batch in module.train_dataloader() for row in batch.rows}
-    assert of_start == of_fit

@@ -1,4 +1,4 @@
-"""The pieces of the deep models against their textbook forms, and what both models do in a run."""
+"""What the two deep models share, against textbook forms, and what both do in a run."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from dataclasses import replace
 import anndata as ad
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import scipy.sparse as sp
 import torch
 from sklearn.metrics import adjusted_rand_score
-from torch.distributions import Normal as TorchNormal
-from torch.distributions import kl_divergence
 
 from nbmix.core.batch import CellBatch
 from nbmix.core.settings import MixtureSettings
-from nbmix.data.checkpoint import load_checkpoint
+from nbmix.data.checkpoint import load_checkpoint, write_checkpoint
 from nbmix.errors import InputError
-from nbmix.models import deep as deep_module
+from nbmix.models.deep import SUMMARY_DRAWS
 from nbmix.models.gmvae import GMVAE
-from nbmix.models.networks import Decoder, Normal, SparseCells, SparseTrunk, normal_kl
 from nbmix.models.restore import restore
 from nbmix.models.vaec import VAEC
 from nbmix.starts.clusters import LabelsStart
@@ -50,33 +48,14 @@ def ready(kind, problem, **settings):
     return model
 
 
-def test_normals_are_those_of_torch():
-    q = Normal.of(torch.randn(4, 3, 10, dtype=torch.float64))
-    p = Normal.of(torch.randn(3, 10, dtype=torch.float64))
-    mine, theirs = (TorchNormal(n.mean, n.log_sd.exp()) for n in (q, p))
-    torch.testing.assert_close(normal_kl(q, p), kl_divergence(mine, theirs).sum(-1), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(q.entropy(), mine.entropy().sum(-1), rtol=1e-12, atol=1e-12)
-    value = q.sample(torch.randn(4, 3, 5, dtype=torch.float64))
-    torch.testing.assert_close(q.log_density(value), mine.log_prob(value).sum(-1), rtol=1e-12, atol=1e-12)
-
-
-def test_trunk_is_the_dense_network(problem):
-    torch.manual_seed(0)
-    trunk = SparseTrunk(problem.counts.shape[1], 5).double()
-    dense = torch.log1p(torch.from_numpy(problem.counts.toarray()).double()) @ trunk.first + trunk.first_bias
-    expected = torch.relu(torch.nn.functional.layer_norm(dense, (5,)))
-    torch.testing.assert_close(trunk(problem.batch, problem.basis.levels), expected)
-
-
 @pytest.mark.parametrize("cells_at_once", [7, 1000])
-def test_likelihood_is_the_negative_binomial_of_every_gene(problem, cells_at_once, monkeypatch):
-    monkeypatch.setattr(deep_module, "CELLS_AT_ONCE", cells_at_once)
+def test_likelihood_is_the_negative_binomial_of_every_gene(problem, cells_at_once):
     model = ready(GMVAE, problem)
     z = torch.randn(problem.counts.shape[0], 3, dtype=torch.float64)
     log_size = torch.log(problem.batch.size_factors)
     with torch.no_grad():
         shared, cells = model.shared_log_likelihood(problem.batch, log_size)
-        found = shared + model.decoder.log_likelihood(z, log_size, cells)
+        found = shared + model.decoder.log_likelihood(z, log_size, cells, cells_at_once)
         log_mean = model.decoder.log_mean(z)
     assert log_mean.exp().sum(1).numpy() == pytest.approx(np.exp(0.3))
     expected = [
@@ -122,16 +101,6 @@ def test_genes_that_the_data_lacks_take_no_part(kind, problem):
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_nonzero_counts_in_blocks(problem):
-    cells = SparseCells.of(problem.batch, problem.basis.levels)
-    whole = problem.counts.toarray()
-    for rows in (slice(0, 40), slice(0, 7), slice(7, 39), slice(0, 1)):
-        part = cells.block(rows)
-        dense = np.zeros((rows.stop - rows.start, whole.shape[1]))
-        dense[part.row, part.gene] = part.count
-        np.testing.assert_array_equal(dense, whole[rows])
-
-
 @BOTH
 def test_components_have_the_mean_and_variance_of_the_rates(kind, problem):
     model = ready(kind, problem)
@@ -144,7 +113,7 @@ def test_components_have_the_mean_and_variance_of_the_rates(kind, problem):
             shape = model.log_inv_disp.exp()
             mean = model.decoder.log_mean(z).exp()
             rate = torch.distributions.Gamma(shape, shape / mean).sample()
-            error = (mean.var(0) / deep_module.SUMMARY_DRAWS + rate.var(0) / len(z)).sqrt()
+            error = (mean.var(0) / SUMMARY_DRAWS + rate.var(0) / len(z)).sqrt()
             assert ((rate.mean(0) - described.log_mean[k].exp()).abs() < 4.5 * error).all()
             spread = (described.log_mean[k] * 2 - described.log_inv_disp[k]).exp()
             # a variance of heavy-tailed rates is known to some tenths
@@ -243,19 +212,26 @@ def test_empty_cells_and_a_given_prior(kind, n_components):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+class SeenByValidation(pl.Callback):
+    """Means of the mixture's components at the beginning of the fit, and at every validation."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, module):
+        self.start = module.mixture.log_mean.detach().clone()
+
+    def on_validation_end(self, trainer, module):
+        self.seen.append(module.mixture.log_mean.detach().clone())
+
+
 @BOTH
 def test_teaching_does_not_end_at_what_the_mixture_describes(kind):
     """While the start is taught its components stay; afterwards they are those of the model."""
     data = small_data()
-    model = model_for(kind, data, start_epochs=3)
-    model.begin, begin = (
-        lambda *a: (begin(*a), start.update(at=model.mixture.log_mean.clone())),
-        model.begin,
-    )
-    start, seen = {}, []
-    model.on_validation_epoch_end = lambda: seen.append(torch.equal(model.mixture.log_mean, start["at"]))
-    fit(model, data, epochs=5, batch_size=20)
-    assert seen == [True, True, True, False, False]
+    model, means = model_for(kind, data, start_epochs=3), SeenByValidation()
+    fit(model, data, epochs=5, callbacks=[means], batch_size=20)
+    assert [torch.equal(seen, means.start) for seen in means.seen] == [True, True, True, False, False]
     torch.testing.assert_close(model.mixture.log_mean.data[0], model.describe().log_mean)
 
 
@@ -290,12 +266,6 @@ def test_bad_settings(kind, name, value):
         model_for(kind, small_data(), **{name: value})
 
 
-def test_weights_of_rare_genes_start_at_nothing():
-    decoder = Decoder(7, 2, 3)
-    z = torch.randn(4, 2)
-    assert torch.equal(decoder.log_mean(z), decoder.log_mean(z[:1]).expand(4, -1))
-
-
 SHORT = (
     *TINY,
     "model.n_hidden=16",
@@ -304,6 +274,7 @@ SHORT = (
     "model.start_epochs=2",
     "model.kl_epochs=2",
     "data.batch_size=20",
+    "evaluation.max_umap_cells=0",
 )
 
 
@@ -377,16 +348,26 @@ def test_checkpoint_makes_the_same_module(finished):
     assert module.plain == checkpoint.settings
 
 
-@pytest.mark.parametrize("model", ["vaec", "gmvae"])
-def test_going_on_gives_what_one_run_gives(model, tmp_path):
-    settings = (f"model={model}", *SHORT)
-    whole = run_here(tmp_path / "whole", *settings, "trainer.max_epochs=4")
-    run_here(tmp_path / "part", *settings, "trainer.max_epochs=1")  # it is still being taught
-    last = f"ckpt_path={tmp_path}/part/checkpoints/last.ckpt"
-    rest = run_here(tmp_path / "rest", *settings, "trainer.max_epochs=4", last)
-    assert {**rest, "seconds": 0} == {**whole, "seconds": 0}
+@pytest.fixture(scope="module")
+def part(finished, tmp_path_factory):
+    """The checkpoint of the same run, stopped while it is still being taught."""
+    folder = tmp_path_factory.mktemp("part")
+    run_here(folder, f"model={finished[2]}", *SHORT, "trainer.max_epochs=1")
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "now"])
+def test_going_on_gives_what_one_run_gives(finished, part, version, tmp_path):
+    folder, metrics, kind = finished
+    settings, last = (f"model={kind}", *SHORT), part
+    if version == "0.1.0":  # which had one name for the progress of both models
+        content = torch.load(part, weights_only=True)
+        content["deep"] = content.pop(kind)
+        write_checkpoint(content, last := tmp_path / "old.ckpt")
+    rest = run_here(tmp_path / "rest", *settings, "trainer.max_epochs=4", f"ckpt_path={last}")
+    assert {**rest, "seconds": 0} == {**metrics, "seconds": 0}
     mine, theirs = (
-        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for run in ("whole", "rest")
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (folder, tmp_path / "rest")
     )
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)

@@ -56,7 +56,7 @@ def test_parts_are_those_of_torch_at_the_same_draw():
     model, problem = toy(GMVAE, n_latent=2)
     q_y, q_z = posterior(model, problem)
     noise = torch.randn(len(problem.size_factors), 2, dtype=torch.float64)
-    terms = model.terms(problem.batch, noise)
+    terms = model.terms_at(problem.batch, noise)
     z = q_z.loc + q_z.scale * noise[:, None]
     torch.testing.assert_close(terms.log_q, q_y.logits)
     kl = torch.distributions.kl_divergence(q_z, prior(model).expand(q_z.loc.shape)).sum(-1)

@@ -79,7 +79,7 @@ def test_parts_are_those_of_torch_at_the_same_draw(size_factors):
     model, problem = toy(VAEC, n_latent=2, size_factors=size_factors)
     model.log_size_prior.copy_(torch.tensor([5.5, -0.5]))
     noise = torch.randn(6, model.noise_width, dtype=torch.float64)
-    terms = model.terms(problem.batch, noise)
+    terms = model.terms_at(problem.batch, noise)
     hidden = model.trunk(problem.batch, problem.basis.levels)
     q_z = normal(model.latent, hidden)
     z = q_z.loc + q_z.scale * noise[:, :2]
@@ -155,7 +155,7 @@ def test_latent_size_factors_are_found_in_the_counts():
     assert adjusted_rand_score(data.labels, labels) == 1
     with torch.no_grad():
         for batch in module.predict_dataloader():
-            found = model._posterior_of_size(batch).mean[:, 0].numpy()
+            found = model.posterior_of_size(batch).mean[:, 0].numpy()
             # they are known up to the noise of the counts, about a twentieth
             assert np.abs(found - np.log(truth[batch.rows])).mean() < 0.1
 
