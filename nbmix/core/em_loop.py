@@ -57,6 +57,7 @@ class Iteration:
         given: (all rows, K) responsibilities that stand in for the E step.
 
     Attributes:
+        is_warm: whether responsibilities are those of the model's own E step.
         is_comparable: whether the objective can be compared with those of later iterations.
         log_likelihood: sum over the cells so far, nats.
         n_cells: so far.
@@ -66,13 +67,9 @@ class Iteration:
     def __init__(self, model: EMModel, given: Tensor | None = None) -> None:
         model.begin()
         self.model, self.given = model, given
-        self.is_comparable = given is None and model.scores_are_comparable
+        self.is_warm = given is None
+        self.is_comparable = self.is_warm and model.scores_are_comparable
         self.log_likelihood, self.n_cells, self.log_prior_density = 0.0, 0.0, 0.0
-
-    @property
-    def is_warm(self) -> bool:
-        """Whether responsibilities are those of the model's own E step."""
-        return self.given is None
 
     def add(self, batch: CellBatch) -> Tensor:
         """E step of a batch and its statistics; the responsibilities (cells, K)."""

@@ -265,7 +265,8 @@ class Mixture(nn.Module):
     def _problem(self, seen: SufficientStatistics, copy: int, warm: bool) -> MStepProblem:
         """What the M step of a copy works on; its weights are fitted here."""
         settings, basis, prior = self.settings, self.basis, self.prior(copy)
-        if settings.learns_prior and (prior is None or self._begins_at_given_components):
+        are_given = self.e_steps_until_comparable == E_STEPS_OF_GIVEN_COMPONENTS
+        if settings.learns_prior and (prior is None or are_given):
             first = first_prior(seen, basis, self.total_size)
             prior = first if prior is None else prior._replace(log_mean=first.log_mean)
         if settings.weights == "learned":
@@ -279,10 +280,6 @@ class Mixture(nn.Module):
             if prior is not None:  # a silent gene's mean is nowhere near where the prior holds it
                 begin = Components(prior.log_mean.expand_as(begin.log_mean), begin.log_inv_disp)
         return MStepProblem(seen, begin, prior)
-
-    @property
-    def _begins_at_given_components(self) -> bool:
-        return self.e_steps_until_comparable == E_STEPS_OF_GIVEN_COMPONENTS
 
     def prior(self, copy: int = -1) -> GenePrior | None:
         """What a copy's components are drawn from, or None where that is not learned, or not yet."""

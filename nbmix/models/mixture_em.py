@@ -103,18 +103,16 @@ class MixtureEM(MixtureModule):
         self._changed = 0
 
     def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
-        q = self._iteration.add(batch)
+        iteration = self._iteration
+        q = iteration.add(batch)
         self._count_changes(batch, q)
-        if self._is_last(batch_idx):  # before validation, and where Lightning counts steps
-            self._m_step()
+        if self.trainer.is_last_batch:  # before validation, and where Lightning counts steps
+            optimizer, many = self.optimizers(), self.trainer.world_size > 1
+            assert isinstance(optimizer, LightningOptimizer)
+            m_step = partial(self.mixture.m_step, warm=iteration.is_warm, reduce=many, whole=True)
+            iteration.log_prior_density = optimizer.step(m_step)
+            self._start = None
         return {"responsibilities": q}
-
-    def on_train_batch_end(self, outputs: Any, batch: CellBatch, batch_idx: int) -> None:
-        if self._is_last(batch_idx):
-            self._score_iteration()
-
-    def _is_last(self, batch_idx: int) -> bool:
-        return batch_idx + 1 == self.trainer.num_training_batches
 
     def _count_changes(self, batch: CellBatch, q: Tensor) -> None:
         rows, now = batch.rows.cpu(), q.argmax(1).cpu()
@@ -123,18 +121,13 @@ class MixtureEM(MixtureModule):
         self._changed += int((self._assigned[rows] != now).sum())
         self._assigned[rows] = now
 
-    def _m_step(self) -> None:
-        warm, many = self._iteration.is_warm, self.trainer.world_size > 1
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        density = optimizer.step(partial(self.mixture.m_step, warm=warm, reduce=many, whole=True))
-        # GPUs add up in any order
-        density = self.from_first_rank(torch.tensor(density, dtype=torch.float64))
-        self._iteration.log_prior_density = float(density)
-        self._start = None
-
-    def _score_iteration(self) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: CellBatch, batch_idx: int) -> None:
+        if not self.trainer.is_last_batch:
+            return
         iteration = self._iteration
+        # GPUs add up in any order
+        density = self.from_first_rank(torch.tensor(iteration.log_prior_density, dtype=torch.float64))
+        iteration.log_prior_density = float(density)
         iteration.log_likelihood, iteration.n_cells, changed = self.sum_over_ranks(
             iteration.log_likelihood, iteration.n_cells, self._changed
         )

@@ -16,7 +16,8 @@ from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.starts.base import StartState
-from nbmix.starts.random import CELLS_A_COMPONENT, RandomStart
+from nbmix.starts.random import RandomStart
+from nbmix.starts.search import CELLS_A_COMPONENT
 
 log = logging.getLogger(__name__)
 
@@ -103,24 +104,32 @@ def choose_n_components(
     settings: MixtureSettings,
     allowed: Range,
     generator: np.random.Generator,
-    search: RandomStart | None = None,
+    random_start: RandomStart | None = None,
 ) -> Choice:
     """Search from more components than allowed down to one, and find the elbow of the log likelihood.
 
     Held-out log likelihood alone goes on rising while a component buys anything, also within a kind of cell.
     ``elbow`` says where what a component buys falls off.
 
+    Args:
+        data: cells to fit.
+        settings: of the fit, all but K.
+        allowed: K.
+        generator: of all that is random.
+        random_start: whose search it is; the default one.
+
     Raises:
         InputError: there are too few cells.
     """
-    search = search or RandomStart()
+    random_start = random_start or RandomStart()
     most = min(allowed.most + 1, data.n_cells // CELLS_A_COMPONENT)
     if most < allowed.least or most < 2:
         raise InputError(
             f"model.n_components: {data.n_cells} cells are too few to choose among "
             f"{allowed.least} to {allowed.most} components; give a number"
         )
-    seen, joints = search.path(data, settings, most, generator)
+    search = random_start.search(data, generator)
+    joints = search.path(most, generator)
     candidates = np.arange(1, most + 1)
     by_cell = np.stack(
         [torch.logsumexp(joints[k], 1).numpy() for k in range(1, most + 1)]
@@ -135,7 +144,8 @@ def choose_n_components(
         min(allowed.most, most),
     )
     fitted = replace(settings, n_components=recommended)
-    start = search.start_from(seen, joints[recommended], data, fitted, generator)
+    q = torch.softmax(joints[recommended], 1)
+    start = random_start.to_all_cells(search, q, data, fitted, generator)
     return Choice(candidates, curve, errors, recommended, start)
 
 

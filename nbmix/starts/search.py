@@ -1,7 +1,15 @@
-"""The search that random starts make: EM of the factor mixture with components taken away one by one."""
+"""The search for a start: EM of the factor mixture, with components taken away one by one.
+
+It differs from the fit in three ways. Its model lets cells vary along an axis that components share
+(``nbmix.core.factor``), for without it the programmes within a kind of cell compete with the kinds. It begins
+with more components than wanted and takes them away one by one, always the one that is missed least once the
+others have followed, so that no kind is lost to a poor optimum. And it sees the most variable genes alone.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +24,7 @@ from torch import Tensor
 
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.factor import FactorMixture
+from nbmix.core.kernels.threads import side_by_side
 from nbmix.core.levels import CountLevels
 from nbmix.core.m_step import NewtonMStep
 from nbmix.core.nodes import SizeFactorNodes
@@ -23,7 +32,21 @@ from nbmix.data.counts import CountData
 from nbmix.data.pca import log_pca
 from nbmix.starts.base import one_hot, prepare, random_responsibilities
 
+log = logging.getLogger(__name__)
+
 N_PCS = 20  # that k-means sees
+
+CELLS_A_COMPONENT = 10  # at least, of those that a search begins with
+
+FIRST_ITERATIONS = 5  # with all components that a run begins with
+
+GOING_ON = 0.5  # share of the runs, after these; what follows costs three times as much
+
+ITERATIONS_A_REMOVAL = 1  # of a race, which goes on at its end
+
+ITERATIONS_A_STEP = 3  # of a path, whose every step is to be judged
+
+LAST_ITERATIONS = 10
 
 CANDIDATES = 3  # to be taken away that are tried, at most
 
@@ -35,7 +58,13 @@ SEARCH_NODE_TOLERANCE = 1e-3  # relative, of the interpolation in ln s of the ze
 
 
 class SearchRun(NamedTuple):
-    """A search's state: its model, (cells, K, L) joint log likelihood, and their summed log likelihood."""
+    """Where a run stands: its model, (cells, K, L) joint log likelihood, and their sum over the cells.
+
+    Attributes:
+        model: its parameters.
+        joint: (cells, K, L) ln pi_k + ln h_l + ln p(x_i | k, z_l), by the copy that has not seen the cell.
+        score: sum of ln p(x_i), nats.
+    """
 
     model: FactorMixture
     joint: Tensor
@@ -47,36 +76,65 @@ class SearchRun(NamedTuple):
         return torch.logsumexp(self.joint, 2)
 
 
+class Race(NamedTuple):
+    """What became of runs of which the better ones went on.
+
+    Attributes:
+        begun: all runs, after FIRST_ITERATIONS.
+        gone_on: those of them that went on, the best first.
+        best: the winner, with as many components as wanted.
+    """
+
+    begun: list[SearchRun]
+    gone_on: list[SearchRun]
+    best: SearchRun
+
+
 @dataclass(frozen=True)
 class Search:
     """The cells and genes that all runs see.
 
     Attributes:
-        data: of the chosen genes.
+        cells: with all genes.
+        data: the same cells, with the genes that the search sees.
+        basis, batches: of these cells, in ``folds`` folds.
         pcs: (cells, N_PCS) principal components.
-        given: component weights are given per cell.
+        weights_are_given: component weights are given per cell, ``data.prior``.
+        n_axes: of variation that components share.
+        folds: 2 or more.
     """
 
+    cells: CountData
     data: CountData
     basis: Basis
     batches: Sequence[CellBatch]
     pcs: np.ndarray
-    given: bool
+    weights_are_given: bool
     n_axes: int
     folds: int
 
     @classmethod
     def of(
-        cls, data: CountData, given: bool, n_axes: int, folds: int, generator: np.random.Generator
+        cls,
+        cells: CountData,
+        generator: np.random.Generator,
+        *,
+        max_genes: int,
+        n_axes: int,
+        folds: int,
+        weights_are_given: bool = False,
     ) -> Search:
+        """Over the most variable genes; ``generator`` draws folds and principal components."""
+        data = cells.select_genes(most_variable_genes(cells.counts, cells.size_factors, max_genes))
         folds = min(folds, max(2, data.n_cells))
         nodes = SizeFactorNodes.spanning(data.size_factors, SEARCH_NODE_TOLERANCE)
         basis = Basis(nodes, CountLevels.of(data.counts))
         _, batches = prepare(data, folds, generator, basis)
         pcs = log_pca(data.counts, data.size_factors, N_PCS, int(generator.integers(2**31)))
-        return cls(data, basis, batches, pcs, given, n_axes, folds)
+        return cls(cells, data, basis, batches, pcs, weights_are_given, n_axes, folds)
 
     def by_k_means(self, n_components: int, generator: np.random.Generator) -> Tensor:
+        """(cells, K) responsibilities of 0 and 1: one run of k-means from random centres."""
         means = KMeans(n_components, n_init=1, random_state=int(generator.integers(2**31)))
         with warnings.catch_warnings():
             # fewer distinct cells than components: the spare components begin empty
@@ -84,15 +142,68 @@ class Search:
             return one_hot(means.fit_predict(self.pcs), n_components)
 
     def at_random(self, n_components: int, generator: np.random.Generator) -> Tensor:
+        """(cells, K) responsibilities, uniform on the simplex; with given weights in proportion to these."""
         q = random_responsibilities(self.data.n_cells, n_components, generator)
-        if self.given and self.data.prior is not None and self.data.prior.shape == tuple(q.shape):
+        if self.weights_are_given and self.data.prior is not None and self.data.prior.shape == tuple(q.shape):
             q = q * torch.from_numpy(self.data.prior)
             q = q / q.sum(1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
         return q
 
+    def race(self, begins: Sequence[Tensor], n_components: int) -> Race:
+        """Runs from each of ``begins`` (cells, K or more); after FIRST_ITERATIONS the better half goes on.
+
+        Successive halving (Jamieson & Talwalkar 2016), by the cross-fitted log likelihood. Components beyond
+        ``n_components`` are taken away; the best run is finished with LAST_ITERATIONS.
+        """
+        # side by side: much of a run is too small to be shared out over threads
+        begun = side_by_side(lambda number: self.run(begins[number], FIRST_ITERATIONS), len(begins))
+        gone_on = sorted(begun, key=lambda run: -run.score)[: math.ceil(len(begins) * GOING_ON)]
+        runs = side_by_side(
+            lambda number: self.without_least_missed(gone_on[number], n_components, ITERATIONS_A_REMOVAL),
+            len(gone_on),
+        )
+        best = self.go_on(max(runs, key=lambda run: run.score), LAST_ITERATIONS)
+        n_cells = self.data.n_cells
+        log.info(
+            "random starts, held-out nats per cell: %s; gone on with %s; the best ends at %.3f",
+            [round(run.score / n_cells, 3) for run in begun],
+            [round(run.score / n_cells, 3) for run in gone_on],
+            best.score / n_cells,
+        )
+        return Race(begun, gone_on, best)
+
+    def path(self, most: int, generator: np.random.Generator) -> dict[int, Tensor]:
+        """(cells, K) ln pi_k + ln p(x_i | k), cross-fitted, for every K from ``most`` down to 1.
+
+        Components are taken away one by one, in a run from k-means and in one from random responsibilities;
+        of each K the better one is given.
+        """
+        found: dict[int, Tensor] = {}
+        for begin in (self.by_k_means, self.at_random):
+            run = self.run(begin(most, generator), FIRST_ITERATIONS)
+            for n_components in range(most, 0, -1):
+                run = self.without_least_missed(run, n_components, ITERATIONS_A_STEP)
+                if n_components not in found or run.score > total_log_likelihood(found[n_components]):
+                    found[n_components] = run.component_joint
+        return found
+
     def run(self, q: Tensor, iterations: int) -> SearchRun:
         """EM from responsibilities (cells, K)."""
-        return self._run(self._model(q.shape[1]), q, iterations)
+        return self._begin(self._model(q.shape[1]), q, iterations)
+
+    def without_least_missed(self, run: SearchRun, n_components: int, iterations: int) -> SearchRun:
+        """Take the component away that is missed least, until so many are left.
+
+        Those without which the log likelihood falls least as the others stand are tried; what counts is the
+        log likelihood after an iteration, when means and axes have followed. There are ``iterations`` of EM
+        after each.
+        """
+        while run.joint.shape[1] > n_components:
+            losses = losses_without(run.component_joint)
+            candidates = [k for k in np.argsort(losses)[:CANDIDATES] if losses[k] <= NEARLY * losses.min()]
+            tried = [self.without(run, int(k)) for k in candidates]
+            run = self.go_on(max(tried, key=lambda run: run.score), iterations - 1)
+        return run
 
     def without(self, run: SearchRun, k: int) -> SearchRun:
         """An iteration of EM from the responsibilities of all components but one.
@@ -102,7 +213,14 @@ class Search:
         kept = np.delete(np.arange(run.joint.shape[1]), k)
         model = self._model(kept.size)
         model.take_over(run.model, kept)
-        return self._run(model, torch.softmax(run.component_joint[:, kept], 1), 1)
+        return self._begin(model, torch.softmax(run.component_joint[:, kept], 1), 1)
+
+    def go_on(self, run: SearchRun, iterations: int) -> SearchRun:
+        """EM from where the run stands."""
+        if iterations == 0:
+            return run
+        posterior = torch.softmax(run.joint.flatten(1), 1).view_as(run.joint)
+        return self._iterate(run.model, posterior, iterations)
 
     def _model(self, n_components: int) -> FactorMixture:
         return FactorMixture(
@@ -111,35 +229,16 @@ class Search:
             self.data.size_factors,
             folds=self.folds,
             n_axes=self.n_axes,
-            given_weights=self.given,
+            given_weights=self.weights_are_given,
             m_step=NewtonMStep(tolerance=SEARCH_TOLERANCE),
         )
 
-    def _run(self, model: FactorMixture, q: Tensor, iterations: int) -> SearchRun:
-        begin = model.spread(q, self._scores(q.argmax(1).numpy()))
-        return self._state(model, begin, iterations)
+    def _begin(self, model: FactorMixture, q: Tensor, iterations: int) -> SearchRun:
+        """EM from responsibilities (cells, K); axes begin at what varies most within components."""
+        return self._iterate(model, model.spread(q, self._scores(q.argmax(1).numpy())), iterations)
 
-    def without_least_missed(self, run: SearchRun, n_components: int, iterations: int) -> SearchRun:
-        """Take the component away that is missed least, until so many are left.
-
-        Those without which the log likelihood falls least as the others stand are tried; what counts is the
-        log likelihood after an iteration, when means and axes have followed.
-        """
-        while run.joint.shape[1] > n_components:
-            losses = losses_without(run.component_joint)
-            candidates = [k for k in np.argsort(losses)[:CANDIDATES] if losses[k] <= NEARLY * losses.min()]
-            tried = [self.without(run, int(k)) for k in candidates]
-            run = self.go_on(max(tried, key=lambda run: run.score), iterations - 1)
-        return run
-
-    def go_on(self, run: SearchRun, iterations: int) -> SearchRun:
-        """EM from where the run stands."""
-        if iterations == 0:
-            return run
-        posterior = torch.softmax(run.joint.flatten(1), 1).view_as(run.joint)
-        return self._state(run.model, posterior, iterations)
-
-    def _state(self, model: FactorMixture, q: Tensor, iterations: int) -> SearchRun:
+    def _iterate(self, model: FactorMixture, q: Tensor, iterations: int) -> SearchRun:
+        """EM from responsibilities (cells, K, L)."""
         joint = model.run(self.batches, q, max_iterations=iterations)
         return SearchRun(model, joint, total_log_likelihood(joint.flatten(1)))
 

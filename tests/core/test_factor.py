@@ -11,7 +11,7 @@ from scipy.special import gammaln, logsumexp
 from sklearn.metrics import adjusted_rand_score
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.em_loop import StoppingRule
+from nbmix.core.em_loop import iterate
 from nbmix.core.factor import FactorCopy, FactorMixture
 from nbmix.core.folds import fold_blocks
 from nbmix.core.parameters import Components, GenePrior
@@ -129,8 +129,8 @@ def collected(model, batches, seed=0):
     for batch in batches:
         q = rng.dirichlet(np.ones(model.n_components * model.n_levels), batch.n_cells)
         model.collect(batch, torch.from_numpy(q).view(-1, model.n_components, model.n_levels))
-    total = model._statistics[0]
-    for statistics in model._statistics[1:]:
+    total = model.statistics[0]
+    for statistics in model.statistics[1:]:
         total = total + statistics
     return total
 
@@ -146,7 +146,7 @@ def test_statistics_are_those_of_as_many_components_as_levels():
         q = torch.from_numpy(q)
         model.collect(batch, q.view(-1, 2, 3))
         seen, of_six = (
-            model._statistics[batch.fold],
+            model.statistics[batch.fold],
             SufficientStatistics.collect(batch, basis, q, torch.float64),
         )
         close = {"rtol": 1e-6, "atol": 1e-6}
@@ -161,10 +161,10 @@ def test_loadings_come_to_the_maximum_that_scipy_finds():
     model = FactorMixture(problem.basis, 2, problem.size_factors, folds=2, n_axes=1)
     seen = collected(model, batches_of(problem.counts, problem.size_factors, problem.basis, 2))
     copy = some_copy(2, 12, 1, size=0.0)
-    log_nodes, effects = (t.numpy() for t in model._grid())
+    log_nodes, effects = (t.numpy() for t in model.grid())
     for _ in range(20):
         kept = copy.loading_variance
-        copy = model._fit_loadings(seen, copy)
+        copy = model.fit_loadings(seen, copy)
         copy = FactorCopy(copy.components, copy.loadings, kept, copy.log_weights, copy.prior)
     a, b = (t.numpy() for t in copy.components)
     rate, node = seen.rate.numpy(), seen.node.numpy()
@@ -205,9 +205,10 @@ def test_an_axis_takes_up_a_programme_that_kinds_share():
     for n_axes in (0, 1):
         model = FactorMixture(basis, 3, s, folds=3, n_axes=n_axes)
         scores = torch.from_numpy(z[:, None] if n_axes else np.zeros((len(z), 0)))
-        joint, trace = model.run(batches, model.spread(one_hot(kind, 3), scores), stopping=StoppingRule())
+        joint = model.run(batches, model.spread(one_hot(kind, 3), scores))
         q = torch.logsumexp(joint, 2).argmax(1).numpy()
-        found[n_axes] = trace[-1], adjusted_rand_score(kind, q), model
+        log_likelihood = float(torch.logsumexp(joint, (1, 2)).mean())
+        found[n_axes] = log_likelihood, adjusted_rand_score(kind, q), model
     assert found[1][0] > found[0][0] + 5
     assert found[1][1] > 0.95
     assert np.corrcoef(found[1][2].copies[0].loadings[:, 1], loadings)[0, 1] > 0.95
@@ -225,16 +226,17 @@ def test_the_search_finds_kinds_that_a_programme_hides():
     assert score[1] > 0.9
 
 
-def test_the_cross_fitted_trace_is_the_log_likelihood_of_unseen_cells():
+def test_the_cross_fitted_objective_is_the_log_likelihood_of_unseen_cells():
     counts, s, kind, z, _ = kinds_and_a_programme(n_cells=90, n_genes=150)
     basis = Basis.of(counts, s)
     batches = batches_of(counts, s, basis)
     scores = torch.from_numpy(z[:, None])
     model = FactorMixture(basis, 3, s, folds=3)
     begin = model.spread(one_hot(kind, 3), scores)
-    joint, trace = model.run(batches, begin, max_iterations=3)
-    assert trace[-1] == pytest.approx(logsumexp(joint.numpy(), axis=(1, 2)).mean(), rel=1e-12)
+    joint = model.run(batches, begin, max_iterations=2)
     assert torch.equal(joint, model.all_joint(batches))
+    run = iterate(FactorMixture(basis, 3, s, folds=3), batches, responsibilities=begin, max_iterations=3)
+    assert run.objective[-1] == pytest.approx(logsumexp(joint.numpy(), axis=(1, 2)).mean(), rel=1e-12)
     # changing the counts of one fold changes nothing in the copy that leaves it out
     left_out = np.concatenate([b.rows.numpy() for b in batches if b.fold == 0])
     dense = counts.toarray()
@@ -250,6 +252,18 @@ def test_the_cross_fitted_trace_is_the_log_likelihood_of_unseen_cells():
     ]
     assert changes[0] < 1e-6  # leaving a fold out is a subtraction, which rounds
     assert min(changes[1:]) > 1e-2
+
+
+def test_the_e_step_is_bayes_over_components_and_levels():
+    problem = make_problem(30, 20, 3, seed=1)
+    model = FactorMixture(problem.basis, 3, problem.size_factors, folds=3)
+    model.copies = [some_copy(3, 20, 1)] * 3
+    for batch in batches_of(problem.counts, problem.size_factors, problem.basis):
+        q, log_likelihood = model.posterior(batch)
+        joint = model.joint(batch).numpy()
+        np.testing.assert_allclose(log_likelihood, logsumexp(joint, axis=(1, 2)), rtol=1e-12)
+        wanted = np.exp(joint - logsumexp(joint, axis=(1, 2), keepdims=True))
+        np.testing.assert_allclose(q, wanted, rtol=1e-9, atol=1e-300)
 
 
 def test_a_mixture_without_responsibilities_says_so():
@@ -281,7 +295,7 @@ def test_cells_of_one_depth_tell_no_power_of_it_and_do_no_harm():
     batches = batches_of(counts, s, basis)
     model = FactorMixture(basis, 2, s, folds=3)
     begin = model.spread(one_hot(kind, 2), torch.from_numpy(rng.normal(size=(n_cells, 1))))
-    joint, trace = model.run(batches, begin, max_iterations=15)
-    assert np.isfinite(trace).all()
+    joint = model.run(batches, begin, max_iterations=15)
+    assert torch.isfinite(joint).all()
     assert adjusted_rand_score(kind, torch.logsumexp(joint, 2).argmax(1).numpy()) == 1
     assert max(float(copy.loadings[:, 0].abs().max()) for copy in model.copies) <= 1

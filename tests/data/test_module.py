@@ -152,3 +152,13 @@ def test_simulation_has_its_own_seed():
 
     assert np.array_equal(counts(0, 1), counts(5, 1))
     assert counts(0, 1).shape != counts(0, 2).shape or not np.array_equal(counts(0, 1), counts(0, 2))
+
+
+@pytest.mark.parametrize("folds", [1, 4])
+def test_cell_folds_are_those_of_the_batches(folds):
+    made = module(folds=folds, batch_size=7, seed=3)
+    wanted = np.full(60, -1)
+    for batch in made.train_dataloader():
+        wanted[batch.rows] = batch.fold
+    np.testing.assert_array_equal(made.cell_folds, wanted)
+    assert (made.cell_folds[made.validation_rows] == -1).all()

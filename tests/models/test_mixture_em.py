@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from nbmix.core.em_loop import StoppingRule, run_em
@@ -139,3 +140,19 @@ def test_given_weights_that_are_not_there():
 def test_bad_settings(settings, words):
     with pytest.raises(InputError, match=words):
         model_for(small_data(), **settings)
+
+
+class Metrics(pl.Callback):
+    """What an epoch has logged."""
+
+    def on_train_epoch_end(self, trainer, module):
+        self.logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.steps = trainer.global_step
+
+
+def test_cells_that_are_held_out_are_scored_after_the_m_step():
+    data, metrics = small_data(), Metrics()
+    module, cells = fit(model_for(data), data, epochs=1, callbacks=[metrics])
+    mean = float(cells.log_likelihood[module.validation_rows].mean())
+    assert metrics.logged["heldout_log_likelihood"] == pytest.approx(mean, rel=1e-12)
+    assert metrics.steps == 1  # an M step is one

@@ -98,12 +98,6 @@ def test_scores_of_calibration(results, unlabelled):
     assert score(unlabelled)["temperature"] == unlabelled.temperature
 
 
-def test_folds_of_cells_are_those_of_the_batches(results):
-    folds = results.data.cell_folds
-    for batch in results.data.predict_dataloader():
-        assert set(folds[batch.rows]) == {batch.fold}
-
-
 def test_no_temperature_from_cells_that_were_seen():
     data = small_data()
     model = MixtureEM(data.gene_names, n_components=2, folds=1)

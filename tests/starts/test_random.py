@@ -15,7 +15,6 @@ from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.starts.random import DirichletStart, RandomStart
-from nbmix.starts.search import Search, losses_without, most_variable_genes
 from tests.helpers.running import small_data
 
 
@@ -38,27 +37,6 @@ def test_any_search_ends_with_as_many_components_as_wanted(n_starts, n_axes, sur
     start = make(small_data(), MixtureSettings(3), generator())
     assert start.responsibilities.shape == (60, 3)
     assert torch.isfinite(start.responsibilities).all()
-
-
-@pytest.mark.parametrize(("n_starts", "n_kept"), [(1, 1), (2, 1), (4, 2), (5, 3)])
-def test_the_better_half_of_the_runs_goes_on(n_starts, n_kept, monkeypatch):
-    begun, gone_on = [], []
-    run, without = Search.run, Search.without_least_missed
-
-    def running(self, q, iterations):
-        begun.append(run(self, q, iterations))
-        return begun[-1]
-
-    def going_on(self, run, n_components, iterations):
-        gone_on.append(run)
-        return without(self, run, n_components, iterations)
-
-    monkeypatch.setattr(Search, "run", running)
-    monkeypatch.setattr(Search, "without_least_missed", going_on)
-    RandomStart(n_starts=n_starts)(small_data(), MixtureSettings(2), generator())
-    best = sorted((run.score for run in begun), reverse=True)
-    assert len(begun) == n_starts
-    assert sorted((run.score for run in gone_on), reverse=True) == best[:n_kept]
 
 
 @pytest.mark.parametrize("setting", [{}, {"n_axes": 0}, {"surplus": 0.0}])
@@ -110,18 +88,28 @@ def test_random_responsibilities_are_uniform_on_the_simplex():
 
 
 @pytest.mark.parametrize(("random_every", "at_random"), [(0, 0), (1, 4), (2, 2), (4, 1)])
-def test_some_runs_begin_at_random_responsibilities(random_every, at_random, monkeypatch):
-    begun = []
-    run = Search.run
+def test_some_runs_begin_at_random_responsibilities(random_every, at_random):
+    make = RandomStart(random_every=random_every)
+    begins = make.begins(make.search(small_data(), generator()), 2, generator())
+    assert len(begins) == 4
+    assert sum(bool((q.max(1).values < 1).any()) for q in begins) == at_random
 
-    def running(self, q, iterations):
-        begun.append(q)
-        return run(self, q, iterations)
 
-    monkeypatch.setattr(Search, "run", running)
-    RandomStart(random_every=random_every)(small_data(), MixtureSettings(2), generator())
-    assert len(begun) == 4
-    assert sum(bool((q.max(1).values < 1).any()) for q in begun) == at_random
+@pytest.mark.parametrize(("surplus", "n_first"), [(0.0, 2), (0.5, 6), (10.0, 6)])
+def test_runs_begin_with_more_components_than_wanted_as_far_as_cells_go(surplus, n_first):
+    make = RandomStart(surplus=surplus)  # 60 cells, of which 10 a component
+    begins = make.begins(make.search(small_data(), generator()), 2, generator())
+    assert {q.shape for q in begins} == {(60, n_first)}
+
+
+def test_runs_with_given_weights_begin_at_random_with_no_more_components():
+    data = replace(small_data(), prior=np.tile([0.9, 0.1], (60, 1)))
+    make = RandomStart()
+    search = make.search(data, generator(), weights_are_given=True)
+    for q in make.begins(search, 2, generator()):
+        assert q.shape == (60, 2)
+        assert (q.max(1).values < 1).all()
+        assert q[:, 0].mean() > 0.7
 
 
 def test_a_rare_kind_is_kept_rather_than_a_large_one_cut():
@@ -144,16 +132,6 @@ def test_a_rare_kind_is_kept_rather_than_a_large_one_cut():
         found = start.responsibilities.argmax(1).numpy()
         assert adjusted_rand_score(kind, found) > 0.95
         assert (found == found[-1]).sum() == 8
-
-
-def test_no_component_is_missed_by_less_than_nothing():
-    """Else none of those that are tried to be taken away would be within a factor of the least."""
-    for seed in range(20):
-        joint = torch.from_numpy(np.random.default_rng(seed).normal(size=(40, 9)))
-        joint[:, 2] -= 45.0  # no cell's, so that rounding is all that is left of its loss
-        losses = losses_without(joint)
-        assert 0 <= losses[2] < 1e-12
-        assert losses.argmin() == 2
 
 
 def test_given_weights_decide_which_component_is_which():
@@ -195,23 +173,3 @@ def test_a_handful_of_cells(n_cells):
 def test_bad_settings(setting):
     with pytest.raises(InputError, match=rf"start\.{next(iter(setting))}="):
         RandomStart(**setting)
-
-
-def test_the_most_variable_genes_are_those_beyond_poisson():
-    rng = np.random.default_rng(0)
-    s = rng.uniform(0.5, 2, 500)
-    poisson = rng.poisson(s[:, None] * rng.uniform(0.1, 20, 60))
-    mixed = rng.poisson(s[:, None] * np.where(rng.random((500, 8)) < 0.5, 0.5, 3.0))
-    counts = sp.csr_matrix(np.hstack([poisson, mixed, np.zeros((500, 2))]).astype(np.float32))
-    assert most_variable_genes(counts, s, 8).tolist() == list(range(60, 68))
-    assert most_variable_genes(counts, s, 1000).tolist() == list(range(70))
-
-
-def test_the_score_of_a_gene_by_hand():
-    x, s = np.array([[3.0, 0.0], [1.0, 9.0], [0.0, 1.0]]), np.array([1.0, 2.0, 1.0])
-    scores = []
-    for gene in x.T:
-        mean = gene.sum() / s.sum() * s
-        scores.append(((gene - mean) ** 2 - gene).sum() / np.sqrt((2 * mean**2 + mean).sum()))
-    wanted = [int(np.argmax(scores))]
-    assert most_variable_genes(sp.csr_matrix(x.astype(np.float32)), s, 1).tolist() == wanted
