@@ -31,7 +31,7 @@ from nbmix.core.tables import (
     likelihood_tables,
     pair_table,
 )
-from tests.conftest import make_problem
+from tests.helpers.problems import make_problem
 
 
 class Elsewhere(torch.Tensor):

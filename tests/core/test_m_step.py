@@ -14,7 +14,7 @@ from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature, exp
 from nbmix.core.m_step import GradientMStep, NewtonMStep, moment_components
 from nbmix.core.parameters import FEWEST_COUNTS, LOG_INV_DISP_RANGE, Components, lowest_log_mean
 from nbmix.core.statistics import SufficientStatistics
-from tests.conftest import make_problem, reference_log_likelihood
+from tests.helpers.problems import make_problem, reference_log_likelihood
 
 NATS = 1e-4  # what a gene may lack of its best log likelihood
 

@@ -12,7 +12,7 @@ from nbmix.core import minibatch
 from nbmix.core.batch import CellBatch, pair_product
 from nbmix.core.likelihood import dense_component_log_likelihood, differentiable_log_likelihood
 from nbmix.core.minibatch import log_count_product, minibatch_log_likelihood
-from tests.conftest import make_problem, reference_log_likelihood
+from tests.helpers.problems import make_problem, reference_log_likelihood
 
 
 def with_gradient(of, parameters, weight):

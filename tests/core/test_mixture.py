@@ -22,7 +22,7 @@ from nbmix.core.statistics import SufficientStatistics
 from nbmix.core.tables import FLOAT32_NATS
 from nbmix.data.simulate import simulate
 from nbmix.errors import InputError
-from tests.conftest import make_problem, reference_log_likelihood
+from tests.helpers.problems import make_problem, reference_log_likelihood
 
 
 class Data:

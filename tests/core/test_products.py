@@ -24,7 +24,7 @@ from nbmix.core.tables import (
     likelihood_tables,
     pair_table,
 )
-from tests.conftest import make_problem, reference_log_likelihood
+from tests.helpers.problems import make_problem, reference_log_likelihood
 
 
 def csr(rows) -> sp.csr_matrix:

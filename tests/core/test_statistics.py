@@ -10,7 +10,7 @@ from nbmix.core.nodes import NODE_TOLERANCE
 from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.simulate import simulated_count_data
-from tests.conftest import make_problem, reference_log_likelihood
+from tests.helpers.problems import make_problem, reference_log_likelihood
 
 
 def random_q(n_cells, n_components, generator):

@@ -14,7 +14,7 @@ from scipy.stats import nbinom, poisson
 from nbmix.errors import InputError
 from nbmix.genes import em
 from nbmix.genes.em import fit_pois_gam, fit_pois_log
-from tests.conftest import reference_log_likelihood
+from tests.helpers.problems import reference_log_likelihood
 
 FITS = [fit_pois_gam, fit_pois_log]
 
