@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import Basis, nodes_of_genes
-from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature, kernel_arguments
-from nbmix.core.kernels.newton import N_CURVES, newton_rows
+from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature, expected_sums
+from nbmix.core.kernels.blocks import GENES_AT_ONCE
+from nbmix.core.kernels.expected import N_CURVES
+from nbmix.core.kernels.newton import PLATEAU_STEP, NewtonLimits, newton_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
 from nbmix.core.parameters import (
@@ -24,10 +26,7 @@ from nbmix.core.parameters import (
     lowest_log_mean,
 )
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.core.tables import GENES_AT_ONCE
 from nbmix.errors import InputError
-
-PLATEAU_STEP = 3.0  # in ln r
 
 
 def moment_components(statistics: SufficientStatistics, basis: Basis, total_size: float) -> Components:
@@ -112,18 +111,13 @@ class NewtonMStep:
     ) -> FittedComponents:
         """As a call, on the CPU, with nodes S_m of every gene's own: (genes, padded), 0 where padded."""
         a, b = (t.double().contiguous().clone() for t in components)
-        limits = (
-            self.tolerance,
-            self.longest,
-            PLATEAU_STEP,
-            lowest_log_mean(total_size),
-            *LOG_INV_DISP_RANGE,
+        limits = NewtonLimits(
+            self.tolerance, self.max_steps, self.longest, lowest_log_mean(total_size), *LOG_INV_DISP_RANGE
         )
-        arguments = kernel_arguments(statistics, levels, nodes, prior)
+        sums = expected_sums(statistics, levels, nodes, prior)
         rows = max(16, 4 * GENES_AT_ONCE // a.shape[0])
         out = torch.empty(N_CURVES, *a.shape, dtype=torch.float64)
-        arrays = (a.numpy(), b.numpy(), *arguments)
-        over_rows(newton_rows, a.shape[1], rows, *arrays, limits, self.max_steps, out.numpy())
+        over_rows(newton_rows, a.shape[1], rows, a.numpy(), b.numpy(), sums, limits, out.numpy())
         return FittedComponents(Components(a, b), Curvature(*out))
 
     def together(

@@ -11,13 +11,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, softplus
 
 from nbmix.core.batch import Basis, CellBatch, pair_product
-from nbmix.core.kernels.minibatch import likelihood_rows, likelihood_slope_rows, weight_slope_rows
+from nbmix.core.kernels.blocks import MINIBATCH_GENES, MINIBATCH_TERMS
+from nbmix.core.kernels.minibatch import (
+    GeneParameters,
+    MinibatchPairs,
+    MinibatchSums,
+    likelihood_rows,
+    likelihood_slope_rows,
+    weight_slope_rows,
+)
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
 from nbmix.core.likelihood import differentiable_log_likelihood
@@ -26,10 +33,6 @@ from nbmix.core.nodes import WIDEST_SOFTPLUS
 CHEAP = 16  # so many multiplications make up for a logarithm
 
 TERMS_AT_ONCE = 2**25  # nonzeros x K on a GPU: 3 GB; more of them share pairs, and tables over these
-
-GENES_AT_ONCE = 2048  # at least in a compiled loop, each with sums of its own
-
-TERMS_IN_A_LOOP = 500_000  # at least: some ms, for which a thread is worth waking
 
 
 def minibatch_log_likelihood(
@@ -54,7 +57,7 @@ class _MinibatchLogLikelihood(torch.autograd.Function):
     ) -> Tensor:
         a, b = log_mean.double(), log_inv_disp.double()
         r, rho = torch.exp(b).contiguous(), torch.exp(a - b).contiguous()
-        of_genes = torch.stack([a.T, r.T, rho.T])
+        by_gene = torch.stack([a.T, r.T, rho.T])
         (n_components, n_genes), n_nodes = a.shape, batch.own_nodes.numel()
         n_terms = (batch.pairs.indices.numel() + n_genes * n_nodes) * n_components
         genes_at_once = _genes_at_once(n_genes, n_terms)
@@ -62,11 +65,12 @@ class _MinibatchLogLikelihood(torch.autograd.Function):
         grown = torch.empty(n_components, n_nodes, n_genes, dtype=torch.float64)
         zero = torch.zeros(n_chunks, n_components, n_nodes, dtype=torch.float64)
         total = torch.zeros(n_chunks, batch.n_cells, n_components, dtype=torch.float64)
-        shared = (r, rho, of_genes, batch.own_nodes, batch.size_factors)
-        arrays = [t.numpy() for t in shared] + _pairs(batch, levels, levels.count[batch.used])
-        sums = [t.numpy() for t in (grown, zero, total)]
-        over_rows(likelihood_rows, n_genes, genes_at_once, *arrays, genes_at_once, *sums)
-        ctx.genes_at_once, ctx.arrays, ctx.grown, ctx.weights = genes_at_once, arrays, grown, batch.weights
+        genes = GeneParameters(*(t.numpy() for t in (r, rho, by_gene)))
+        cells = (batch.own_nodes.numpy(), batch.size_factors.numpy())
+        given = (genes, *cells, _pairs(batch, levels, levels.count[batch.used]))
+        sums = MinibatchSums(*(t.numpy() for t in (grown, zero, total)))
+        over_rows(likelihood_rows, n_genes, genes_at_once, *given, genes_at_once, sums)
+        ctx.genes_at_once, ctx.given, ctx.grown, ctx.weights = genes_at_once, given, grown, batch.weights
         ctx.dtypes = log_mean.dtype, log_inv_disp.dtype
         return total.sum(0) - batch.weights @ zero.sum(0).T + batch.constant[:, None]
 
@@ -75,8 +79,8 @@ class _MinibatchLogLikelihood(torch.autograd.Function):
         q = grad_outputs[0].contiguous()  # (cells, K)
         n_components, _, n_genes = ctx.grown.shape
         out = torch.empty(2, n_components, n_genes, dtype=torch.float64)
-        more = [t.numpy() for t in (ctx.grown, q.T @ ctx.weights, q, out)]
-        over_rows(likelihood_slope_rows, n_genes, ctx.genes_at_once, *ctx.arrays, *more)
+        back = tuple(t.numpy() for t in (ctx.grown, q.T @ ctx.weights, q))
+        over_rows(likelihood_slope_rows, n_genes, ctx.genes_at_once, *ctx.given, back, out.numpy())
         grad_a, grad_b = (slope.to(dtype) for slope, dtype in zip(out, ctx.dtypes, strict=True))
         return grad_a, grad_b, None, None
 
@@ -152,7 +156,7 @@ class _LogCountProduct(torch.autograd.Function):
         pairs = _pairs(ctx.batch, ctx.levels, ctx.value)
         n_terms = ctx.batch.pairs.indices.numel() * out.shape[1] // CHEAP
         genes_at_once = _genes_at_once(len(out), n_terms)
-        over_rows(weight_slope_rows, len(out), genes_at_once, *pairs, slope.numpy(), out.numpy())
+        over_rows(weight_slope_rows, len(out), genes_at_once, pairs, slope.numpy(), out.numpy())
         return out, None, None
 
 
@@ -175,11 +179,11 @@ def _cell_of_nonzeros(batch: CellBatch) -> Tensor:
 
 def _genes_at_once(n_genes: int, n_terms: int) -> int:
     """Genes in a compiled loop over work of ``n_terms`` logarithms."""
-    return max(GENES_AT_ONCE, math.ceil(n_genes * TERMS_IN_A_LOOP / max(n_terms, 1)))
+    return max(MINIBATCH_GENES, math.ceil(n_genes * MINIBATCH_TERMS / max(n_terms, 1)))
 
 
-def _pairs(batch: CellBatch, levels: CountLevels, value: Tensor) -> list[np.ndarray]:
+def _pairs(batch: CellBatch, levels: CountLevels, value: Tensor) -> MinibatchPairs:
     """The pairs of a batch as compiled loops take them; ``value`` (used,) is what each is worth."""
     turned = batch.turned()
-    of_used = (batch.used, levels.gene[batch.used], value, levels.first, levels.high_first)
-    return [t.numpy() for t in (*of_used, turned.indptr, turned.indices)]
+    used, gene, worth = (t.numpy() for t in (batch.used, levels.gene[batch.used], value))
+    return MinibatchPairs(used, gene, worth, levels.places(), turned.indptr.numpy(), turned.indices.numpy())

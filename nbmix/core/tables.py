@@ -25,12 +25,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from nbmix.core.batch import Basis, CellBatch, nodes_of_genes
-from nbmix.core.kernels.tables import (
-    grown_rows,
-    pair_rows,
-    split_table_rows,
-    step_table_rows,
-)
+from nbmix.core.kernels.blocks import GENES_AT_ONCE, LINE, PAIRS_AT_ONCE
+from nbmix.core.kernels.tables import PairTerms, grown_rows, pair_rows, split_table_rows, step_table_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
 from nbmix.core.nodes import node_softplus
@@ -39,12 +35,6 @@ from nbmix.core.special import level_terms, tail_terms
 FLOAT32_NATS = 8e-5  # half a float32 ulp of the summed steps; the error seen is up to ten times that
 
 FEWEST_CELLS_FOR_STEPS = 1000  # in smaller batches size factors are seldom alike
-
-LINE = 16  # float32 in a cache line: rows of tables that begin at one are read a fifth faster
-
-GENES_AT_ONCE = 512  # in a compiled loop
-
-PAIRS_AT_ONCE = 4096
 
 # torch says once a process that CSR tensors are in beta; the products here are tested against SciPy
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
@@ -104,8 +94,8 @@ def tabulate_nodes(nodes: np.ndarray, n_nodes: int, a: Tensor, b: Tensor) -> tup
     # torch aligns memory, on which the last bits of products depend; numpy does not
     grown = torch.empty(n_genes, n_components, n_nodes, dtype=torch.float64)
     zero = np.zeros((max(1, -(-n_genes // GENES_AT_ONCE)), n_components, n_nodes))
-    columns = (a.contiguous().numpy(), b.contiguous().numpy(), nodes)
-    over_rows(grown_rows, n_genes, GENES_AT_ONCE, *columns, n_nodes, GENES_AT_ONCE, grown.numpy(), zero)
+    columns = (a.contiguous().numpy(), b.contiguous().numpy())
+    over_rows(grown_rows, n_genes, GENES_AT_ONCE, *columns, nodes, grown.numpy(), zero)
     return grown, torch.from_numpy(zero.sum(0))
 
 
@@ -113,9 +103,8 @@ def pair_table(levels: CountLevels, log_inv_disp: Tensor) -> Tensor:
     """(pairs, K) float64 D(c, r_kj) in nats for every pair of gene and count."""
     if log_inv_disp.device.type == "cpu":
         pair = torch.empty(levels.n_pairs, log_inv_disp.shape[0], dtype=torch.float64)
-        places = (levels.first.numpy(), levels.high_first.numpy(), levels.high_count.numpy())
         b = log_inv_disp.detach().contiguous().numpy()
-        over_rows(pair_rows, levels.n_genes, GENES_AT_ONCE, b, *places, pair.numpy())
+        over_rows(pair_rows, levels.n_genes, GENES_AT_ONCE, b, levels.places(), pair.numpy())
         return pair
     return _pair_table_in_torch(levels, log_inv_disp)
 
@@ -224,4 +213,5 @@ def _fill(
     kernel: Any, batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float, table: Tensor
 ) -> None:
     parts = (batch.used, basis.levels.gene, basis.levels.count, rate.contiguous(), pair)
-    over_rows(kernel, len(table), PAIRS_AT_ONCE, *(t.numpy() for t in parts), unit, table.numpy())
+    terms = PairTerms(*(t.numpy() for t in parts))
+    over_rows(kernel, len(table), PAIRS_AT_ONCE, terms, unit, table.numpy())
