@@ -24,6 +24,7 @@ from nbmix.core.kernels.blocks import GENES_AT_ONCE
 from nbmix.core.kernels.expected import N_CURVES, ExpectedSums, curvature_rows, slope_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
+from nbmix.core.newton import Curve
 from nbmix.core.nodes import WIDEST_SOFTPLUS
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.special import level_curve, tail_curve
@@ -115,6 +116,17 @@ class ExpectedLogLikelihood:
             along("high_weight"),
             None if first.prior is None else along("prior", 1),
         )
+
+    @property
+    def log_inv_disps(self) -> slice:
+        """Of the two numbers of a problem, those that are ln r."""
+        return slice(1, 2)
+
+    def curve(self, at: Tensor) -> Curve:
+        """Q with its gradient and Hessian at ``at`` (problems, 2) ln mu and ln r."""
+        value, grad_a, grad_b, aa, ab, bb = self.curvature(*at.T)
+        hessian = torch.stack([aa, ab, ab, bb], 1).view(-1, 2, 2)
+        return Curve(value, torch.stack([grad_a, grad_b], 1), hessian)
 
     def subset(self, keep: Tensor) -> ExpectedLogLikelihood:
         """The problems where the mask ``keep`` holds, in their order."""

@@ -47,7 +47,8 @@ raises l.
 **Speed.** A maximum close to the Poisson takes EM thousands of steps. So an iteration also tries Newton's
 step on l, in ln r and in phi = 1 / r (in which l is close to a parabola where r is large), no longer than
 steps that worked before, and keeps the best of the three: l rises at least as much as by EM from the same
-point. ``accelerate=False`` is EM alone. A fit ends where Newton's step promises less than ``TOLERANCE``.
+point. That is not the damped Newton of ``nbmix.core.newton``, since EM's step is there where Newton's is bad,
+and since its shift would stop fits this close to the Poisson. ``accelerate=False`` is EM alone. A fit ends where Newton's step promises less than ``TOLERANCE``.
 
 **Where there is no maximum.** Where the counts vary no more than Poisson counts, l rises as r grows without
 end, towards the Poisson's. The result is that limit: log_inv_disp = inf. For equal size factors this is so if
@@ -145,9 +146,6 @@ def fit_pois_log(x: Any, s: Any, max_iters: int = 1000, *, accelerate: bool = Tr
     inf
     """
     return _fit(x, s, max_iters, accelerate, _pois_log_step)
-
-
-# ---- the sample --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -286,8 +284,6 @@ class _Point(NamedTuple):
         return -(slope + self.hess_aa * self.grad_b**2) / determinant / 2
 
 
-# ---- steps -------------------------------------------------------------------------------------------
-
 _Step = Callable[[_Gene, _Point], tuple[float, float]]  # to ln mu, ln r
 
 
@@ -344,9 +340,6 @@ def _uphill(grad_a: float, grad_c: float, hess_aa: float, hess_ac: float, hess_c
     values, axes = np.linalg.eigh(np.array([[hess_aa, hess_ac], [hess_ac, hess_cc]]))
     size = np.abs(values)
     return axes @ (axes.T @ np.array([grad_a, grad_c]) / np.maximum(size, 1e-12 * size.max()))
-
-
-# ---- the climb ---------------------------------------------------------------------------------------
 
 
 def _fit(x: Any, s: Any, max_iters: int, accelerate: bool, em_step: _Step) -> NBFit:
