@@ -36,31 +36,50 @@ TERMS_AT_ONCE = 2**25  # nonzeros x K on a GPU: 3 GB; more of them share pairs, 
 
 
 def minibatch_log_likelihood(
-    log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, basis: Basis, dtype: torch.dtype = torch.float32
+    log_mean: Tensor,
+    log_inv_disp: Tensor,
+    batch: CellBatch,
+    basis: Basis,
+    dtype: torch.dtype = torch.float32,
+    *,
+    genes_at_once: int | None = None,
 ) -> Tensor:
     """(cells, K) float64 component log likelihood, differentiable in the (K, genes) components.
 
-    In float64 whatever ``dtype``, but for large batches on a GPU: ``differentiable_log_likelihood``.
+    In float64 whatever ``dtype``, but for large batches on a GPU: ``differentiable_log_likelihood``. On the
+    CPU a thread takes ``genes_at_once`` genes; by default as many as it is worth waking for.
     """
     if log_mean.device.type == "cpu":
-        return _MinibatchLogLikelihood.apply(log_mean, log_inv_disp, batch, basis.levels)
+        return _MinibatchLogLikelihood.apply(log_mean, log_inv_disp, batch, basis.levels, genes_at_once)
     if batch.pairs.indices.numel() * log_mean.shape[0] <= TERMS_AT_ONCE:
-        return _LikelihoodOfNonzeros.apply(log_mean, log_inv_disp, batch, basis.levels)
+        return nonzeros_log_likelihood(log_mean, log_inv_disp, batch, basis.levels)
     return differentiable_log_likelihood(log_mean, log_inv_disp, batch, basis, dtype)
+
+
+def nonzeros_log_likelihood(
+    log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, levels: CountLevels
+) -> Tensor:
+    """The same in a few torch operations, each on all nonzeros x K at once, as a GPU wants them."""
+    return _LikelihoodOfNonzeros.apply(log_mean, log_inv_disp, batch, levels)
 
 
 class _MinibatchLogLikelihood(torch.autograd.Function):
     # torch declares both as (ctx, *args, **kwargs) and means them to be narrowed
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, levels: CountLevels
+        ctx: Any,
+        log_mean: Tensor,
+        log_inv_disp: Tensor,
+        batch: CellBatch,
+        levels: CountLevels,
+        genes_at_once: int | None,
     ) -> Tensor:
         a, b = log_mean.double(), log_inv_disp.double()
         r, rho = torch.exp(b).contiguous(), torch.exp(a - b).contiguous()
         by_gene = torch.stack([a.T, r.T, rho.T])
         (n_components, n_genes), n_nodes = a.shape, batch.own_nodes.numel()
         n_terms = (batch.pairs.indices.numel() + n_genes * n_nodes) * n_components
-        genes_at_once = _genes_at_once(n_genes, n_terms)
+        genes_at_once = genes_at_once or _genes_at_once(n_genes, n_terms)
         n_chunks = max(1, -(-n_genes // genes_at_once))
         grown = torch.empty(n_components, n_nodes, n_genes, dtype=torch.float64)
         zero = torch.zeros(n_chunks, n_components, n_nodes, dtype=torch.float64)
@@ -75,19 +94,17 @@ class _MinibatchLogLikelihood(torch.autograd.Function):
         return total.sum(0) - batch.weights @ zero.sum(0).T + batch.constant[:, None]
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         q = grad_outputs[0].contiguous()  # (cells, K)
         n_components, _, n_genes = ctx.grown.shape
         out = torch.empty(2, n_components, n_genes, dtype=torch.float64)
         back = tuple(t.numpy() for t in (ctx.grown, q.T @ ctx.weights, q))
         over_rows(likelihood_slope_rows, n_genes, ctx.genes_at_once, *ctx.given, back, out.numpy())
         grad_a, grad_b = (slope.to(dtype) for slope, dtype in zip(out, ctx.dtypes, strict=True))
-        return grad_a, grad_b, None, None
+        return grad_a, grad_b, None, None, None
 
 
 class _LikelihoodOfNonzeros(torch.autograd.Function):
-    """The same in a few torch operations, each on all nonzeros x K at once, as a GPU wants them."""
-
     # torch declares forward as (ctx, *args, **kwargs) and means it to be narrowed
     @staticmethod
     def forward(  # type: ignore[override]
@@ -151,7 +168,7 @@ class _LogCountProduct(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         slope = grad_outputs[0].contiguous()
         if slope.device.type != "cpu":
-            return _slope_of_nonzeros(ctx, slope), None, None
+            return nonzeros_weight_slope(ctx.batch, *ctx.saved_tensors, slope, ctx.shape[0]), None, None
         out = slope.new_empty(ctx.shape)
         pairs = _pairs(ctx.batch, ctx.levels, ctx.value)
         n_terms = ctx.batch.pairs.indices.numel() * out.shape[1] // CHEAP
@@ -160,15 +177,19 @@ class _LogCountProduct(torch.autograd.Function):
         return out, None, None
 
 
-def _slope_of_nonzeros(ctx: Any, slope: Tensor) -> Tensor:
-    """(genes, units) gradient of ``_LogCountProduct``, nonzero by nonzero."""
-    out = slope.new_zeros(ctx.shape)
-    if not ctx.saved_tensors:
-        return out
-    gene, factor = ctx.saved_tensors
-    return out.index_add_(
-        0, gene, torch.index_select(slope, 0, _cell_of_nonzeros(ctx.batch)) * factor[:, None]
-    )
+def nonzeros_weight_slope(
+    batch: CellBatch, gene: Tensor, factor: Tensor, slope: Tensor, n_genes: int
+) -> Tensor:
+    """(genes, units) gradient of ``log_count_product`` in its weight, nonzero by nonzero, as a GPU wants it.
+
+    Args:
+        batch: the cells.
+        gene, factor: (nonzeros,) each one's gene and log1p(x).
+        slope: (cells, units) gradient in the product.
+        n_genes: rows of the weight.
+    """
+    of_cells = torch.index_select(slope, 0, _cell_of_nonzeros(batch)) * factor[:, None]
+    return slope.new_zeros(n_genes, slope.shape[1]).index_add_(0, gene, of_cells)
 
 
 def _cell_of_nonzeros(batch: CellBatch) -> Tensor:

@@ -12,9 +12,9 @@ are shared by all labels.
 
 All fits maximise the likelihood by the Newton of ``nbmix.core.newton``, within the bounds of
 ``nbmix.core.parameters``. Where a gene is silent in a label the mean would be 0. It stays at the floor
-``lowest_log_mean`` instead, so that a new cell with such a count has a finite likelihood and the fit can serve
-as components. The counts then say nothing of the dispersion, and the fit is the Poisson's: ln r at its upper
-bound, pi = 0. A label without cells (a category that no cell has) is silent in every gene; its log
+``lowest_log_mean`` instead, so that a new cell with such a count has a finite likelihood and the fit can
+serve as components. The counts then say nothing of the dispersion, and the fit is the Poisson's: ln r at its
+upper bound, pi = 0. A label without cells (a category that no cell has) is silent in every gene; its log
 likelihoods are 0.
 """
 
