@@ -156,19 +156,19 @@ class _LogCountProduct(torch.autograd.Function):
         value = torch.log1p(levels.count[batch.used]).to(weight.dtype)
         ctx.batch, ctx.levels, ctx.value, ctx.shape = batch, levels, value, weight.shape
         pairs = batch.pairs
+        gene = levels.gene[batch.used].to(pairs.indices.dtype)
+        index, factor = (torch.index_select(t, 0, pairs.indices) for t in (gene, value))
+        ctx.save_for_backward(index, factor)
         if pairs.indices.numel() == 0:
             return weight.new_zeros(batch.n_cells, weight.shape[1])
-        gene = levels.gene[batch.used].to(pairs.indices.dtype)
-        of_nonzeros = (torch.index_select(t, 0, pairs.indices) for t in (gene, value))
-        index, factor = of_nonzeros
-        ctx.save_for_backward(index, factor)
         return embedding_bag(index, weight, pairs.indptr[:-1], mode="sum", per_sample_weights=factor)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         slope = grad_outputs[0].contiguous()
         if slope.device.type != "cpu":
-            return nonzeros_weight_slope(ctx.batch, *ctx.saved_tensors, slope, ctx.shape[0]), None, None
+            index, factor = ctx.saved_tensors
+            return nonzeros_weight_slope(ctx.batch, index, factor, slope, ctx.shape[0]), None, None
         out = slope.new_empty(ctx.shape)
         pairs = _pairs(ctx.batch, ctx.levels, ctx.value)
         n_terms = ctx.batch.pairs.indices.numel() * out.shape[1] // CHEAP
