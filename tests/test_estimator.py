@@ -31,8 +31,8 @@ from nbmix.data.zheng import MIXTURES
 from nbmix.errors import InputError
 from nbmix.output.report import TOP_MARKERS
 from nbmix.starts.clusters import KMeansStart
-from tests.conftest import reference_log_likelihood
 from tests.helpers.files import write_tenx_folder
+from tests.helpers.problems import reference_log_likelihood
 from tests.helpers.running import ROOT, TINY, configure, run_here
 
 EM = {"n_components": 2, "start": "kmeans", "folds": 3}

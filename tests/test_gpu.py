@@ -13,7 +13,7 @@ from nbmix.core.settings import MixtureSettings
 from nbmix.core.tables import batch_log_likelihood, likelihood_tables
 from nbmix.data.simulate import simulated_count_data
 from nbmix.starts.base import one_hot, prepare
-from tests.conftest import make_problem
+from tests.helpers.problems import make_problem
 from tests.helpers.running import TINY, run_here
 
 pytestmark = [

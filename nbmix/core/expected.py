@@ -20,14 +20,16 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from nbmix.core.batch import Basis, nodes_of_genes
-from nbmix.core.kernels.newton import N_CURVES, curvature_rows, slope_rows
+from nbmix.core.kernels.blocks import GENES_AT_ONCE
+from nbmix.core.kernels.expected import N_CURVES, ExpectedSums, curvature_rows, slope_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
+from nbmix.core.newton import Curve
 from nbmix.core.nodes import WIDEST_SOFTPLUS
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.special import level_curve, tail_curve
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.core.tables import GENES_AT_ONCE, LikelihoodTables
+from nbmix.core.tables import LikelihoodTables
 
 
 class Curvature(NamedTuple):
@@ -115,6 +117,17 @@ class ExpectedLogLikelihood:
             None if first.prior is None else along("prior", 1),
         )
 
+    @property
+    def log_inv_disps(self) -> slice:
+        """Of the two numbers of a problem, those that are ln r."""
+        return slice(1, 2)
+
+    def curve(self, at: Tensor) -> Curve:
+        """Q with its gradient and Hessian at ``at`` (problems, 2) ln mu and ln r."""
+        value, grad_a, grad_b, aa, ab, bb = self.curvature(*at.T)
+        hessian = torch.stack([aa, ab, ab, bb], 1).view(-1, 2, 2)
+        return Curve(value, torch.stack([grad_a, grad_b], 1), hessian)
+
     def subset(self, keep: Tensor) -> ExpectedLogLikelihood:
         """The problems where the mask ``keep`` holds, in their order."""
         place = torch.cumsum(keep, 0) - 1
@@ -179,8 +192,8 @@ def curvature(
         return Curvature(*(t.view(shape) for t in flat))
     out = torch.empty(N_CURVES, *shape, dtype=torch.float64)
     a, b = (t.detach().double().contiguous().numpy() for t in components)
-    arguments = kernel_arguments(statistics, basis.levels, nodes_of_genes(basis), prior)
-    over_rows(curvature_rows, shape[1], GENES_AT_ONCE, a, b, *arguments, out.numpy())
+    sums = expected_sums(statistics, basis.levels, nodes_of_genes(basis), prior)
+    over_rows(curvature_rows, shape[1], GENES_AT_ONCE, a, b, sums, out.numpy())
     return Curvature(*out)
 
 
@@ -193,31 +206,23 @@ def slope(
         return found.grad_a, found.grad_b
     out = torch.empty(2, *components.log_mean.shape, dtype=torch.float64)
     a, b = (t.detach().double().contiguous().numpy() for t in components)
-    *arguments, _ = kernel_arguments(statistics, basis.levels, nodes_of_genes(basis), None)
-    over_rows(slope_rows, a.shape[1], GENES_AT_ONCE, a, b, *arguments, tables.grown.numpy(), out.numpy())
+    sums = expected_sums(statistics, basis.levels, nodes_of_genes(basis))
+    over_rows(slope_rows, a.shape[1], GENES_AT_ONCE, a, b, sums, tables.grown.numpy(), out.numpy())
     return out[0], out[1]
 
 
-def kernel_arguments(
+def expected_sums(
     statistics: SufficientStatistics,
     levels: CountLevels,
     nodes: np.ndarray,
-    prior: GenePrior | None,
-) -> tuple[np.ndarray, ...]:
-    """What compiled loops take after the components; nodes: (genes, padded) S_m."""
+    prior: GenePrior | None = None,
+) -> ExpectedSums:
+    """What compiled loops take beside the components; nodes: (genes, padded) S_m."""
     node = np.zeros((statistics.node.shape[0], nodes.shape[1]))
     node[:, : statistics.node.shape[1]] = statistics.node.numpy()
     beliefs = np.zeros((4, levels.n_genes)) if prior is None else flat_prior(prior, 1).contiguous().numpy()
-    return (
-        nodes,
-        statistics.rate.contiguous().numpy(),
-        node,
-        statistics.pair.contiguous().numpy(),
-        levels.first.numpy(),
-        levels.high_first.numpy(),
-        levels.high_count.numpy(),
-        beliefs,
-    )
+    rate, pair = (t.contiguous().numpy() for t in (statistics.rate, statistics.pair))
+    return ExpectedSums(nodes, rate, node, pair, levels.places(), beliefs)
 
 
 def flat_prior(prior: GenePrior, n_components: int) -> Tensor:

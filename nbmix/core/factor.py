@@ -35,7 +35,16 @@ from torch.nn.functional import pad
 
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.em_loop import iterate
-from nbmix.core.kernels.factor import joint_rows, loading_rows, statistics_rows
+from nbmix.core.kernels.blocks import CELLS_AT_ONCE, GENES_AT_ONCE, UNROLLED
+from nbmix.core.kernels.factor import (
+    CellPairs,
+    LoadingProblem,
+    Memberships,
+    UsedPairs,
+    joint_rows,
+    loading_rows,
+    statistics_rows,
+)
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.m_step import NewtonMStep
 from nbmix.core.mixture import WEIGHT_PSEUDO_CELLS, Posterior
@@ -43,7 +52,7 @@ from nbmix.core.nodes import padded_nodes
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.core.tables import GENES_AT_ONCE, pair_table, tabulate_nodes
+from nbmix.core.tables import pair_table, tabulate_nodes
 from nbmix.errors import InputError
 
 FIRST_LOADING_VARIANCE = 0.05  # as of ln mu between components
@@ -51,10 +60,6 @@ FIRST_LOADING_VARIANCE = 0.05  # as of ln mu between components
 LEAST_LOADING_VARIANCE = 1e-6
 
 LOADING_STEPS = 2  # of Newton for every M step
-
-CELLS_AT_ONCE = 64  # in a compiled loop
-
-UNROLLED = 16  # components at a time in it: what is left over would be taken one by one
 
 LEAST_SHARE = 1e-8  # of a cell: what statistics take of smaller responsibilities is beyond float32
 
@@ -162,20 +167,13 @@ class FactorMixture:
         linear = torch.cat([pair, count[:, None] * copy.loadings[gene]], 1)  # (used, K + 1 + axes)
         a_levels, b_levels = self._at_levels(copy)
         found = torch.empty(batch.n_cells, len(a_levels), dtype=torch.float64)
-        arguments = (
-            batch.pairs.indptr,
-            batch.pairs.indices,
-            gene,
-            count,
-            linear,
-            batch.size_factors,
-            self._depth(batch.size_factors),
-            copy.loadings[:, 0].contiguous(),
-            pad(torch.exp(a_levels - b_levels).T, (0, -len(a_levels) % UNROLLED)).contiguous(),
-            self.levels,
-        )
-        arrays = [t.numpy() for t in arguments]
-        over_rows(joint_rows, batch.n_cells, CELLS_AT_ONCE, *arrays, found.numpy())
+        of_cells = (batch.size_factors, self._depth(batch.size_factors))
+        parts = (batch.pairs.indptr, batch.pairs.indices, gene, count, linear, *of_cells)
+        cells = CellPairs(*(t.numpy() for t in parts))
+        power = copy.loadings[:, 0].contiguous().numpy()
+        rho = pad(torch.exp(a_levels - b_levels).T, (0, -len(a_levels) % UNROLLED)).contiguous().numpy()
+        arguments = (cells, power, rho, self.levels.numpy(), found.numpy())
+        over_rows(joint_rows, batch.n_cells, CELLS_AT_ONCE, *arguments)
         log_nodes = self.basis.nodes.log_nodes
         nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * self.depth)
         _, zero = tabulate_nodes(nodes, len(log_nodes), a_levels, b_levels)
@@ -217,22 +215,22 @@ class FactorMixture:
         q, weights = responsibilities.double(), _weights(batch)
         rows, component = torch.nonzero(q.flatten(1) > LEAST_SHARE, as_tuple=True)
         n_low = int(torch.searchsorted(batch.used, levels.n_low))
-        arguments = (
+        turned = batch.turned()
+        of_pairs = (
             torch.searchsorted(batch.used[:n_low], levels.first),
             n_low + torch.searchsorted(batch.used[n_low:], levels.n_low + levels.high_first),
             batch.used,
             levels.count[batch.used],
-            batch.turned().indptr,
-            batch.turned().indices,
-            torch.searchsorted(rows, torch.arange(batch.n_cells + 1)),
-            component,
-            q.flatten(1)[rows, component],
-            weights,
+            turned.indptr,
+            turned.indices,
         )
-        arrays = [t.contiguous().numpy() for t in arguments]
+        first = torch.searchsorted(rows, torch.arange(batch.n_cells + 1))
+        of_cells = (first, component, q.flatten(1)[rows, component], weights)
+        pairs = UsedPairs(*(t.contiguous().numpy() for t in of_pairs))
+        members = Memberships(*(t.contiguous().numpy() for t in of_cells))
         rate = seen.rate.view(levels.n_genes, -1, weights.shape[1])  # (genes, K L, nodes)
-        into = (self.n_levels, rate.numpy(), seen.pair.numpy())
-        over_rows(statistics_rows, levels.n_genes, GENES_AT_ONCE, *arrays, *into)
+        arguments = (pairs, members, self.n_levels, rate.numpy(), seen.pair.numpy())
+        over_rows(statistics_rows, levels.n_genes, GENES_AT_ONCE, *arguments)
         seen.node += torch.einsum("ikl,im->klm", q, weights).flatten(1)
         seen.weight += q.sum((0, 2))
 
@@ -303,18 +301,11 @@ class FactorMixture:
     def fit_loadings(self, seen: SufficientStatistics, copy: FactorCopy) -> FactorCopy:
         """``LOADING_STEPS`` of Newton on the loadings given the components; then the loadings' variances."""
         v, bend = copy.loadings.clone(), torch.empty_like(copy.loadings)
-        log_nodes, effects = self.grid()
-        over_rows(
-            loading_rows,
-            len(v),
-            GENES_AT_ONCE,
-            *(t.contiguous().numpy() for t in copy.components),
-            v.numpy(),
-            *(t.contiguous().numpy() for t in (log_nodes, effects, seen.rate, seen.node)),
-            (1 / copy.loading_variance).numpy(),
-            LOADING_STEPS,
-            bend.numpy(),
-        )
+        parts = (*self.grid(), seen.rate, seen.node, 1 / copy.loading_variance)
+        problem = LoadingProblem(*(t.contiguous().numpy() for t in parts))
+        a, b = (t.contiguous().numpy() for t in copy.components)
+        arguments = (a, b, problem, LOADING_STEPS, v.numpy(), bend.numpy())
+        over_rows(loading_rows, len(v), GENES_AT_ONCE, *arguments)
         # EM step of the variances (Laplace): E[v^2] = mode^2 + 1 / curvature
         bend = torch.maximum(bend, 1 / copy.loading_variance)  # as interpolated counts may fail to be
         variance = (v**2 + 1 / bend).mean(0).clamp(min=LEAST_LOADING_VARIANCE)

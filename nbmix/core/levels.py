@@ -10,7 +10,7 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from nbmix.core.kernels.sparse import code_rows, largest_and_high
+from nbmix.core.kernels.sparse import PairPlaces, code_rows, largest_and_high
 from nbmix.core.special import EXACT_COUNT
 
 LOG_FACTORIAL = scipy.special.gammaln(np.arange(1024) + 1.0)
@@ -71,6 +71,10 @@ class CountLevels:
         """(low pairs,) float64, t = c - 1."""
         return self.count[: self.n_low] - 1
 
+    def places(self) -> PairPlaces:
+        """Where the pairs of every gene stand, as compiled loops take it."""
+        return PairPlaces(self.first.numpy(), self.high_first.numpy(), self.high_count.numpy())
+
     def to(self, device: torch.device | str) -> CountLevels:
         return CountLevels(*(getattr(self, f.name).to(device) for f in fields(self)))
 
@@ -82,18 +86,8 @@ class CountLevels:
         """
         size = int((counts.indptr[rows + 1] - counts.indptr[rows]).sum())
         codes, constant = np.empty(size, np.int32), np.empty(rows.size)
-        stranger = code_rows(
-            rows,
-            counts.indptr,
-            counts.indices,
-            counts.data,
-            self.first.numpy(),
-            self.high_first.numpy(),
-            self.high_count.numpy(),
-            LOG_FACTORIAL,
-            codes,
-            constant,
-        )
+        matrix = (counts.indptr, counts.indices, counts.data)
+        stranger = code_rows(rows, matrix, self.places(), LOG_FACTORIAL, codes, constant)
         if stranger >= 0:
             raise KeyError("a pair of gene and count is not among those these levels were made of")
         return codes, constant

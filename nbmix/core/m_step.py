@@ -9,14 +9,16 @@ from typing import Annotated, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nbmix.core.batch import Basis, nodes_of_genes
 from nbmix.core.declared import Setting, checked
-from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature, kernel_arguments
-from nbmix.core.kernels.newton import N_CURVES, newton_rows
+from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature, expected_sums
+from nbmix.core.kernels.blocks import GENES_AT_ONCE
+from nbmix.core.kernels.expected import N_CURVES
+from nbmix.core.kernels.newton import NewtonLimits, newton_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
+from nbmix.core.newton import NewtonRule, climb
 from nbmix.core.parameters import (
     LOG_INV_DISP_RANGE,
     START_LOG_INV_DISP,
@@ -25,10 +27,7 @@ from nbmix.core.parameters import (
     lowest_log_mean,
 )
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.core.tables import GENES_AT_ONCE
 from nbmix.errors import InputError
-
-PLATEAU_STEP = 3.0  # in ln r
 
 
 def moment_components(statistics: SufficientStatistics, basis: Basis, total_size: float) -> Components:
@@ -72,10 +71,7 @@ class MStep(Protocol):
 @checked("model.m_step")
 @dataclass(frozen=True)
 class NewtonMStep:
-    """Damped Newton over all genes and components at once; no element is ever made worse.
-
-    Where the Hessian is not negative definite its eigenvalues are shifted below zero
-    (Nocedal & Wright 2006, section 3.4); a step that lowers Q is taken back and damped more.
+    """Damped Newton, see ``nbmix.core.newton``, over all genes and components; no element is ever made worse.
 
     Attributes:
         longest: bound on one step in ln mu and ln r.
@@ -114,18 +110,13 @@ class NewtonMStep:
     ) -> FittedComponents:
         """As a call, on the CPU, with nodes S_m of every gene's own: (genes, padded), 0 where padded."""
         a, b = (t.double().contiguous().clone() for t in components)
-        limits = (
-            self.tolerance,
-            self.longest,
-            PLATEAU_STEP,
-            lowest_log_mean(total_size),
-            *LOG_INV_DISP_RANGE,
+        limits = NewtonLimits(
+            self.tolerance, self.max_steps, self.longest, lowest_log_mean(total_size), *LOG_INV_DISP_RANGE
         )
-        arguments = kernel_arguments(statistics, levels, nodes, prior)
+        sums = expected_sums(statistics, levels, nodes, prior)
         rows = max(16, 4 * GENES_AT_ONCE // a.shape[0])
         out = torch.empty(N_CURVES, *a.shape, dtype=torch.float64)
-        arrays = (a.numpy(), b.numpy(), *arguments)
-        over_rows(newton_rows, a.shape[1], rows, *arrays, limits, self.max_steps, out.numpy())
+        over_rows(newton_rows, a.shape[1], rows, a.numpy(), b.numpy(), sums, limits, out.numpy())
         return FittedComponents(Components(a, b), Curvature(*out))
 
     def together(
@@ -141,72 +132,14 @@ class NewtonMStep:
             torch.cat([t.double().flatten() for t in of_tasks])
             for of_tasks in zip(*(task.components for task in tasks), strict=True)
         )
-        fitted = self._climb(problem, log_mean, log_inv_disp, lowest_log_mean(total_size))
+        bounds = ((lowest_log_mean(total_size), math.inf), LOG_INV_DISP_RANGE)
+        start = torch.stack([log_mean, log_inv_disp], 1)
+        low, high = start.new_tensor(bounds).T
+        rule = NewtonRule(self.tolerance, self.max_steps, self.longest)
+        fitted = climb(problem, start, low, high, rule).T
         of_tasks = zip(*(t.split(sizes) for t in (*fitted, *problem.curvature(*fitted))), strict=True)
         viewed = ([t.view(shape) for t in flat] for flat, shape in zip(of_tasks, shapes, strict=True))
         return [FittedComponents(Components(a, b), Curvature(*curve)) for a, b, *curve in viewed]
-
-    def _climb(
-        self, problem: ExpectedLogLikelihood, a: Tensor, b: Tensor, floor: float
-    ) -> tuple[Tensor, Tensor]:
-        """(problems,) ln mu and ln r, from where they are given."""
-        low_b, high_b = LOG_INV_DISP_RANGE
-        best_a, best_b = a.clamp(min=floor), b.clamp(low_b, high_b)
-        left = torch.arange(best_a.numel(), device=best_a.device)
-        a, b = best_a.clone(), best_b.clone()
-        now = problem.curvature(a, b)
-        damping, going = torch.zeros_like(a), torch.ones_like(a, dtype=torch.bool)
-        for _ in range(self.max_steps):
-            pinned_a = (a <= floor) & (now.grad_a <= 0)
-            pinned_b = ((b <= low_b) & (now.grad_b <= 0)) | ((b >= high_b) & (now.grad_b >= 0))
-            step_a, step_b, gain = _newton_step(now, pinned_a, pinned_b, damping)
-            going = going & (gain > self.tolerance)
-            n_going = int(going.sum())
-            if n_going == 0:
-                break
-            if 2 * n_going <= going.numel():  # picking them out is worth it
-                best_a[left], best_b[left] = a, b
-                left, a, b, damping = left[going], a[going], b[going], damping[going]
-                step_a, step_b = step_a[going], step_b[going]
-                problem = problem.subset(going)
-                now, going = Curvature(*(t[going] for t in now)), going[going]
-            else:
-                step_a, step_b = torch.where(going, step_a, 0.0), torch.where(going, step_b, 0.0)
-            next_a = (a + step_a.clamp(-self.longest, self.longest)).clamp(min=floor)
-            next_b = (b + step_b.clamp(-self.longest, self.longest)).clamp(low_b, high_b)
-            then = problem.curvature(next_a, next_b)
-            better = then.value >= now.value
-            a, b = torch.where(better, next_a, a), torch.where(better, next_b, b)
-            scale = torch.maximum(now.hess_aa.abs(), now.hess_bb.abs())
-            damping = torch.where(better, damping / 8, torch.maximum(damping * 8, scale * 0.1))
-            now = Curvature(*(torch.where(better, new, old) for new, old in zip(then, now, strict=True)))
-        best_a[left], best_b[left] = a, b
-        return best_a, best_b
-
-
-def _newton_step(
-    now: Curvature, pinned_a: Tensor, pinned_b: Tensor, damping: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Uphill steps in a and b, and the rise that the quadratic promises."""
-    grad_a = torch.where(pinned_a, 0.0, now.grad_a)
-    grad_b = torch.where(pinned_b, 0.0, now.grad_b)
-    off = torch.where(pinned_a | pinned_b, 0.0, -now.hess_ab)
-    aa = torch.where(pinned_a, 1.0, -now.hess_aa)
-    bb = torch.where(pinned_b, 1.0, -now.hess_bb)
-    middle, radius = (aa + bb) / 2, torch.hypot((aa - bb) / 2, off)
-    least = 1e-6 * (middle.abs() + radius) + 1e-12
-    shift = (least - (middle - radius)).clamp(min=0) * 2 + damping
-    aa, bb = aa + shift, bb + shift
-    determinant = aa * bb - off * off
-    step_a = (bb * grad_a - off * grad_b) / determinant
-    step_b = (aa * grad_b - off * grad_a) / determinant
-    gain = (grad_a * step_a + grad_b * step_b) / 2
-    # on the plateau towards Poisson Q is about Q_0 + C e^-b, convex: gradient and curvature vanish far from
-    # the optimum, so step down by all that is allowed, for what the exponential promises further down
-    plateau = ~pinned_b & (now.hess_bb > 0) & (grad_b < 0) & (damping == 0)
-    step_b = torch.where(plateau, -PLATEAU_STEP, step_b)
-    gain = torch.where(plateau, torch.maximum(gain, -grad_b * math.expm1(2 * PLATEAU_STEP)), gain)
-    return step_a, step_b, gain
 
 
 @checked("model.m_step")

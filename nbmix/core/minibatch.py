@@ -11,13 +11,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, softplus
 
 from nbmix.core.batch import Basis, CellBatch, pair_product
-from nbmix.core.kernels.minibatch import likelihood_rows, likelihood_slope_rows, weight_slope_rows
+from nbmix.core.kernels.blocks import MINIBATCH_GENES, MINIBATCH_TERMS
+from nbmix.core.kernels.minibatch import (
+    GeneParameters,
+    MinibatchPairs,
+    MinibatchSums,
+    likelihood_rows,
+    likelihood_slope_rows,
+    weight_slope_rows,
+)
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
 from nbmix.core.likelihood import differentiable_log_likelihood
@@ -27,63 +34,77 @@ CHEAP = 16  # so many multiplications make up for a logarithm
 
 TERMS_AT_ONCE = 2**25  # nonzeros x K on a GPU: 3 GB; more of them share pairs, and tables over these
 
-GENES_AT_ONCE = 2048  # at least in a compiled loop, each with sums of its own
-
-TERMS_IN_A_LOOP = 500_000  # at least: some ms, for which a thread is worth waking
-
 
 def minibatch_log_likelihood(
-    log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, basis: Basis, dtype: torch.dtype = torch.float32
+    log_mean: Tensor,
+    log_inv_disp: Tensor,
+    batch: CellBatch,
+    basis: Basis,
+    dtype: torch.dtype = torch.float32,
+    *,
+    genes_at_once: int | None = None,
 ) -> Tensor:
     """(cells, K) float64 component log likelihood, differentiable in the (K, genes) components.
 
-    In float64 whatever ``dtype``, but for large batches on a GPU: ``differentiable_log_likelihood``.
+    In float64 whatever ``dtype``, but for large batches on a GPU: ``differentiable_log_likelihood``. On the
+    CPU a thread takes ``genes_at_once`` genes; by default as many as it is worth waking for.
     """
     if log_mean.device.type == "cpu":
-        return _MinibatchLogLikelihood.apply(log_mean, log_inv_disp, batch, basis.levels)
+        return _MinibatchLogLikelihood.apply(log_mean, log_inv_disp, batch, basis.levels, genes_at_once)
     if batch.pairs.indices.numel() * log_mean.shape[0] <= TERMS_AT_ONCE:
-        return _LikelihoodOfNonzeros.apply(log_mean, log_inv_disp, batch, basis.levels)
+        return nonzeros_log_likelihood(log_mean, log_inv_disp, batch, basis.levels)
     return differentiable_log_likelihood(log_mean, log_inv_disp, batch, basis, dtype)
+
+
+def nonzeros_log_likelihood(
+    log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, levels: CountLevels
+) -> Tensor:
+    """The same in a few torch operations, each on all nonzeros x K at once, as a GPU wants them."""
+    return _LikelihoodOfNonzeros.apply(log_mean, log_inv_disp, batch, levels)
 
 
 class _MinibatchLogLikelihood(torch.autograd.Function):
     # torch declares both as (ctx, *args, **kwargs) and means them to be narrowed
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, log_mean: Tensor, log_inv_disp: Tensor, batch: CellBatch, levels: CountLevels
+        ctx: Any,
+        log_mean: Tensor,
+        log_inv_disp: Tensor,
+        batch: CellBatch,
+        levels: CountLevels,
+        genes_at_once: int | None,
     ) -> Tensor:
         a, b = log_mean.double(), log_inv_disp.double()
         r, rho = torch.exp(b).contiguous(), torch.exp(a - b).contiguous()
-        of_genes = torch.stack([a.T, r.T, rho.T])
+        by_gene = torch.stack([a.T, r.T, rho.T])
         (n_components, n_genes), n_nodes = a.shape, batch.own_nodes.numel()
         n_terms = (batch.pairs.indices.numel() + n_genes * n_nodes) * n_components
-        genes_at_once = _genes_at_once(n_genes, n_terms)
+        genes_at_once = genes_at_once or _genes_at_once(n_genes, n_terms)
         n_chunks = max(1, -(-n_genes // genes_at_once))
         grown = torch.empty(n_components, n_nodes, n_genes, dtype=torch.float64)
         zero = torch.zeros(n_chunks, n_components, n_nodes, dtype=torch.float64)
         total = torch.zeros(n_chunks, batch.n_cells, n_components, dtype=torch.float64)
-        shared = (r, rho, of_genes, batch.own_nodes, batch.size_factors)
-        arrays = [t.numpy() for t in shared] + _pairs(batch, levels, levels.count[batch.used])
-        sums = [t.numpy() for t in (grown, zero, total)]
-        over_rows(likelihood_rows, n_genes, genes_at_once, *arrays, genes_at_once, *sums)
-        ctx.genes_at_once, ctx.arrays, ctx.grown, ctx.weights = genes_at_once, arrays, grown, batch.weights
+        genes = GeneParameters(*(t.numpy() for t in (r, rho, by_gene)))
+        cells = (batch.own_nodes.numpy(), batch.size_factors.numpy())
+        given = (genes, *cells, _pairs(batch, levels, levels.count[batch.used]))
+        sums = MinibatchSums(*(t.numpy() for t in (grown, zero, total)))
+        over_rows(likelihood_rows, n_genes, genes_at_once, *given, genes_at_once, sums)
+        ctx.genes_at_once, ctx.given, ctx.grown, ctx.weights = genes_at_once, given, grown, batch.weights
         ctx.dtypes = log_mean.dtype, log_inv_disp.dtype
         return total.sum(0) - batch.weights @ zero.sum(0).T + batch.constant[:, None]
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         q = grad_outputs[0].contiguous()  # (cells, K)
         n_components, _, n_genes = ctx.grown.shape
         out = torch.empty(2, n_components, n_genes, dtype=torch.float64)
-        more = [t.numpy() for t in (ctx.grown, q.T @ ctx.weights, q, out)]
-        over_rows(likelihood_slope_rows, n_genes, ctx.genes_at_once, *ctx.arrays, *more)
+        back = tuple(t.numpy() for t in (ctx.grown, q.T @ ctx.weights, q))
+        over_rows(likelihood_slope_rows, n_genes, ctx.genes_at_once, *ctx.given, back, out.numpy())
         grad_a, grad_b = (slope.to(dtype) for slope, dtype in zip(out, ctx.dtypes, strict=True))
-        return grad_a, grad_b, None, None
+        return grad_a, grad_b, None, None, None
 
 
 class _LikelihoodOfNonzeros(torch.autograd.Function):
-    """The same in a few torch operations, each on all nonzeros x K at once, as a GPU wants them."""
-
     # torch declares forward as (ctx, *args, **kwargs) and means it to be narrowed
     @staticmethod
     def forward(  # type: ignore[override]
@@ -135,36 +156,40 @@ class _LogCountProduct(torch.autograd.Function):
         value = torch.log1p(levels.count[batch.used]).to(weight.dtype)
         ctx.batch, ctx.levels, ctx.value, ctx.shape = batch, levels, value, weight.shape
         pairs = batch.pairs
+        gene = levels.gene[batch.used].to(pairs.indices.dtype)
+        index, factor = (torch.index_select(t, 0, pairs.indices) for t in (gene, value))
+        ctx.save_for_backward(index, factor)
         if pairs.indices.numel() == 0:
             return weight.new_zeros(batch.n_cells, weight.shape[1])
-        gene = levels.gene[batch.used].to(pairs.indices.dtype)
-        of_nonzeros = (torch.index_select(t, 0, pairs.indices) for t in (gene, value))
-        index, factor = of_nonzeros
-        ctx.save_for_backward(index, factor)
         return embedding_bag(index, weight, pairs.indptr[:-1], mode="sum", per_sample_weights=factor)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         slope = grad_outputs[0].contiguous()
         if slope.device.type != "cpu":
-            return _slope_of_nonzeros(ctx, slope), None, None
+            index, factor = ctx.saved_tensors
+            return nonzeros_weight_slope(ctx.batch, index, factor, slope, ctx.shape[0]), None, None
         out = slope.new_empty(ctx.shape)
         pairs = _pairs(ctx.batch, ctx.levels, ctx.value)
         n_terms = ctx.batch.pairs.indices.numel() * out.shape[1] // CHEAP
         genes_at_once = _genes_at_once(len(out), n_terms)
-        over_rows(weight_slope_rows, len(out), genes_at_once, *pairs, slope.numpy(), out.numpy())
+        over_rows(weight_slope_rows, len(out), genes_at_once, pairs, slope.numpy(), out.numpy())
         return out, None, None
 
 
-def _slope_of_nonzeros(ctx: Any, slope: Tensor) -> Tensor:
-    """(genes, units) gradient of ``_LogCountProduct``, nonzero by nonzero."""
-    out = slope.new_zeros(ctx.shape)
-    if not ctx.saved_tensors:
-        return out
-    gene, factor = ctx.saved_tensors
-    return out.index_add_(
-        0, gene, torch.index_select(slope, 0, _cell_of_nonzeros(ctx.batch)) * factor[:, None]
-    )
+def nonzeros_weight_slope(
+    batch: CellBatch, gene: Tensor, factor: Tensor, slope: Tensor, n_genes: int
+) -> Tensor:
+    """(genes, units) gradient of ``log_count_product`` in its weight, nonzero by nonzero, as a GPU wants it.
+
+    Args:
+        batch: the cells.
+        gene, factor: (nonzeros,) each one's gene and log1p(x).
+        slope: (cells, units) gradient in the product.
+        n_genes: rows of the weight.
+    """
+    of_cells = torch.index_select(slope, 0, _cell_of_nonzeros(batch)) * factor[:, None]
+    return slope.new_zeros(n_genes, slope.shape[1]).index_add_(0, gene, of_cells)
 
 
 def _cell_of_nonzeros(batch: CellBatch) -> Tensor:
@@ -175,11 +200,11 @@ def _cell_of_nonzeros(batch: CellBatch) -> Tensor:
 
 def _genes_at_once(n_genes: int, n_terms: int) -> int:
     """Genes in a compiled loop over work of ``n_terms`` logarithms."""
-    return max(GENES_AT_ONCE, math.ceil(n_genes * TERMS_IN_A_LOOP / max(n_terms, 1)))
+    return max(MINIBATCH_GENES, math.ceil(n_genes * MINIBATCH_TERMS / max(n_terms, 1)))
 
 
-def _pairs(batch: CellBatch, levels: CountLevels, value: Tensor) -> list[np.ndarray]:
+def _pairs(batch: CellBatch, levels: CountLevels, value: Tensor) -> MinibatchPairs:
     """The pairs of a batch as compiled loops take them; ``value`` (used,) is what each is worth."""
     turned = batch.turned()
-    of_used = (batch.used, levels.gene[batch.used], value, levels.first, levels.high_first)
-    return [t.numpy() for t in (*of_used, turned.indptr, turned.indices)]
+    used, gene, worth = (t.numpy() for t in (batch.used, levels.gene[batch.used], value))
+    return MinibatchPairs(used, gene, worth, levels.places(), turned.indptr.numpy(), turned.indices.numpy())

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from nbmix.core.kernels.elementary import LANES
-from nbmix.core.kernels.tables import (
-    interpolation_weights,
-)
+from nbmix.core.kernels.blocks import LANES
+from nbmix.core.kernels.tables import interpolation_weights
 
 NODE_TOLERANCE = 1e-8  # relative error of the interpolation in ln s, for every single cell
 

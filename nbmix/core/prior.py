@@ -73,13 +73,13 @@ def update_prior(fit: FittedComponents, prior: GenePrior) -> GenePrior:
     about_disp = bb - ab**2 / (aa.clamp(min=0) + 1 / prior.log_mean_variance)
     off = components.log_mean - prior.log_mean
     information = about_mean.clamp(min=torch.finfo(aa.dtype).eps)
-    variance = _mean_variance(off, information, prior.log_mean_variance)
+    variance = mean_variance(off, information, prior.log_mean_variance)
     return GenePrior(
-        prior.log_mean, variance, *_disp_prior(components.log_inv_disp, about_disp.clamp(min=0), prior)
+        prior.log_mean, variance, *dispersion_prior(components.log_inv_disp, about_disp.clamp(min=0), prior)
     )
 
 
-def _mean_variance(off: Tensor, information: Tensor, variance: Tensor) -> Tensor:
+def mean_variance(off: Tensor, information: Tensor, variance: Tensor) -> Tensor:
     """(genes,) tau^2 from shrunken offsets (K, genes)."""
     own = 1 / information  # variance
     off = off * (1 + own / variance)  # as they were before the prior shrank them
@@ -92,7 +92,9 @@ def _mean_variance(off: Tensor, information: Tensor, variance: Tensor) -> Tensor
     return variance
 
 
-def _disp_prior(log_inv_disp: Tensor, information: Tensor, prior: GenePrior) -> tuple[Tensor, Tensor, Tensor]:
+def dispersion_prior(
+    log_inv_disp: Tensor, information: Tensor, prior: GenePrior
+) -> tuple[Tensor, Tensor, Tensor]:
     """(genes,) b, () sigma^2 and (3,) trend from ln r and the information H on it, (K, genes) each."""
     b, variance = prior.log_inv_disp, prior.log_inv_disp_variance
     t_0, t_1, around = prior.trend

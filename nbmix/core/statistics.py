@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.kernels.blocks import GENES_AT_ONCE
 from nbmix.core.kernels.sparse import gathered_rows
 from nbmix.core.kernels.threads import over_rows
-from nbmix.core.tables import GENES_AT_ONCE, rows_in_lines
+from nbmix.core.tables import rows_in_lines
 
 
 @dataclass
@@ -72,10 +73,17 @@ class SufficientStatistics:
     def _gather(self, batch: CellBatch, basis: Basis, summed: Tensor) -> None:
         """Add ``summed`` (used, K own nodes or more) to its genes and pairs."""
         levels = basis.levels
-        arguments = (batch.used, levels.first, levels.high_first, levels.high_count, summed, batch.to_own)
-        arrays = [t.contiguous().numpy() for t in arguments]
+        sums = (summed.contiguous().numpy(), batch.to_own.contiguous().numpy())
         into = (self.rate.numpy(), self.pair.numpy())
-        over_rows(gathered_rows, levels.n_genes, GENES_AT_ONCE, *arrays, *into)
+        over_rows(
+            gathered_rows,
+            levels.n_genes,
+            GENES_AT_ONCE,
+            batch.used.numpy(),
+            levels.places(),
+            *sums,
+            *into,
+        )
 
     def _gather_in_torch(self, batch: CellBatch, basis: Basis, summed: Tensor) -> None:
         """As ``_gather``, of (used, K own nodes)."""

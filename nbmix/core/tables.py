@@ -25,12 +25,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from nbmix.core.batch import Basis, CellBatch, nodes_of_genes
-from nbmix.core.kernels.tables import (
-    grown_rows,
-    pair_rows,
-    split_table_rows,
-    step_table_rows,
-)
+from nbmix.core.kernels.blocks import GENES_AT_ONCE, LINE, PAIRS_AT_ONCE
+from nbmix.core.kernels.tables import PairTerms, grown_rows, pair_rows, split_table_rows, step_table_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
 from nbmix.core.nodes import node_softplus
@@ -39,12 +35,6 @@ from nbmix.core.special import level_terms, tail_terms
 FLOAT32_NATS = 8e-5  # half a float32 ulp of the summed steps; the error seen is up to ten times that
 
 FEWEST_CELLS_FOR_STEPS = 1000  # in smaller batches size factors are seldom alike
-
-LINE = 16  # float32 in a cache line: rows of tables that begin at one are read a fifth faster
-
-GENES_AT_ONCE = 512  # in a compiled loop
-
-PAIRS_AT_ONCE = 4096
 
 # torch says once a process that CSR tensors are in beta; the products here are tested against SciPy
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
@@ -104,8 +94,8 @@ def tabulate_nodes(nodes: np.ndarray, n_nodes: int, a: Tensor, b: Tensor) -> tup
     # torch aligns memory, on which the last bits of products depend; numpy does not
     grown = torch.empty(n_genes, n_components, n_nodes, dtype=torch.float64)
     zero = np.zeros((max(1, -(-n_genes // GENES_AT_ONCE)), n_components, n_nodes))
-    columns = (a.contiguous().numpy(), b.contiguous().numpy(), nodes)
-    over_rows(grown_rows, n_genes, GENES_AT_ONCE, *columns, n_nodes, GENES_AT_ONCE, grown.numpy(), zero)
+    columns = (a.contiguous().numpy(), b.contiguous().numpy())
+    over_rows(grown_rows, n_genes, GENES_AT_ONCE, *columns, nodes, grown.numpy(), zero)
     return grown, torch.from_numpy(zero.sum(0))
 
 
@@ -113,14 +103,9 @@ def pair_table(levels: CountLevels, log_inv_disp: Tensor) -> Tensor:
     """(pairs, K) float64 D(c, r_kj) in nats for every pair of gene and count."""
     if log_inv_disp.device.type == "cpu":
         pair = torch.empty(levels.n_pairs, log_inv_disp.shape[0], dtype=torch.float64)
-        places = (levels.first.numpy(), levels.high_first.numpy(), levels.high_count.numpy())
-        b = log_inv_disp.detach().contiguous().numpy()
-        over_rows(pair_rows, levels.n_genes, GENES_AT_ONCE, b, *places, pair.numpy())
+        columns = log_inv_disp.detach().contiguous().numpy()
+        over_rows(pair_rows, levels.n_genes, GENES_AT_ONCE, columns, levels.places(), pair.numpy())
         return pair
-    return _pair_table_in_torch(levels, log_inv_disp)
-
-
-def _pair_table_in_torch(levels: CountLevels, log_inv_disp: Tensor) -> Tensor:
     b = log_inv_disp.T.contiguous()  # (genes, K)
     low = levels.running_sum(level_terms(levels.level[:, None], b[levels.gene[: levels.n_low]]))
     if not levels.n_high:
@@ -129,11 +114,16 @@ def _pair_table_in_torch(levels: CountLevels, log_inv_disp: Tensor) -> Tensor:
     return torch.cat([low, exact + tail_terms(levels.high_count[:, None], b[levels.high_gene])])
 
 
-def batch_log_likelihood(batch: CellBatch, basis: Basis, tables: LikelihoodTables) -> Tensor:
-    """(cells, K) float64, ln p(x_i | component k) in nats, by the sums at the head of this file."""
+def batch_log_likelihood(
+    batch: CellBatch, basis: Basis, tables: LikelihoodTables, *, step_nats: float = FLOAT32_NATS
+) -> Tensor:
+    """(cells, K) float64, ln p(x_i | component k) in nats, by the sums at the head of this file.
+
+    ``step_nats`` bounds the rounding of float32 sums of steps between nodes: see ``_pair_sums_in_float32``.
+    """
     rate = tables.log_mean[:, :, None] - tables.grown @ batch.to_own.T  # (genes, K, own nodes)
     if tables.dtype == torch.float32:
-        summed = _pair_sums_in_float32(batch, basis, rate, tables.pair, tables.largest)
+        summed = _pair_sums_in_float32(batch, basis, rate, tables, step_nats)
     else:
         summed = _pair_sums(batch, basis, rate, tables.pair)
     summed = summed.view(batch.n_cells, *rate.shape[1:])
@@ -152,28 +142,28 @@ def _pair_values(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor) -> 
 
 
 def _pair_sums_in_float32(
-    batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, largest: float
+    batch: CellBatch, basis: Basis, rate: Tensor, tables: LikelihoodTables, step_nats: float
 ) -> Tensor:
     """``_pair_sums`` by float32 products, without their loss of digits.
 
     Sums near 1e4 nats nearly cancel between components. So values at the first node are cut into a multiple
     of a power of two, so coarse that float32 sums of them are exact, and a small rest. The other nodes add
-    small steps to these. Where a bound on the rounding of the steps passes FLOAT32_NATS all values are cut.
+    small steps to these. Where a bound on the rounding of the steps passes ``step_nats`` all values are cut.
     """
     _, n_components, n_own = rate.shape
     if batch.used.numel() == 0:
         return rate.new_zeros(batch.n_cells, n_components * n_own)
     # no sum exceeds the deepest cell's counts times the largest value of a count
-    unit = 2.0 ** (math.ceil(math.log2(max(largest * batch.deepest, 1e-30))) - 23)
+    unit = 2.0 ** (math.ceil(math.log2(max(tables.largest * batch.deepest, 1e-30))) - 23)
     steps_will_do = batch.n_cells >= FEWEST_CELLS_FOR_STEPS
     n_steps = n_own - 1
     parts = (n_components, n_components, n_components * n_steps, n_steps, n_steps, 1)
     if steps_will_do:
-        summed = batch.pairs.matmul(_step_table(batch, basis, rate, pair, unit))
+        summed = batch.pairs.matmul(step_table(batch, basis, rate, tables.pair, unit))
         coarse_first, rest_first, steps, coarse, rest, bound = summed[:, : sum(parts)].split(parts, 1)
-        steps_will_do = float(bound.amax()) * torch.finfo(torch.float32).eps / 2 <= FLOAT32_NATS
+        steps_will_do = float(bound.amax()) * torch.finfo(torch.float32).eps / 2 <= step_nats
     if not steps_will_do:
-        summed = batch.pairs.matmul(_split_table(batch, basis, rate, pair, unit))
+        summed = batch.pairs.matmul(split_table(batch, basis, rate, tables.pair, unit))
         width = n_components * n_own
         return summed[:, :width].double() + summed[:, width : 2 * width]
     first = coarse_first.double() + rest_first
@@ -181,7 +171,7 @@ def _pair_sums_in_float32(
     return torch.cat([first[:, :, None], first[:, :, None] + others], 2).flatten(1)
 
 
-def _step_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
+def step_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
     """(used, columns) float32 in whole lines, see ``nbmix.core.kernels.tables.step_table_rows``."""
     _, n_components, n_own = rate.shape
     table = rows_in_lines(rate, batch.used.numel(), 2 * n_components + (n_components + 2) * (n_own - 1) + 1)
@@ -198,7 +188,7 @@ def _step_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit
     return _set_rows(table, first, values[:, :, 0] - first, rests, coarse, means - coarse, bound)
 
 
-def _split_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
+def split_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
     """(used, 2 K nodes) float32 in whole lines: coarse parts, then rests."""
     table = rows_in_lines(rate, batch.used.numel(), 2 * rate.shape[1] * rate.shape[2])
     if rate.device.type == "cpu":
@@ -224,4 +214,5 @@ def _fill(
     kernel: Any, batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float, table: Tensor
 ) -> None:
     parts = (batch.used, basis.levels.gene, basis.levels.count, rate.contiguous(), pair)
-    over_rows(kernel, len(table), PAIRS_AT_ONCE, *(t.numpy() for t in parts), unit, table.numpy())
+    terms = PairTerms(*(t.numpy() for t in parts))
+    over_rows(kernel, len(table), PAIRS_AT_ONCE, terms, unit, table.numpy())

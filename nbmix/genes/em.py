@@ -47,7 +47,9 @@ raises l.
 **Speed.** A maximum close to the Poisson takes EM thousands of steps. So an iteration also tries Newton's
 step on l, in ln r and in phi = 1 / r (in which l is close to a parabola where r is large), no longer than
 steps that worked before, and keeps the best of the three: l rises at least as much as by EM from the same
-point. ``accelerate=False`` is EM alone. A fit ends where Newton's step promises less than ``TOLERANCE``.
+point. These steps are not those of ``nbmix.core.newton``: EM's is there where Newton's is bad, and a shift by
+a millionth of the largest curvature would slow fits close to the Poisson. ``accelerate=False`` is EM alone. A
+fit ends where Newton's step promises less than ``TOLERANCE``.
 
 **Where there is no maximum.** Where the counts vary no more than Poisson counts, l rises as r grows without
 end, towards the Poisson's. The result is that limit: log_inv_disp = inf. For equal size factors this is so if
@@ -124,7 +126,7 @@ def fit_pois_gam(x: Any, s: Any, max_iters: int = 1000, *, accelerate: bool = Tr
     >>> print(f"{log_mean:.4f} {log_inv_disp:.4f} {trace[-1]:.6f}")
     -8.3349 -0.6774 -10.024232
     """
-    return _fit(x, s, max_iters, accelerate, _pois_gam_step)
+    return _fit(x, s, max_iters, accelerate, pois_gam_step)
 
 
 def fit_pois_log(x: Any, s: Any, max_iters: int = 1000, *, accelerate: bool = True) -> NBFit:
@@ -144,14 +146,11 @@ def fit_pois_log(x: Any, s: Any, max_iters: int = 1000, *, accelerate: bool = Tr
     >>> fit_pois_log([2, 2, 3], s=1.0).log_inv_disp  # varies less than a Poisson
     inf
     """
-    return _fit(x, s, max_iters, accelerate, _pois_log_step)
-
-
-# ---- the sample --------------------------------------------------------------------------------------
+    return _fit(x, s, max_iters, accelerate, pois_log_step)
 
 
 @dataclass(frozen=True)
-class _Gene:
+class Gene:
     """The cells of one gene that have a positive size factor, alike ones put together.
 
     Attributes:
@@ -176,7 +175,7 @@ class _Gene:
     constant: float
 
     @classmethod
-    def checked(cls, x: Any, s: Any) -> _Gene:
+    def checked(cls, x: Any, s: Any) -> Gene:
         x = np.asarray(x)
         if x.ndim != 1:
             raise InputError(f"x has shape {x.shape}; give one count for each cell")
@@ -189,7 +188,7 @@ class _Gene:
         return cls._of(counts.toarray()[:, 0].astype(np.float64)[s > 0], s[s > 0])
 
     @classmethod
-    def _of(cls, x: np.ndarray, s: np.ndarray) -> _Gene:
+    def _of(cls, x: np.ndarray, s: np.ndarray) -> Gene:
         n_cells, equal = x.size, bool((s == s[0]).all())
         values, n_each = np.unique(x, return_counts=True)
         constant = x @ np.log(s) - n_each @ gammaln(values + 1)
@@ -211,7 +210,7 @@ class _Gene:
             constant=float(constant),
         )
 
-    def at(self, log_mean: float, log_inv_disp: float) -> _Point:
+    def at(self, log_mean: float, log_inv_disp: float) -> Point:
         """The log likelihood at a finite point, and its derivatives."""
         b = torch.tensor(log_inv_disp, dtype=torch.float64)
         rising = np.array([float(self.level_weight @ part) for part in level_curve(self.level, b)])
@@ -225,7 +224,7 @@ class _Gene:
         weighted = self.weight * (self.x + r)
         mean, bend = float((weighted * share).sum()), float((weighted * share * (1 - share)).sum())
         log_sum, share_sum = float(log_scaled.sum()), float((self.weight * share).sum())
-        return _Point(
+        return Point(
             log_mean=log_mean,
             log_inv_disp=log_inv_disp,
             value=self.constant + value + self.total * log_mean - float(((self.x + r) * log_scaled).sum()),
@@ -254,7 +253,7 @@ class _Gene:
         return float((self.weight * ((self.x - mean) ** 2 - self.x)).sum())
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """Log likelihood at a = ln mu, b = ln r, its derivatives, and what the E steps need of the same sums.
 
     Attributes:
@@ -286,21 +285,20 @@ class _Point(NamedTuple):
         return -(slope + self.hess_aa * self.grad_b**2) / determinant / 2
 
 
-# ---- steps -------------------------------------------------------------------------------------------
-
-_Step = Callable[[_Gene, _Point], tuple[float, float]]  # to ln mu, ln r
+_Step = Callable[[Gene, Point], tuple[float, float]]  # to ln mu, ln r
 
 
-def _pois_gam_step(gene: _Gene, at: _Point) -> tuple[float, float]:
+def pois_gam_step(gene: Gene, at: Point) -> tuple[float, float]:
+    """ln mu and ln r after EM with the rates missing."""
     r = math.exp(at.log_inv_disp)
     # in units of mu and from the logarithm of r, as both sides of the last equation vanish for large r
     surprise = (gene.x / r - at.scaled) / (1 + at.scaled)
     log_ratio = math.log1p(float(gene.weight @ surprise) / gene.n_cells)
     gap = log_ratio + (at.log_sum - at.clusters / r) / gene.n_cells + at.log_inv_disp - float(digamma(r))
-    return at.log_mean + log_ratio, math.log(_shape_of_gap(gap)) if gap > 0 else at.log_inv_disp
+    return at.log_mean + log_ratio, math.log(shape_of_gap(gap)) if gap > 0 else at.log_inv_disp
 
 
-def _shape_of_gap(gap: float) -> float:
+def shape_of_gap(gap: float) -> float:
     """r with ln r - psi(r) = gap > 0, by Newton in 1 / r (Minka 2002, "Estimating a Gamma distribution")."""
     r = (3 - gap + math.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
     if r > 1e5:  # 1e-10 off, where the differences below are as much off
@@ -310,7 +308,8 @@ def _shape_of_gap(gap: float) -> float:
     return r
 
 
-def _pois_log_step(gene: _Gene, at: _Point) -> tuple[float, float]:
+def pois_log_step(gene: Gene, at: Point) -> tuple[float, float]:
+    """ln mu and ln r after EM with the clusters missing."""
     if not gene.equal:
         r = at.clusters / at.log_sum
         mean = (gene.weight * (gene.x + r) / (1 + at.scaled)).sum() / gene.n_cells  # in units of rho
@@ -325,13 +324,13 @@ def _pois_log_step(gene: _Gene, at: _Point) -> tuple[float, float]:
     return math.log(r * odds / gene.s[0]), math.log(r)
 
 
-def _newton_in_log_inv_disp(at: _Point, longest: float) -> tuple[float, float]:
+def _newton_in_log_inv_disp(at: Point, longest: float) -> tuple[float, float]:
     step = _uphill(at.grad_a, at.grad_b, at.hess_aa, at.hess_ab, at.hess_bb)
     step *= longest / max(longest, np.abs(step).max())
     return at.log_mean + float(step[0]), at.log_inv_disp + float(step[1])
 
 
-def _newton_in_disp(at: _Point, longest: float) -> tuple[float, float]:
+def _newton_in_disp(at: Point, longest: float) -> tuple[float, float]:
     r = math.exp(at.log_inv_disp)
     bend = r * r * (at.hess_bb + at.grad_b)
     up_a, up_phi = _uphill(at.grad_a, -r * at.grad_b, at.hess_aa, -r * at.hess_ab, bend).tolist()
@@ -346,13 +345,10 @@ def _uphill(grad_a: float, grad_c: float, hess_aa: float, hess_ac: float, hess_c
     return axes @ (axes.T @ np.array([grad_a, grad_c]) / np.maximum(size, 1e-12 * size.max()))
 
 
-# ---- the climb ---------------------------------------------------------------------------------------
-
-
 def _fit(x: Any, s: Any, max_iters: int, accelerate: bool, em_step: _Step) -> NBFit:
     if max_iters < 1:
         raise InputError(f"max_iters={max_iters} has to be 1 or more")
-    gene = _Gene.checked(x, s)
+    gene = Gene.checked(x, s)
     if gene.total == 0:
         return NBFit(-math.inf, math.inf, np.zeros(1))
     poisson = gene.poisson()
@@ -370,7 +366,7 @@ def _fit(x: Any, s: Any, max_iters: int, accelerate: bool, em_step: _Step) -> NB
     return NBFit(at.log_mean, at.log_inv_disp, np.array(trace))
 
 
-def _climb(gene: _Gene, max_iters: int, accelerate: bool, em_step: _Step) -> tuple[_Point, list[float], bool]:
+def _climb(gene: Gene, max_iters: int, accelerate: bool, em_step: _Step) -> tuple[Point, list[float], bool]:
     """Where the climb comes to, the log likelihoods on the way, and whether it came to its end."""
     starts = (gene.at(gene.poisson_log_mean, log_inv_disp) for log_inv_disp in START_LOG_INV_DISPS)
     at = max(starts, key=lambda point: point.value)

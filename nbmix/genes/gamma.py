@@ -1,4 +1,4 @@
-"""Poisson and negative binomial fits of every label and gene."""
+"""Poisson and negative binomial fits of every label and gene, and how far Newton goes in such fits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from nbmix.core.batch import Basis
 from nbmix.core.levels import CountLevels
 from nbmix.core.m_step import NewtonMStep, moment_components
+from nbmix.core.newton import NewtonRule
 from nbmix.core.nodes import SizeFactorNodes
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
 from nbmix.core.statistics import SufficientStatistics
@@ -23,7 +24,10 @@ from nbmix.genes.labelled import (
     gene_totals,
     no_coefficients,
 )
-from nbmix.genes.newton import LONGEST_STEP, MAX_STEPS
+
+# Newton goes farther than in an M step, since values are reported, and curvatures in one number may be a
+# millionth of those in others
+FAR = NewtonRule(tolerance=1e-11, max_steps=200, longest=3.0, delta=1e-12, to_bounds=True)
 
 TOLERANCE = 1e-10  # nats that a step of the gamma fit without covariates must promise
 
@@ -32,10 +36,9 @@ START_LOG_INV_DISPS = (1.0, LOG_INV_DISP_RANGE[1])
 
 NODE_TOLERANCE = 1e-13  # relative; values are reported, so finer than in the products
 
-# ---- point -------------------------------------------------------------------------------------------
 
-
-def fit_point_labels(data: LabelledCounts) -> PointFit:
+def fit_point_by_label(data: LabelledCounts) -> PointFit:
+    """Poisson fits in closed form."""
     floor = lowest_log_mean(data.total_size)
     rows = []
     for k in range(data.n_labels):
@@ -49,19 +52,17 @@ def fit_point_labels(data: LabelledCounts) -> PointFit:
     return PointFit(data.values, log_mean, log_likelihood, no_coefficients(data.n_genes))
 
 
-# ---- gamma -------------------------------------------------------------------------------------------
-
-
-def fit_gamma_labels(data: LabelledCounts) -> GammaFit:
-    rows = [_fit_label_gamma(*data.of(k), data.total_size) for k in range(data.n_labels)]
+def fit_gamma_by_label(data: LabelledCounts) -> GammaFit:
+    """Negative binomial fits, each label's by Newton on its sufficient statistics."""
+    rows = [fit_gamma_of_cells(*data.of(k), data.total_size) for k in range(data.n_labels)]
     log_mean, log_inv_disp, log_likelihood = (torch.stack(part) for part in zip(*rows, strict=True))
     return GammaFit(data.values, log_mean, log_inv_disp, log_likelihood, no_coefficients(data.n_genes))
 
 
-def _fit_label_gamma(
+def fit_gamma_of_cells(
     counts: sp.csr_matrix, sizes: np.ndarray, total_size: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ln mu, ln r and log likelihood (genes,) of one label."""
+    """ln mu, ln r and log likelihood (genes,) of the cells of one label."""
     heard = np.flatnonzero(gene_totals(counts))
     floor = lowest_log_mean(total_size)
     log_mean = torch.full((counts.shape[1],), floor, dtype=torch.float64)
@@ -69,9 +70,9 @@ def _fit_label_gamma(
     log_likelihood = torch.full_like(log_mean, -math.exp(floor) * sizes.sum())
     if heard.size:
         counts = counts[:, heard]
-        basis, statistics = _label_statistics(counts, sizes)
+        basis, statistics = statistics_of_cells(counts, sizes)
         begin = moment_components(statistics, basis, total_size)
-        newton = NewtonMStep(TOLERANCE, MAX_STEPS, LONGEST_STEP)
+        newton = NewtonMStep(TOLERANCE, FAR.max_steps, FAR.longest)
         starts = [
             begin._replace(log_inv_disp=torch.full_like(begin.log_mean, b)) for b in START_LOG_INV_DISPS
         ]
@@ -84,7 +85,7 @@ def _fit_label_gamma(
     return log_mean, log_inv_disp, log_likelihood
 
 
-def _label_statistics(counts: sp.csr_matrix, sizes: np.ndarray) -> tuple[Basis, SufficientStatistics]:
+def statistics_of_cells(counts: sp.csr_matrix, sizes: np.ndarray) -> tuple[Basis, SufficientStatistics]:
     """Statistics of one component that owns all these cells, at nodes that leave no error behind."""
     basis = Basis(SizeFactorNodes.spanning(sizes, NODE_TOLERANCE), CountLevels.of(counts))
     weights = basis.nodes.weights(torch.from_numpy(sizes))  # (cells, nodes)

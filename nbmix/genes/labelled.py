@@ -71,9 +71,6 @@ class GeneComparison(NamedTuple):
         return self.gamma - self.point
 
 
-# ---- input -------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class LabelledCounts:
     """Checked counts (cells, genes) with size factors (cells,), label values and codes (cells,)."""

@@ -10,21 +10,23 @@ x_ij ~ Poisson(s_i lambda_ij), and within label k lambda_ij is drawn from
 RNA sequencing analysis"). With covariates z_i, mu_kj becomes mu_kj exp(z_i . c_j): the coefficients of a gene
 are shared by all labels.
 
-All fits maximise the likelihood within the bounds of ``nbmix.core.m_step``. Where a gene is silent in a label
-the mean would be 0. It stays at the floor ``lowest_log_mean`` instead, so that a new cell with such a count
-has a finite likelihood and the fit can serve as components. The counts then say nothing of the dispersion,
-and the fit is the Poisson's: ln r at its upper bound, pi = 0. A label without cells (a category that no cell
-has) is silent in every gene; its log likelihoods are 0.
+All fits maximise the likelihood by the Newton of ``nbmix.core.newton``, within the bounds of
+``nbmix.core.parameters``. Where a gene is silent in a label the mean would be 0. It stays at the floor
+``lowest_log_mean`` instead, so that a new cell with such a count has a finite likelihood and the fit can
+serve as components. The counts then say nothing of the dispersion, and the fit is the Poisson's: ln r at its
+upper bound, pi = 0. A label without cells (a category that no cell has) is silent in every gene; its log
+likelihoods are 0.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from nbmix.genes.covariates import Design, fit_gamma_with, fit_point_gamma_with, fit_point_with
-from nbmix.genes.gamma import fit_gamma_labels, fit_point_labels
+from nbmix.genes.covariates import fit_gamma_with_design, fit_point_gamma_with_design, fit_point_with_design
+from nbmix.genes.design import Design
+from nbmix.genes.gamma import fit_gamma_by_label, fit_point_by_label
 from nbmix.genes.labelled import GammaFit, GeneComparison, LabelledCounts, PointFit, PointGammaFit
-from nbmix.genes.zero_inflated import fit_point_gamma_labels
+from nbmix.genes.zero_inflated import fit_point_gamma_by_label
 
 
 def fit_point(counts: Any, labels: Any, size_factors: Any = None, design: Any = None) -> PointFit:
@@ -49,7 +51,9 @@ def fit_point(counts: Any, labels: Any, size_factors: Any = None, design: Any = 
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     data = LabelledCounts.checked(counts, labels, size_factors)
-    return fit_point_labels(data) if design is None else fit_point_with(Design.checked(design, data), data)
+    if design is None:
+        return fit_point_by_label(data)
+    return fit_point_with_design(Design.checked(design, data), data)
 
 
 def fit_gamma(counts: Any, labels: Any, size_factors: Any = None, design: Any = None) -> GammaFit:
@@ -63,7 +67,9 @@ def fit_gamma(counts: Any, labels: Any, size_factors: Any = None, design: Any = 
     torch.Size([2, 2])
     """
     data = LabelledCounts.checked(counts, labels, size_factors)
-    return fit_gamma_labels(data) if design is None else fit_gamma_with(Design.checked(design, data), data)
+    if design is None:
+        return fit_gamma_by_label(data)
+    return fit_gamma_with_design(Design.checked(design, data), data)
 
 
 def fit_point_gamma(counts: Any, labels: Any, size_factors: Any = None, design: Any = None) -> PointGammaFit:
@@ -80,8 +86,8 @@ def fit_point_gamma(counts: Any, labels: Any, size_factors: Any = None, design: 
     """
     data = LabelledCounts.checked(counts, labels, size_factors)
     if design is None:
-        return fit_point_gamma_labels(data)
-    return fit_point_gamma_with(Design.checked(design, data), data)
+        return fit_point_gamma_by_label(data)
+    return fit_point_gamma_with_design(Design.checked(design, data), data)
 
 
 def compare_genes(counts: Any, labels: Any, size_factors: Any = None) -> GeneComparison:
@@ -94,5 +100,5 @@ def compare_genes(counts: Any, labels: Any, size_factors: Any = None) -> GeneCom
     torch.Size([2, 2])
     """
     data = LabelledCounts.checked(counts, labels, size_factors)
-    point, gamma = fit_point_labels(data), fit_gamma_labels(data)
+    point, gamma = fit_point_by_label(data), fit_gamma_by_label(data)
     return GeneComparison(data.values, point.log_likelihood, gamma.log_likelihood)

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from nbmix.core.expected import ExpectedLogLikelihood
+from nbmix.core.newton import Curve, climb
 from nbmix.core.nodes import WIDEST_SOFTPLUS, SizeFactorNodes
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
-from nbmix.genes.gamma import _fit_label_gamma, _label_statistics
+from nbmix.genes.gamma import FAR, fit_gamma_of_cells, statistics_of_cells
 from nbmix.genes.labelled import LabelledCounts, PointGammaFit, gene_constants, gene_totals, no_coefficients
-from nbmix.genes.newton import Curve, climb
 
 SEGMENT, NODES_A_SEGMENT = 0.25, 16  # in ln s; error per zero below 1e-11 down to pi = 1e-4
 
@@ -25,8 +25,6 @@ INFLATED_LOG_INV_DISP, LITTLE_LOGIT_ZERO = 4.0, -3.0  # where point gamma fits b
 FEWEST_ZEROS = 1e-3  # cells; point masses that hold fewer gain less than 5e-7 nats
 
 LEAST_GAIN = 1e-7  # nats, for a point mass to be reported
-
-# ---- point gamma -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -54,6 +52,10 @@ class ZeroInflated:
         return ZeroInflated(
             self.positive.subset(keep), self.n_positive[keep], self.log_nodes, self.zeros[:, keep]
         )
+
+    @property
+    def log_inv_disps(self) -> slice:
+        return slice(1, 2)
 
     def curve(self, at: Tensor) -> Curve:
         """At (problems, 3) m, b, l."""
@@ -85,30 +87,32 @@ class ZeroInflated:
         return Curve(value, torch.stack([grad_a, grad_b, grad_l], dim=1), torch.stack(rows, dim=1))
 
 
-def fit_point_gamma_labels(data: LabelledCounts) -> PointGammaFit:
-    fits = [_fit_label_point_gamma(*data.of(k), data.total_size) for k in range(data.n_labels)]
+def fit_point_gamma_by_label(data: LabelledCounts) -> PointGammaFit:
+    """The best of a few starts, and the gamma fit where a point mass gains nothing."""
+    fits = [_fit_point_gamma_of_cells(*data.of(k), data.total_size) for k in range(data.n_labels)]
     log_mean, log_inv_disp, logit_zero, log_likelihood = map(torch.stack, zip(*fits, strict=True))
     nothing = no_coefficients(data.n_genes)
     return PointGammaFit(data.values, log_mean, log_inv_disp, logit_zero, log_likelihood, nothing)
 
 
-def _fit_label_point_gamma(
+def _fit_point_gamma_of_cells(
     counts: sp.csr_matrix, sizes: np.ndarray, total_size: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """ln mu, ln r, logit pi and log likelihood (genes,) of one label."""
-    log_mean, log_inv_disp, log_likelihood = _fit_label_gamma(counts, sizes, total_size)
+    log_mean, log_inv_disp, log_likelihood = fit_gamma_of_cells(counts, sizes, total_size)
     logit_zero = torch.full_like(log_mean, -math.inf)
     n_positive = np.bincount(counts.indices, minlength=counts.shape[1])
     mixed = np.flatnonzero((n_positive > 0) & (n_positive < np.count_nonzero(sizes)))
     if mixed.size:
         counts = counts[:, mixed]
-        problem = zero_inflated(counts, sizes)
+        problem = zero_inflated_genes(counts, sizes)
         constants = torch.from_numpy(gene_constants(counts, sizes))
         least = math.log(FEWEST_ZEROS / sizes.size)
         limits = torch.tensor([(lowest_log_mean(total_size), 50.0), LOG_INV_DISP_RANGE, (least, -least)])
         low, high = limits.double().T[:, None].expand(2, mixed.size, 3)
         for start in _point_gamma_starts(counts, sizes, log_mean[mixed], log_inv_disp[mixed]):
-            at, value = climb(problem, start, low, high)
+            at = climb(problem, start, low, high, FAR)
+            value = problem.curve(at).value
             better = value + constants > log_likelihood[mixed] + LEAST_GAIN
             chosen = torch.from_numpy(mixed)[better]
             m, log_inv_disp[chosen], logit_zero[chosen] = at[better].T
@@ -117,9 +121,9 @@ def _fit_label_point_gamma(
     return log_mean, log_inv_disp, logit_zero, log_likelihood
 
 
-def zero_inflated(counts: sp.csr_matrix, sizes: np.ndarray) -> ZeroInflated:
+def zero_inflated_genes(counts: sp.csr_matrix, sizes: np.ndarray) -> ZeroInflated:
     """The zero-inflated log likelihoods of one label's cells, a problem for each gene."""
-    basis, statistics = _label_statistics(counts, sizes)
+    basis, statistics = statistics_of_cells(counts, sizes)
     seen = counts.astype(bool).astype(np.float64)
     positive = ExpectedLogLikelihood.of(statistics, basis)
     weights = basis.nodes.weights(torch.from_numpy(sizes)).numpy()

@@ -18,8 +18,8 @@ from nbmix.core.mixture import Posterior
 from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.core.tables import FLOAT32_NATS
-from tests.conftest import reference_log_likelihood
 from tests.helpers.mixtures import Data, awkward_data, random_q, simulated
+from tests.helpers.problems import reference_log_likelihood
 
 
 @pytest.mark.parametrize("seed", range(2))

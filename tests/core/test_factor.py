@@ -21,7 +21,7 @@ from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.starts.base import one_hot
 from nbmix.starts.random import RandomStart
-from tests.conftest import make_problem
+from tests.helpers.problems import make_problem
 
 
 def test_an_empty_cell_has_the_prior_and_leaves_the_others_alone():

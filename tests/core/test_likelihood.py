@@ -16,7 +16,7 @@ from nbmix.core.likelihood import (
     differentiable_log_likelihood,
 )
 from nbmix.errors import InputError
-from tests.conftest import make_problem, reference_log_likelihood
+from tests.helpers.problems import make_problem, reference_log_likelihood
 from tests.helpers.running import ROOT
 
 PBMC = ROOT.parent / "shared" / "data" / "pbmc_facs.h5ad"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +9,14 @@ import scipy.sparse as sp
 import torch
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature, expected_log_likelihood
-from nbmix.core.m_step import GradientMStep, NewtonMStep, moment_components
+from nbmix.core.expected import ExpectedLogLikelihood, expected_log_likelihood
+from nbmix.core.m_step import GradientMStep, MStepProblem, NewtonMStep, moment_components
 from nbmix.core.parameters import FEWEST_COUNTS, LOG_INV_DISP_RANGE, Components, lowest_log_mean
 from nbmix.core.statistics import SufficientStatistics
-from tests.conftest import make_problem, reference_log_likelihood
+from tests.helpers.cases import CASES, Case, a_prior
+from tests.helpers.cases import random_components as any_components
+from tests.helpers.genes import KINDS, genes_of_every_kind
+from tests.helpers.problems import make_problem, reference_log_likelihood
 
 NATS = 1e-4  # what a gene may lack of its best log likelihood
 
@@ -40,83 +42,29 @@ def q_per_problem(statistics, basis, components):
     return flat.view_as(components.log_mean)
 
 
-# ---- Q and its curvature ---------------------------------------------------------------------------
-
-FORMS = ("compiled", "in torch")
-
-
 @pytest.fixture
 def weighted(problem, generator):
     q = random_q(40, 3, generator)
     return SufficientStatistics.collect(problem.batch, problem.basis, q, torch.float64), q
 
 
-def flat_curvature(form, statistics, basis, a, b):
-    """At flat a and b (K genes,), by the compiled loops or in torch."""
-    if form == "in torch":
-        return ExpectedLogLikelihood.of(statistics, basis).curvature(a, b)
-    shape = statistics.rate.shape[1::-1]
-    found = curvature(statistics, basis, Components(a.view(shape), b.view(shape)))
-    return Curvature(*(t.flatten() for t in found))
+@pytest.fixture(params=CASES)
+def case(request):
+    return Case(request.param)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradient_and_hessian_equal_autograd_of_the_dense_form(problem, weighted, generator, form):
-    statistics, q = weighted
-    components = random_components(3, 25, generator, log_inv_disp=(-4.0, 6.0))
-    got = flat_curvature(form, statistics, problem.basis, *(t.flatten() for t in components))
-    a, b = (t.clone().requires_grad_() for t in components)
-    x = torch.from_numpy(problem.counts.toarray()).double()[:, None, :]
-    s = torch.from_numpy(problem.size_factors)[:, None, None]
-    r, scaled = torch.exp(b), s * torch.exp(a - b)
-    terms = torch.lgamma(x + r) - torch.lgamma(r) + torch.xlogy(x, scaled) - (x + r) * torch.log1p(scaled)
-    total = (q[:, :, None] * terms).sum()
-    grad_a, grad_b = torch.autograd.grad(total, (a, b), create_graph=True)
-    hess_aa, hess_ab = torch.autograd.grad(grad_a.sum(), (a, b), retain_graph=True)
-    (hess_bb,) = torch.autograd.grad(grad_b.sum(), b)
-    want = (grad_a, grad_b, hess_aa, hess_ab, hess_bb)
-    for mine, theirs in zip(got[1:], want, strict=True):
-        torch.testing.assert_close(mine.view_as(theirs), theirs, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("which", ["a", "b"])
-def test_gradient_and_hessian_equal_finite_differences_over_the_whole_range(
-    problem, weighted, generator, which, form
-):
-    exact = partial(flat_curvature, form, weighted[0], problem.basis)
-    a, b = (t.flatten() for t in random_components(3, 25, generator))
-    h = 1e-5
-    up, down = (exact(a + d, b) if which == "a" else exact(a, b + d) for d in (h, -h))
-    now = exact(a, b)
-    grad, hess = (now.grad_a, now.hess_aa) if which == "a" else (now.grad_b, now.hess_bb)
-    slope = [(up.value - down.value) / (2 * h), (up.grad_a - down.grad_a) / (2 * h)]
-    slope.append((up.grad_b - down.grad_b) / (2 * h))
-    scale = now.value.abs() + 1
-    assert ((slope[0] - grad).abs() / scale).max() < 1e-8
-    own, cross = (slope[1], slope[2]) if which == "a" else (slope[2], slope[1])
-    assert ((own - hess).abs() / scale).max() < 1e-7
-    assert ((cross - now.hess_ab).abs() / scale).max() < 1e-7
-
-
-def test_a_subset_of_the_problems_has_their_curvature(problem, weighted, generator):
-    whole = ExpectedLogLikelihood.of(weighted[0], problem.basis)
-    a, b = (t.flatten() for t in random_components(3, 25, generator))
-    keep = torch.rand(75, generator=generator) < 0.4
-    again = torch.rand(int(keep.sum()), generator=generator) < 0.5
-    for got, want in zip(whole.subset(keep).curvature(a[keep], b[keep]), whole.curvature(a, b), strict=True):
-        torch.testing.assert_close(got, want[keep], rtol=1e-12, atol=1e-12)
-    twice = whole.subset(keep).subset(again).value(a[keep][again], b[keep][again])
-    torch.testing.assert_close(twice, whole.value(a, b)[keep][again], rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("kept", [0, 1, 75])
-def test_none_one_and_all_of_the_problems_are_subsets(problem, weighted, generator, kept):
-    whole = ExpectedLogLikelihood.of(weighted[0], problem.basis)
-    a, b = (t.flatten() for t in random_components(3, 25, generator))
-    keep = torch.arange(75) < kept
-    got = whole.subset(keep).value(a[keep], b[keep])
-    torch.testing.assert_close(got, whole.value(a, b)[:kept], rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_newton_steps_of_several_tasks_are_those_of_each(case, with_prior):
+    newton = NewtonMStep()
+    prior = a_prior(case.n_genes) if with_prior else None
+    tasks = [
+        MStepProblem(case.statistics * share, any_components(case.n_components, case.n_genes, seed), prior)
+        for seed, share in enumerate((1.0, 0.3, 2.0))
+    ]
+    for task, fit in zip(tasks, newton.together(tasks, case.basis, case.total), strict=True):
+        (alone,) = newton.together([task], case.basis, case.total)
+        torch.testing.assert_close(fit.components, alone.components, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(fit.curvature, alone.curvature, rtol=1e-9, atol=1e-9)
 
 
 def test_moment_components_have_the_weighted_mean_rate(problem, weighted):
@@ -135,47 +83,6 @@ def test_moment_components_of_a_component_without_cells_are_finite(problem):
     nothing = SufficientStatistics.zeros(problem.basis, 2, "cpu")
     for part in moment_components(nothing, problem.basis, 1e5):
         assert torch.isfinite(part).all()
-
-
-# ---- Newton against SciPy --------------------------------------------------------------------------
-
-KINDS = (
-    "overdispersed",
-    "sparse",
-    "nearly poisson",
-    "under-dispersed",
-    "silent",
-    "one count",
-    "one cell",
-    "deep",
-)
-
-
-def genes_of_every_kind(n_cells=150, each=8):
-    """Counts (cells, kinds * each) and size factors."""
-    s = np.exp(np.random.default_rng(0).normal(8, 0.5, n_cells))
-    columns = []
-    for seed, kind in enumerate(KINDS):
-        rng = np.random.default_rng(seed)
-        for _ in range(each):
-            mean = s * np.exp(rng.uniform(-10, -5))
-            x = np.zeros(n_cells)
-            if kind == "overdispersed":
-                x = rng.poisson(mean * rng.gamma(np.exp(rng.uniform(-2, 2)), size=n_cells))
-            elif kind == "sparse":
-                x = rng.poisson(s / s.mean() * rng.uniform(0.1, 1) * rng.gamma(2.0, 0.5, n_cells))
-            elif kind == "nearly poisson":
-                x = rng.poisson(mean)
-            elif kind == "under-dispersed":
-                x = np.rint(s * np.exp(-6))
-            elif kind == "one count":
-                x[rng.integers(n_cells)] = 1
-            elif kind == "one cell":
-                x[rng.integers(n_cells)] = rng.integers(2, 200)
-            elif kind == "deep":
-                x = rng.poisson(s * rng.gamma(1.5, size=n_cells))
-            columns.append(x)
-    return np.stack(columns, axis=1), s
 
 
 def best_by_scipy(x, s, weight):
@@ -324,9 +231,6 @@ def test_newton_leaves_a_component_without_cells_finite(problem):
     begin = moment_components(nothing, problem.basis, 1e5)
     for part in NewtonMStep()(nothing, problem.basis, begin, 1e5).components:
         assert torch.isfinite(part).all()
-
-
-# ---- GradientMStep ---------------------------------------------------------------------------------
 
 
 def test_gradient_m_step_raises_q_of_every_component(problem, weighted):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
-from nbmix.core import minibatch
 from nbmix.core.batch import CellBatch, pair_product
 from nbmix.core.likelihood import dense_component_log_likelihood, differentiable_log_likelihood
-from nbmix.core.minibatch import log_count_product, minibatch_log_likelihood
-from tests.conftest import make_problem, reference_log_likelihood
+from nbmix.core.minibatch import (
+    log_count_product,
+    minibatch_log_likelihood,
+    nonzeros_log_likelihood,
+    nonzeros_weight_slope,
+)
+from tests.helpers.problems import make_problem, reference_log_likelihood
 
 
 def with_gradient(of, parameters, weight):
@@ -22,19 +24,17 @@ def with_gradient(of, parameters, weight):
     return value.detach(), torch.autograd.grad((value * weight).sum(), parameters)
 
 
-def likelihood(problem):
-    return lambda a, b: minibatch_log_likelihood(a, b, problem.batch, problem.basis)
+def likelihood(problem, **how):
+    return lambda a, b: minibatch_log_likelihood(a, b, problem.batch, problem.basis, **how)
 
 
 @pytest.mark.parametrize("genes_at_once", [7, 2048])
 @pytest.mark.parametrize("shape", [(40, 25, 3), (300, 9, 1), (3, 600, 12)])
-def test_equals_scipy_and_autograd_through_the_dense_form(shape, genes_at_once, generator, monkeypatch):
-    monkeypatch.setattr(minibatch, "GENES_AT_ONCE", genes_at_once)
-    monkeypatch.setattr(minibatch, "TERMS_IN_A_LOOP", 0)
+def test_equals_scipy_and_autograd_through_the_dense_form(shape, genes_at_once, generator):
     problem = make_problem(*shape)
     components = problem.log_mean, problem.log_inv_disp
     weight = torch.randn(shape[0], shape[2], dtype=torch.float64, generator=generator)
-    value, slopes = with_gradient(likelihood(problem), components, weight)
+    value, slopes = with_gradient(likelihood(problem, genes_at_once=genes_at_once), components, weight)
     x = problem.counts.toarray()
     np.testing.assert_allclose(
         value, reference_log_likelihood(x, problem.size_factors, *components), rtol=1e-8, atol=1e-9
@@ -72,7 +72,7 @@ def test_the_form_of_gpus_equals_the_compiled_one(shape, generator):
     weight = torch.randn(shape[0], shape[2], dtype=torch.float64, generator=generator)
 
     def of_nonzeros(a, b):
-        return minibatch._LikelihoodOfNonzeros.apply(a, b, problem.batch, problem.basis.levels)
+        return nonzeros_log_likelihood(a, b, problem.batch, problem.basis.levels)
 
     value, slopes = with_gradient(of_nonzeros, components, weight)
     wanted, wanted_slopes = with_gradient(likelihood(problem), components, weight)
@@ -81,14 +81,15 @@ def test_the_form_of_gpus_equals_the_compiled_one(shape, generator):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9 * float(want.abs().max()))
 
 
-def test_no_result_depends_on_the_number_of_threads(problem, monkeypatch):
-    monkeypatch.setattr(minibatch, "GENES_AT_ONCE", 4)
-    monkeypatch.setattr(minibatch, "TERMS_IN_A_LOOP", 0)
+def test_no_result_depends_on_the_number_of_threads(problem):
     components, weight = (problem.log_mean, problem.log_inv_disp), torch.ones(40, 3)
     results = []
-    for n_threads in (1, 3):
-        monkeypatch.setattr("nbmix.core.kernels.threads.torch.get_num_threads", lambda n=n_threads: n)
-        results.append(with_gradient(likelihood(problem), components, weight))
+    try:
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            results.append(with_gradient(likelihood(problem, genes_at_once=4), components, weight))
+    finally:
+        torch.set_num_threads(1)
     (value, slopes), (other, other_slopes) = results
     assert torch.equal(value, other)
     assert all(torch.equal(a, b) for a, b in zip(slopes, other_slopes, strict=True))
@@ -116,10 +117,9 @@ def test_encoder_layer_equals_the_dense_product(problem, dtype, generator):
 
     torch.testing.assert_close(got, with_gradient(by_pairs, (weight,), out))
     # the gradient that GPUs take
-    ctx = SimpleNamespace(shape=weight.shape, batch=problem.batch)
     of_pairs = (levels.gene[problem.batch.used], torch.log1p(levels.count[problem.batch.used]).to(dtype))
-    ctx.saved_tensors = [t[problem.batch.pairs.indices] for t in of_pairs]
-    torch.testing.assert_close(minibatch._slope_of_nonzeros(ctx, out), got[1][0])
+    of_nonzeros = (t[problem.batch.pairs.indices] for t in of_pairs)
+    torch.testing.assert_close(nonzeros_weight_slope(problem.batch, *of_nonzeros, out, 25), got[1][0])
 
 
 def test_a_batch_without_counts(problem):
@@ -130,9 +130,8 @@ def test_a_batch_without_counts(problem):
     )
     assert value.abs().max() == 0
     assert all(slope.abs().max() == 0 for slope in slopes)
-    of_nonzeros = minibatch._LikelihoodOfNonzeros.apply
     value, slopes = with_gradient(
-        lambda a, b: of_nonzeros(a, b, batch, problem.basis.levels), components, torch.ones(1, 3)
+        lambda a, b: nonzeros_log_likelihood(a, b, batch, problem.basis.levels), components, torch.ones(1, 3)
     )
     assert value.abs().max() == 0
     assert all(slope.abs().max() == 0 for slope in slopes)

@@ -15,8 +15,8 @@ from nbmix.core.mixture import Mixture
 from nbmix.core.parameters import Components
 from nbmix.core.settings import AUTO_PSEUDO_CELLS, MixtureSettings
 from nbmix.errors import InputError
-from tests.conftest import make_problem, reference_log_likelihood
 from tests.helpers.mixtures import Data, awkward_data, random_q
+from tests.helpers.problems import make_problem, reference_log_likelihood
 
 
 @pytest.mark.parametrize("weights", ["uniform", "learned", "given"])

@@ -7,7 +7,7 @@ from nbmix.core.em_loop import responsibilities_of, run_em
 from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature
 from nbmix.core.m_step import NewtonMStep
 from nbmix.core.parameters import Components, GenePrior
-from nbmix.core.prior import _disp_prior, _mean_variance, first_prior, update_prior
+from nbmix.core.prior import dispersion_prior, first_prior, mean_variance, update_prior
 from nbmix.core.settings import MixtureSettings
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.counts import CountData
@@ -85,7 +85,7 @@ def test_the_variance_between_components_is_recovered_from_noisy_offsets(true_va
     begin = torch.full((30,), 0.3, dtype=torch.float64)
     shrunken = seen / (1 + 1 / (begin * information))
     for _ in range(20):  # as over the iterations of EM
-        variance = _mean_variance(shrunken, information, begin)
+        variance = mean_variance(shrunken, information, begin)
         shrunken, begin = seen / (1 + 1 / (variance * information)), variance
     assert variance.log().mean().exp().item() == pytest.approx(true_variance, rel=0.1)
 
@@ -107,7 +107,7 @@ def test_dispersions_of_genes_and_their_trend_are_recovered(informed):
     for _ in range(30):
         share = information / (information + 1 / prior.log_inv_disp_variance)
         fitted = prior.log_inv_disp + share * (seen - prior.log_inv_disp)
-        disp, variance, trend = _disp_prior(fitted, information, prior)
+        disp, variance, trend = dispersion_prior(fitted, information, prior)
         prior = prior._replace(log_inv_disp=disp, log_inv_disp_variance=variance, trend=trend)
     assert prior.log_inv_disp_variance.item() == pytest.approx(0.4**2, rel=0.1)
     assert prior.trend.tolist() == pytest.approx([6, 0.7, 0.25], rel=0.1)

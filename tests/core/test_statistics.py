@@ -10,7 +10,8 @@ from nbmix.core.nodes import NODE_TOLERANCE
 from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.simulate import simulated_count_data
-from tests.conftest import make_problem, reference_log_likelihood
+from tests.helpers.elsewhere import back, elsewhere
+from tests.helpers.problems import make_problem, reference_log_likelihood
 
 
 def random_q(n_cells, n_components, generator):
@@ -63,12 +64,13 @@ def test_statistics_are_the_sums_they_are_defined_as(problem, generator, keep):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sums_are_gathered_as_on_other_devices(problem, generator, dtype):
     batch = CellBatch.build(problem.counts, problem.size_factors, problem.basis, pick=np.arange(5, 30))
-    summed = torch.rand(batch.used.numel(), 3 * batch.own_nodes.numel(), dtype=dtype, generator=generator)
+    q = torch.rand(batch.n_cells, 3, dtype=torch.float64, generator=generator)
     mine, theirs = (SufficientStatistics.zeros(problem.basis, 3, "cpu") for _ in range(2))
-    for statistics, gather in ((mine, mine._gather), (theirs, theirs._gather_in_torch)):
-        gather(batch, problem.basis, summed)
-        gather(batch, problem.basis, summed)  # they add
-        assert statistics.pair.sum() > 0
+    for statistics, given in ((mine, q), (theirs, elsewhere(q))):
+        for _ in range(2):  # they add
+            statistics.add_batch_(batch, problem.basis, given, dtype)
+    theirs = SufficientStatistics(*(back(t) for t in theirs.tensors()))
+    assert theirs.pair.sum() > 0
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(
         mine.rate, theirs.rate, rtol=tolerance, atol=tolerance * float(theirs.rate.max())

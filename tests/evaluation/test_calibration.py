@@ -23,7 +23,7 @@ from nbmix.evaluation.calibration import (
     tempered,
 )
 from nbmix.evaluation.metrics import log_loss
-from tests.conftest import reference_log_likelihood
+from tests.helpers.problems import reference_log_likelihood
 
 
 def test_hand_worked_reliability():

@@ -19,7 +19,7 @@ from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.read import read_h5ad
 from nbmix.evaluation.markers import Contrast, compare_with_poisson, find_markers, marker_table
 from nbmix.starts.base import one_hot, prepare
-from tests.conftest import make_problem, reference_log_likelihood
+from tests.helpers.problems import make_problem, reference_log_likelihood
 from tests.helpers.running import ROOT
 
 PBMC = ROOT / "../shared/data/pbmc_facs.h5ad"

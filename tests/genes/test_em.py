@@ -12,9 +12,8 @@ from scipy.special import psi
 from scipy.stats import nbinom, poisson
 
 from nbmix.errors import InputError
-from nbmix.genes import em
-from nbmix.genes.em import fit_pois_gam, fit_pois_log
-from tests.conftest import reference_log_likelihood
+from nbmix.genes.em import Gene, fit_pois_gam, fit_pois_log, pois_gam_step, pois_log_step, shape_of_gap
+from tests.helpers.problems import reference_log_likelihood
 
 FITS = [fit_pois_gam, fit_pois_log]
 
@@ -130,8 +129,8 @@ def test_a_poisson_gamma_step_is_the_complete_m_step(unequal):
     shape, rate = x + np.exp(b), s + np.exp(b - a)
     mean, mean_log = (shape / rate).mean(), (psi(shape) - np.log(rate)).mean()
     r = brentq(lambda r: np.log(r) - psi(r) - np.log(mean) + mean_log, 1e-3, 1e3, xtol=1e-13)
-    gene = em._Gene.checked(x, s)
-    assert em._pois_gam_step(gene, gene.at(a, b)) == pytest.approx((np.log(mean), np.log(r)), rel=1e-10)
+    gene = Gene.checked(x, s)
+    assert pois_gam_step(gene, gene.at(a, b)) == pytest.approx((np.log(mean), np.log(r)), rel=1e-10)
 
 
 def test_a_poisson_log_step_is_adamidis_s():
@@ -145,8 +144,8 @@ def test_a_poisson_log_step_is_adamidis_s():
     theta = above / (above + below)
     r = clusters.mean() / -np.log(1 - theta)
     want = np.log(r * theta / (1 - theta) / 1e5), np.log(r)
-    gene = em._Gene.checked(x, s)
-    assert em._pois_log_step(gene, gene.at(a, b)) == pytest.approx(want, rel=1e-10)
+    gene = Gene.checked(x, s)
+    assert pois_log_step(gene, gene.at(a, b)) == pytest.approx(want, rel=1e-10)
 
 
 def test_a_poisson_log_step_with_unequal_size_factors_is_two_steps_that_climb():
@@ -160,8 +159,8 @@ def test_a_poisson_log_step_with_unequal_size_factors_is_two_steps_that_climb():
         for point in [(a, b), (np.log(r * rho), np.log(r)), (np.log(mean), np.log(r))]
     ]
     assert values[0] < values[1] < values[2]
-    gene = em._Gene.checked(x, s)
-    assert em._pois_log_step(gene, gene.at(a, b)) == pytest.approx((np.log(mean), np.log(r)), rel=1e-10)
+    gene = Gene.checked(x, s)
+    assert pois_log_step(gene, gene.at(a, b)) == pytest.approx((np.log(mean), np.log(r)), rel=1e-10)
 
 
 @pytest.mark.parametrize("log_inv_disp", [-3.0, 0.0, 4.0])
@@ -179,7 +178,7 @@ def test_expected_clusters_equal_enumeration(log_inv_disp):
     joint = np.array(joint)  # (m, x)
     np.testing.assert_allclose(joint.sum(0), nbinom(r, 1 - theta).pmf(np.arange(largest + 1)), rtol=1e-12)
     want = (np.arange(largest + 1) @ joint) / joint.sum(0)
-    got = [em._Gene.checked([x, 1], 1.0).at(0.0, log_inv_disp).clusters - 1 for x in range(largest + 1)]
+    got = [Gene.checked([x, 1], 1.0).at(0.0, log_inv_disp).clusters - 1 for x in range(largest + 1)]
     np.testing.assert_allclose(got, want, atol=1e-12)
 
 
@@ -187,16 +186,16 @@ def test_expected_clusters_equal_enumeration(log_inv_disp):
 def test_shape_of_gap_inverts_the_gap(r):
     with mpmath.workdps(40):
         gap = float(mpmath.log(r) - mpmath.digamma(r))
-    assert em._shape_of_gap(gap) == pytest.approx(r, rel=1e-9)
+    assert shape_of_gap(gap) == pytest.approx(r, rel=1e-9)
 
 
 @pytest.mark.parametrize("log_inv_disp", [12.0, 20.0])
 def test_steps_close_to_the_poisson(log_inv_disp):
     """To first order in phi Poisson-Gamma's keeps r, Poisson-Log's gives r mean(x)^2 / mean(x (x - 1))."""
-    gene = em._Gene.checked([0, 1, 2, 1], 10.0)
+    gene = Gene.checked([0, 1, 2, 1], 10.0)
     at = gene.at(np.log(0.1), log_inv_disp)
-    assert em._pois_gam_step(gene, at) == pytest.approx((np.log(0.1), log_inv_disp), abs=1e-4)
-    assert em._pois_log_step(gene, at) == pytest.approx((np.log(0.1), log_inv_disp + np.log(2)), abs=1e-4)
+    assert pois_gam_step(gene, at) == pytest.approx((np.log(0.1), log_inv_disp), abs=1e-4)
+    assert pois_log_step(gene, at) == pytest.approx((np.log(0.1), log_inv_disp + np.log(2)), abs=1e-4)
 
 
 # ---- the log likelihood ------------------------------------------------------------------------------
@@ -208,7 +207,7 @@ def test_steps_close_to_the_poisson(log_inv_disp):
 def test_the_log_likelihood_and_its_derivatives(unequal, log_inv_disp, largest):
     x, s = example(unequal)
     x[:3] = largest, 1, 0
-    gene = em._Gene.checked(x, s)
+    gene = Gene.checked(x, s)
     at = gene.at(-9.0, log_inv_disp)
     r = np.exp(log_inv_disp)
     want = nbinom(n=r, p=1 / (1 + s * np.exp(-9.0 - log_inv_disp))).logpmf(x).sum()
@@ -258,7 +257,7 @@ def test_underdispersed_counts_are_poisson(fit, x, s, accelerate):
 def test_a_maximum_away_from_a_poisson_that_is_one_too(fit):
     """The deep cell lies on the mean and pulls to the Poisson, the shallow ones vary."""
     x, s = np.array([1000, *[0, 0, 0, 9, 0, 1, 7, 0, 0, 0] * 2]), np.array([1000.0, *[1.0] * 20])
-    assert em._Gene.checked(x, s).excess() < 0
+    assert Gene.checked(x, s).excess() < 0
     assert math.isfinite(fit(x, s).log_inv_disp)
     assert_climbs_to(maximum(x, s), fit, x, s)
 

@@ -10,7 +10,7 @@ from nbmix.core.folds import fold_blocks
 from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.simulate import simulate
-from tests.conftest import make_problem
+from tests.helpers.problems import make_problem
 
 
 class Data:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.stats import nbinom
 
-from tests.conftest import Problem, make_problem
+from tests.helpers.problems import Problem, make_problem
 
 
 def toy(kind, **settings) -> tuple[torch.nn.Module, Problem]:

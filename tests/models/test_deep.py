@@ -23,7 +23,7 @@ from nbmix.models.restore import restore
 from nbmix.models.vaec import VAEC
 from nbmix.starts.clusters import LabelsStart
 from nbmix.starts.given import CheckpointStart
-from tests.conftest import make_problem, reference_log_likelihood
+from tests.helpers.problems import make_problem, reference_log_likelihood
 from tests.helpers.running import TINY, fit, run_here, small_data
 
 BOTH = pytest.mark.parametrize("kind", [VAEC, GMVAE], ids=["vaec", "gmvae"])

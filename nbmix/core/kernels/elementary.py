@@ -1,27 +1,39 @@
-"""Compiled loops for the CPU, where torch would need many passes over memory.
-
-The numerical ones have a torch counterpart in the module that calls them, which serves GPUs and the tests.
-Loops take a range of rows and release the GIL; ``in_threads`` runs ranges side by side. No result depends on
-the number of threads. The package's cache folder keeps the machine code, so that only a first run compiles.
-"""
+"""How loops are compiled, and the elementary functions that all of them use."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba
-
-LANES = 8  # float64 in the widest vector register: nodes are padded to a multiple
+import numpy as np
 
 LOW_LEVELS = 20  # EXACT_COUNT of nbmix.core.special, which the compiler must see as a constant
 
-exact = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+# sums keep the order in which they are written; a product may be fused with the sum that it enters
+ordered = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
 
-# sums in any order, so that they are vectorised
-loose = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+# sums over a loop are taken in any order, so that they are vectorised
+reordered = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
 
 
-@exact
+class LogBuffers(NamedTuple):
+    """Arguments and results of one ``log1p_and_share``, and what it works in: (values,) each."""
+
+    x: np.ndarray
+    grown: np.ndarray
+    share: np.ndarray
+    y: np.ndarray
+    bits: np.ndarray
+
+
+@ordered
+def log_buffers(size):
+    x, grown, share, y = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
+    return LogBuffers(x, grown, share, y, y.view(np.int64))
+
+
+@ordered
 def log1p_and_share(n, x, grown, share, y, bits):
     """ln(1 + x) and x / (1 + x) of the first n values x >= 0 to 2 ulp; ``bits`` is ``y`` seen as int64.
 
@@ -54,25 +66,25 @@ def log1p_and_share(n, x, grown, share, y, bits):
         grown[m] = grown[m] * 0.6931471805599453 + 2.0 * s * t + (x[m] - (whole - 1.0)) * inverse
 
 
-@exact
+@ordered
 def _stirling_remainder(z):
     w = 1.0 / (z * z)
     return (1.0 / 12.0 - w * (1.0 / 360.0 - w * (1.0 / 1260.0 - w / 1680.0))) / z
 
 
-@exact
+@ordered
 def _digamma_remainder(z):
     w = 1.0 / (z * z)
     return -0.5 / z - w * (1.0 / 12.0 - w * (1.0 / 120.0 - w * (1.0 / 252.0 - w / 240.0)))
 
 
-@exact
+@ordered
 def _trigamma_remainder(z):
     w = 1.0 / (z * z)
     return w * (0.5 + (1.0 / 6.0 - w * (1.0 / 30.0 - w * (1.0 / 42.0 - w / 30.0))) / z)
 
 
-@exact
+@ordered
 def tail_of_count(count, r):
     """``nbmix.core.special.tail_curve``: value, first and second derivative in ln r."""
     extra = count - LOW_LEVELS

@@ -1,35 +1,31 @@
-"""Compiled loops for the CPU, where torch would need many passes over memory.
-
-The numerical ones have a torch counterpart in the module that calls them, which serves GPUs and the tests.
-Loops take a range of rows and release the GIL; ``in_threads`` runs ranges side by side. No result depends on
-the number of threads. The package's cache folder keeps the machine code, so that only a first run compiles.
-"""
+"""The mixture with shared axes, ``nbmix.core.factor``: its E step, its statistics and its loadings."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from nbmix.core.kernels.elementary import exact, log1p_and_share, loose
+from nbmix.core.kernels.elementary import log1p_and_share, log_buffers, ordered, reordered
 
 LONGEST_LOADING_STEP = 0.5
 
 LARGEST_POWER = 1.0  # |g|: nodes that interpolate in s do so in s^(1 + g) while that is not too far off
 
 
-@loose
-def _loading_sums(j, k, rho, r, reach, rate, node, pulls, bends):
-    """Add A - (A + r R) share, and (A + r R) share (1 - share), node by node, to pulls and bends (nodes,)."""
+@reordered
+def _loading_sums(rho, r, reach, rate, node, pulls, bends):
+    """Add A - (A + r R) share, and (A + r R) share (1 - share), to pulls and bends; all are (nodes,)."""
     for m in range(reach.size):
         x = reach[m] * rho
         share = x / (1.0 + x)
-        both = (rate[j, k, m] + r * node[k, m]) * share
-        pulls[m] += rate[j, k, m] - both
+        both = (rate[m] + r * node[m]) * share
+        pulls[m] += rate[m] - both
         bends[m] += both * (1.0 - share)
 
 
-@exact
+@ordered
 def _solve_symmetric(matrix, right):
     """Solve in place, by Cholesky; ``matrix`` (small) is positive definite.
 
@@ -53,15 +49,33 @@ def _solve_symmetric(matrix, right):
         right[i] /= matrix[i, i]
 
 
-@exact
-def loading_rows(begin, end, a, b, v, log_nodes, effects, rate, node, precision, n_steps, out):
+class LoadingProblem(NamedTuple):
+    """What Q is a function of in the loadings v of a gene, beside its components.
+
+    Attributes:
+        log_nodes: (nodes,) ln S_m.
+        effects: (E, nodes) e, what the loadings multiply.
+        rate: (genes, K, nodes) A.
+        node: (K, nodes) R.
+        precision: (E,) of the loadings around 0.
+    """
+
+    log_nodes: np.ndarray
+    effects: np.ndarray
+    rate: np.ndarray
+    node: np.ndarray
+    precision: np.ndarray
+
+
+@ordered
+def loading_rows(begin, end, a, b, problem, n_steps, v, out):
     """Newton on the loadings of the genes begin..end, in place: v (genes, E).
 
     Q is concave in v: sum_km A_km v e_m - (A_km + r R_km) ln(1 + rho S_m exp(v e_m)) - sum precision v^2 / 2.
-    a, b: (K, genes). log_nodes: (nodes,) ln S_m. effects: (E, nodes). rate: (genes, K, nodes). node: (K,
-    nodes). precision: (E,). out: (genes, E), diagonal of minus the Hessian where Newton ends. The first
-    loading stays within LARGEST_POWER.
+    a, b: (K, genes). problem: ``LoadingProblem``. out: (genes, E), diagonal of minus the Hessian where Newton
+    ends. The first loading stays within LARGEST_POWER.
     """
+    log_nodes, effects, rate, node, precision = problem
     n_components, width = rate.shape[1], rate.shape[2]
     n_effects = effects.shape[0]
     reach, pulls, bends = np.empty(width), np.empty(width), np.empty(width)
@@ -76,7 +90,7 @@ def loading_rows(begin, end, a, b, v, log_nodes, effects, rate, node, precision,
                 pulls[m] = bends[m] = 0.0
             for k in range(n_components):
                 r = math.exp(b[k, j])
-                _loading_sums(j, k, math.exp(a[k, j]) / r, r, reach, rate, node, pulls, bends)
+                _loading_sums(math.exp(a[k, j]) / r, r, reach, rate[j, k], node[k], pulls, bends)
             for e in range(n_effects):
                 slope[e] = -precision[e] * v[j, e]
                 for m in range(width):
@@ -106,7 +120,7 @@ EXPONENT_BITS = np.uint64(52)
 BIAS = np.uint64(1023)
 
 
-@exact
+@ordered
 def _take_exponents(product, bits, exponents):
     """Bring every product > 0 into [1, 2); ``bits`` is ``product`` seen as uint64."""
     for q in range(product.size):
@@ -115,22 +129,39 @@ def _take_exponents(product, bits, exponents):
         bits[q] -= exponent << EXPONENT_BITS
 
 
-@exact
-def joint_rows(begin, end, indptr, codes, gene, count, linear, size, depth, power, rho, levels, out):
+class CellPairs(NamedTuple):
+    """The nonzeros of a batch of cells, and what each adds.
+
+    Attributes:
+        indptr, codes: CSR, the used pairs of every cell.
+        gene, counts: (used,) of each pair.
+        linear: (used, K + 1 + axes), what a pair adds to each component, to d_i and to each axis.
+        size, depth: (cells,) s and d = ln(s / s_0).
+    """
+
+    indptr: np.ndarray
+    codes: np.ndarray
+    gene: np.ndarray
+    counts: np.ndarray
+    linear: np.ndarray
+    size: np.ndarray
+    depth: np.ndarray
+
+
+@ordered
+def joint_rows(begin, end, cells, power, rho, levels, out):
     """ln p(nonzeros of a cell | k, z_l) of the cells begin..end into out (cells, K L), but for constants.
 
     sum_j c [ln mu_kj + g_j d_i + v_j z_l] + D(c, r_kj) - c ln(1 + s_i e^(g_j d_i) rho_klj), nats.
 
-    indptr, codes: the cells' pairs. gene, count: (used,) of each. linear: (used, K + 1 + axes), what a pair
-    adds to each component, to d_i and to each axis. size, depth: (cells,) s and d = ln(s / s_0). power:
-    (genes,) g. rho: (genes, K L or more, for speed). levels: (L, axes).
+    cells: ``CellPairs``. power: (genes,) g. rho: (genes, K L or more, for speed). levels: (L, axes).
     """
+    indptr, codes, gene, count, linear, size, depth = cells
     n_all, n_levels, n_axes = rho.shape[1], levels.shape[0], levels.shape[1]
     n_components = linear.shape[1] - 1 - n_axes
     product, exponents, logs = np.empty(n_all), np.empty(n_all), np.empty(n_all)
     bits = product.view(np.uint64)
-    x, grown, share, whole = np.empty(n_all), np.empty(n_all), np.empty(n_all), np.empty(n_all)
-    whole_bits = whole.view(np.int64)
+    x, grown, share, whole, whole_bits = log_buffers(n_all)
     sums = np.empty(linear.shape[1])
     for i in range(begin, end):
         product[:], exponents[:], logs[:], sums[:] = 1.0, 0.0, 0.0, 0.0
@@ -173,9 +204,45 @@ def joint_rows(begin, end, indptr, codes, gene, count, linear, size, depth, powe
                 out[i, q] = total - logs[q] - exponents[q] * math.log(2.0) - math.log(product[q])
 
 
-@exact
-def _add_pair(u, j, indptr, cells, c, first, component, share, weights, n_levels, rate, of_pair):
-    """Add the cells of the used pair u, a count c of gene j."""
+class Memberships(NamedTuple):
+    """Which components and levels every cell may belong to, and how cells stand between the nodes.
+
+    Attributes:
+        first: (cells + 1,) where a cell's memberships begin.
+        component: (memberships,) k L + l.
+        share: (memberships,) q.
+        weights: (cells, nodes).
+    """
+
+    first: np.ndarray
+    component: np.ndarray
+    share: np.ndarray
+    weights: np.ndarray
+
+
+class UsedPairs(NamedTuple):
+    """The pairs of a batch, and the cells that have them.
+
+    Attributes:
+        low, high: (genes + 1,) where a gene's low and high pairs begin among the used ones.
+        used: (used,) positions among all pairs.
+        counts: (used,).
+        indptr, cells: CSR, the cells of each pair.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    used: np.ndarray
+    counts: np.ndarray
+    indptr: np.ndarray
+    cells: np.ndarray
+
+
+@ordered
+def _add_pair(u, j, pairs, members, n_levels, rate, of_pair):
+    """Add the cells of the used pair u, a count of gene j."""
+    indptr, cells, c = pairs.indptr, pairs.cells, pairs.counts[u]
+    first, component, share, weights = members
     for t in range(indptr[u], indptr[u + 1]):
         i = cells[t]
         for place in range(first[i], first[i + 1]):
@@ -185,23 +252,14 @@ def _add_pair(u, j, indptr, cells, c, first, component, share, weights, n_levels
                 rate[j, q, m] += counted * weights[i, m]
 
 
-@exact
-def statistics_rows(
-    begin, end, low, high, used, count, indptr, cells, first, component, share, weights, n_levels, rate, pair
-):
+@ordered
+def statistics_rows(begin, end, pairs, members, n_levels, rate, pair):
     """Add the pairs of the genes begin..end to rate (genes, K L, nodes) and pair (pairs, K).
 
-    low, high: (genes + 1,) where a gene's low and high pairs begin among the used ones. used, count:
-    (used,) their position among all pairs, and their count. indptr, cells: the cells of each. first,
-    component, share: the components and levels that each cell may belong to, and their q. weights: (cells,
-    nodes).
+    pairs: ``UsedPairs``. members: ``Memberships``.
     """
     for j in range(begin, end):
-        for u in range(low[j], low[j + 1]):
-            _add_pair(
-                u, j, indptr, cells, count[u], first, component, share, weights, n_levels, rate, pair[used[u]]
-            )
-        for u in range(high[j], high[j + 1]):
-            _add_pair(
-                u, j, indptr, cells, count[u], first, component, share, weights, n_levels, rate, pair[used[u]]
-            )
+        for u in range(pairs.low[j], pairs.low[j + 1]):
+            _add_pair(u, j, pairs, members, n_levels, rate, pair[pairs.used[u]])
+        for u in range(pairs.high[j], pairs.high[j + 1]):
+            _add_pair(u, j, pairs, members, n_levels, rate, pair[pairs.used[u]])

@@ -1,15 +1,29 @@
-"""Sparse counts coded by their pair of gene and count, and sums over these."""
+"""Sparse counts coded by their pair of gene and count, sums over these, and patterns of sparse matrices."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from nbmix.core.kernels.elementary import LOW_LEVELS, exact
+from nbmix.core.kernels.elementary import LOW_LEVELS, ordered
 
 
-@exact
+class PairPlaces(NamedTuple):
+    """Where the pairs of every gene stand: see ``nbmix.core.levels.CountLevels``.
+
+    Attributes:
+        first, high_first: (genes + 1,) where a gene's low and high pairs begin.
+        high_count: (high pairs,).
+    """
+
+    first: np.ndarray
+    high_first: np.ndarray
+    high_count: np.ndarray
+
+
+@ordered
 def _at_or_after(values, wanted, low, high):
     """The first position of ``wanted`` or more among values[low:high], which ascend."""
     while low < high:
@@ -21,7 +35,7 @@ def _at_or_after(values, wanted, low, high):
     return low
 
 
-@exact
+@ordered
 def _add_summed(c, summed, by_node, of_pair):
     """Add what the cells of a used pair, of count c, sum to: (K nodes or more) to (K, nodes)."""
     n_components, n_nodes = by_node.shape
@@ -34,13 +48,14 @@ def _add_summed(c, summed, by_node, of_pair):
         of_pair[k] += total
 
 
-@exact
-def gathered_rows(begin, end, used, first, high_first, high_count, summed, to_all, rate, pair):
+@ordered
+def gathered_rows(begin, end, used, places, summed, to_all, rate, pair):
     """Add a batch's sums to rate (genes, K, nodes) and pair (pairs, K) of the genes begin..end.
 
-    used: the pairs of the batch. first, high_first, high_count: see ``CountLevels``. summed: (used, K own
-    nodes or more) of q w. to_all: (own nodes, nodes), how sums at the batch's nodes spread to those of all.
+    used: the pairs of the batch. places: ``PairPlaces``. summed: (used, K own nodes or more) of q w. to_all:
+    (own nodes, nodes), how sums at the batch's nodes spread to those of all.
     """
+    first, high_first, high_count = places.first, places.high_first, places.high_count
     n_low, n_components = first[-1], rate.shape[1]
     by_node = np.empty((n_components, to_all.shape[0]))
     low = _at_or_after(used, first[begin], 0, used.size)
@@ -63,13 +78,16 @@ def gathered_rows(begin, end, used, first, high_first, high_count, summed, to_al
                         into[n] += value * spread[n]
 
 
-@exact
-def code_rows(rows, indptr, indices, counts, first, high_first, high_count, log_factorial, codes, constant):
+@ordered
+def code_rows(rows, matrix, places, log_factorial, codes, constant):
     """Code the nonzeros of some rows of a CSR matrix by their pair of gene and count.
 
-    Fills codes (nonzeros,) row by row, and constant (rows,) with -sum_j ln G(x_ij + 1). Returns the position
-    in ``rows`` of the first row with a pair that is not listed, or -1.
+    matrix: indptr, indices and counts. places: ``PairPlaces``. log_factorial: ln c! for c = 0, 1, ... Fills
+    codes (nonzeros,) row by row, and constant (rows,) with -sum_j ln G(x_ij + 1). Returns the position in
+    ``rows`` of the first row with a pair that is not listed, or -1.
     """
+    indptr, indices, counts = matrix
+    first, high_first, high_count = places.first, places.high_first, places.high_count
     n_low, at = first[-1], 0
     for i in range(rows.size):
         total = 0.0
@@ -92,7 +110,7 @@ def code_rows(rows, indptr, indices, counts, first, high_first, high_count, log_
     return -1
 
 
-@exact
+@ordered
 def compact_columns(columns, position):
     """Renumber ``columns`` in place to 0, 1, ... in their order; returns the sorted distinct columns.
 
@@ -116,7 +134,7 @@ def compact_columns(columns, position):
     return used
 
 
-@exact
+@ordered
 def transpose_pattern(indptr, columns, n_columns):
     """indptr and rows of the transpose of a CSR pattern, by counting; rows ascend."""
     turned = np.zeros(n_columns + 1, indptr.dtype)
@@ -133,7 +151,7 @@ def transpose_pattern(indptr, columns, n_columns):
     return turned, rows
 
 
-@exact
+@ordered
 def largest_and_high(begin, end, indices, counts, largest):
     """Raise largest (genes,) to the counts of nonzeros begin..end; their (gene, count) above LOW_LEVELS."""
     n_high = 0

@@ -1,29 +1,28 @@
-"""Tables over nodes of the size factor and over pairs of gene and count."""
+"""Tables over nodes of the size factor and over pairs of gene and count: see ``nbmix.core.tables``."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from nbmix.core.kernels.elementary import exact, log1p_and_share, tail_of_count
-from nbmix.core.kernels.newton import GENES_A_BLOCK
+from nbmix.core.kernels.blocks import GENES_A_BLOCK, GENES_AT_ONCE
+from nbmix.core.kernels.elementary import log1p_and_share, log_buffers, ordered, tail_of_count
 
 ROUNDING_SHIFT = 1.5 * 2.0**52  # adding and taking away so many units rounds to a multiple of one
 
 
-@exact
-def grown_rows(begin, end, a, b, nodes, n_nodes, chunk, grown, zero):
+@ordered
+def grown_rows(begin, end, a, b, nodes, grown, zero):
     """ln(1 + S_m rho) of the genes begin..end into grown (genes, K, nodes).
 
-    a, b: (K, genes). nodes: (genes, padded). zero: (chunks, K, nodes), where row ``begin // chunk`` gets
-    sum_j r ln(1 + S_m rho) of these genes.
+    a, b: (K, genes) ln mu and ln r. nodes: (genes, padded), of which the first are those of ``grown``. zero:
+    (chunks, K, nodes), where row ``begin // GENES_AT_ONCE`` gets sum_j r ln(1 + S_m rho) of these genes.
     """
-    n_components, width = a.shape[0], nodes.shape[1]
-    size = GENES_A_BLOCK * n_components
-    x, found, share = np.empty((size, width)), np.empty((size, width)), np.empty((size, width))
-    y = np.empty(size * width)
-    bits = y.view(np.int64)
+    n_components, width, n_nodes = a.shape[0], nodes.shape[1], grown.shape[2]
+    logs = log_buffers(GENES_A_BLOCK * n_components * width)
+    x, found = logs.x.reshape((-1, width)), logs.grown.reshape((-1, width))
     total = np.zeros((n_components, width))
     for start in range(begin, end, GENES_A_BLOCK):
         n_problems = (min(start + GENES_A_BLOCK, end) - start) * n_components
@@ -32,7 +31,7 @@ def grown_rows(begin, end, a, b, nodes, n_nodes, chunk, grown, zero):
             rho = math.exp(a[k, j] - b[k, j])
             for m in range(width):
                 x[p, m] = nodes[j, m] * rho
-        log1p_and_share(n_problems * width, x.reshape(-1), found.reshape(-1), share.reshape(-1), y, bits)
+        log1p_and_share(n_problems * width, logs.x, logs.grown, logs.share, logs.y, logs.bits)
         for p in range(n_problems):
             j, k = start + p // n_components, p % n_components
             r = math.exp(b[k, j])
@@ -42,12 +41,13 @@ def grown_rows(begin, end, a, b, nodes, n_nodes, chunk, grown, zero):
                 grown[j, k, m] = found[p, m]
     for k in range(n_components):
         for m in range(n_nodes):
-            zero[begin // chunk, k, m] = total[k, m]
+            zero[begin // GENES_AT_ONCE, k, m] = total[k, m]
 
 
-@exact
-def pair_rows(begin, end, b, first, high_first, high_count, pair):
-    """D(c, r) of the genes begin..end into pair (pairs, K); b (K, genes) is ln r."""
+@ordered
+def pair_rows(begin, end, b, places, pair):
+    """D(c, r) of the genes begin..end into pair (pairs, K); b: (K, genes) ln r. places: ``PairPlaces``."""
+    first, high_first, high_count = places.first, places.high_first, places.high_count
     n_components, n_low = b.shape[0], first[-1]
     for j in range(begin, end):
         for k in range(n_components):
@@ -60,12 +60,30 @@ def pair_rows(begin, end, b, first, high_first, high_count, pair):
                 pair[n_low + h, k] = total + tail_of_count(high_count[h], r)[0]
 
 
-@exact
-def split_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
+class PairTerms(NamedTuple):
+    """What the used pairs of a batch add: a count c of gene j adds c rate[j] + pair to each component.
+
+    Attributes:
+        used: (used,) positions among all pairs.
+        gene, counts: (pairs,) of all pairs.
+        rate: (genes, K, nodes) ln mu - ln(1 + S_m rho).
+        pair: (pairs, K) D(c, r).
+    """
+
+    used: np.ndarray
+    gene: np.ndarray
+    counts: np.ndarray
+    rate: np.ndarray
+    pair: np.ndarray
+
+
+@ordered
+def split_table_rows(begin, end, terms, unit, table):
     """What used pairs begin..end add, cut into a multiple of ``unit`` and the rest.
 
-    rate: (genes, K, nodes). pair: (pairs, K). table: (used, 2 K nodes or more) float32.
+    terms: ``PairTerms``. table: (used, 2 K nodes or more) float32.
     """
+    used, gene, count, rate, pair = terms
     n_components, n_nodes = rate.shape[1], rate.shape[2]
     width = n_components * n_nodes
     shift = ROUNDING_SHIFT * unit
@@ -80,14 +98,15 @@ def split_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
                 table[u, width + k * n_nodes + m] = value - coarse
 
 
-@exact
-def step_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
+@ordered
+def step_table_rows(begin, end, terms, unit, table):
     """As ``split_table_rows`` for the first node, then the steps from it to the others.
 
     Steps are split into their mean over components, itself cut like the values, and the rest.
     table (used, width or more) float32: coarse part and rest of K values at the first node, K (nodes - 1)
     steps less their means, coarse part and rest of the nodes - 1 means, and a bound on the steps less theirs.
     """
+    used, gene, count, rate, pair = terms
     n_components, n_nodes = rate.shape[1], rate.shape[2]
     n_steps = n_nodes - 1
     n_rests = n_components * n_steps
@@ -124,7 +143,7 @@ def step_table_rows(begin, end, used, gene, count, rate, pair, unit, table):
         row[of_means + 2 * n_steps] = c * largest
 
 
-@exact
+@ordered
 def interpolation_weights(size_factors, log_nodes, barycentric, weights):
     """Barycentric weights (cells, nodes) at ln s between nodes; a row of zeros where s = 0."""
     for i in range(size_factors.size):

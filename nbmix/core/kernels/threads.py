@@ -13,7 +13,7 @@ import torch
 T = TypeVar("T")
 
 
-class _Helpers:
+class Helpers:
     """Threads that stay and wait for work: to start one takes as long as many a loop."""
 
     def __init__(self) -> None:
@@ -43,10 +43,10 @@ class _Helpers:
             coming.get()()
 
 
-_helpers = _Helpers()
+HELPERS = Helpers()
 
 
-def in_threads(work: Callable[[int], T], n_items: int) -> list[T]:
+def in_threads(work: Callable[[int], T], n_items: int, helpers: Helpers = HELPERS) -> list[T]:
     """``[work(0), work(1), ...]``, on as many threads as torch uses, this one among them.
 
     For compiled loops; torch, called in ``work``, would keep threads of its own for each of these.
@@ -81,7 +81,7 @@ def in_threads(work: Callable[[int], T], n_items: int) -> list[T]:
     n_helpers = min(torch.get_num_threads(), n_items) - 1
     try:
         if n_helpers > 0:
-            _helpers.ask(help_out, n_helpers)
+            helpers.ask(help_out, n_helpers)
         take()
     finally:
         # one that has not come has nothing to do, and may never come: it may be waiting for this thread
