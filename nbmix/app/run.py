@@ -23,6 +23,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from nbmix.app.command import Stopped, stoppable
+from nbmix.app.functions import functions_named
 from nbmix.app.run_folder import held
 from nbmix.app.settings import check_settings
 from nbmix.core.memory import give_back
@@ -33,7 +34,9 @@ from nbmix.data.whole_file import why_unwritable
 from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule
 from nbmix.models.restore import check_resumable, restore
-from nbmix.output.results import Results, gather_predictions, score, write_outcome
+from nbmix.output.results import Results, gather_predictions
+from nbmix.output.scores import score
+from nbmix.output.writing import write_outcome
 from nbmix.starts.base import Start, check_components
 from nbmix.starts.choice import Choice, Range, choose_n_components
 from nbmix.starts.random import RandomStart
@@ -90,27 +93,21 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     """Fit or restore, predict, score, write."""
-    choice: Choice | None = None
+    pictures = functions_named("evaluation.pictures", cfg.evaluation.pictures)
+    scores = functions_named("evaluation.scores", cfg.evaluation.scores)
     if cfg.task == "fit":
-        data, model, choice = fit(cfg, trainer)
+        data, model, _ = fit(cfg, trainer)
     else:
         data, model = prepare_prediction(cfg, trainer)
     everything = gather_predictions(trainer.predict(model, datamodule=data), data.data.n_cells)
     give_back()
     seconds = time.perf_counter() - began
-    results = Results(data, model, everything, provenance(cfg))
-    metrics = score(results) | {"seconds": seconds}
+    results = Results(data, model, everything, provenance(cfg), cfg.evaluation.max_umap_cells)
+    metrics = score(results, scores) | {"seconds": seconds}
     give_back()
     if trainer.is_global_zero:
         folder = Path(cfg.output_dir)
-        write_outcome(
-            results,
-            metrics,
-            folder,
-            trainer.loggers,
-            max_umap_cells=cfg.evaluation.max_umap_cells,
-            choice=choice,
-        )
+        write_outcome(results, metrics, folder, trainer.loggers, pictures)
         report(metrics, folder)
     return metrics
 
