@@ -17,9 +17,9 @@ from nbmix.evaluation.calibration import (
     block_log_likelihood,
     expected_calibration_error,
     fitted_inverse_temperature,
+    inverse_temperature_by_gene_blocks,
     log_prior_of,
     reliability,
-    inverse_temperature_by_gene_blocks,
     tempered,
 )
 from nbmix.evaluation.metrics import log_loss

@@ -148,7 +148,8 @@ def _count_histogram(axes: Axes, counts: NDArray, title: str) -> None:
     """Cells by their number of molecules (cells,), at most 60 bars."""
     most = int(counts.max(initial=0.0))
     width = most // 60 + 1
-    axes.hist(counts, bins=np.arange(0, most + width + 1, width) - 0.5, color="0.55")
+    edges = (np.arange(0, most + width + 1, width) - 0.5).tolist()
+    axes.hist(counts, bins=edges, color="0.55")
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
