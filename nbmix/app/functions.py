@@ -22,7 +22,8 @@ def functions_named(key: str, names: Any) -> list[Callable[..., Any]]:
         InputError: it is no list of names, or one of them is not there or no function.
     """
     if not isinstance(names, ListConfig | list):
-        raise InputError(f"{key}={names}: must be a list of functions, as in [module.function]")
+        shown = "null" if names is None else names
+        raise InputError(f"{key}={shown}: must be a list of functions, as in [module.function]")
     return [_function(key, name) for name in names]
 
 
@@ -32,6 +33,6 @@ def _function(key: str, name: Any) -> Callable[..., Any]:
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{key}: {name!r} cannot be found: {reason}; give module.function") from error
-    if not hasattr(found, "__name__") or not callable(found):
+    if not (callable(found) and hasattr(found, "__name__")):
         raise InputError(f"{key}: {name!r} is no function")
     return found
