@@ -79,6 +79,6 @@ def test_a_picture_and_a_score_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_a_wrong_name_is_found_before_the_fit(tmp_path):
-    with pytest.raises(InputError, match="own.nothing"):
+    with pytest.raises(InputError, match=r"own\.nothing"):
         run_here(tmp_path, *TINY, "evaluation.pictures=[own.nothing]")
     assert not (tmp_path / "checkpoints").exists()
