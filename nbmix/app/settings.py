@@ -13,6 +13,7 @@ from nbmix.core.declared import (
     Declared,
     Setting,
     check_settings,
+    checked,
     declared,
     shown,
 )
@@ -56,6 +57,21 @@ class RunSettings:
     )
 
 
+@checked("evaluation", embed)
+@dataclass
+class EvaluationSettings:
+    """What is made of a fit, beside what its embedding takes."""
+
+    scores: Annotated[
+        Sequence[str],
+        Setting("more scores: functions of nbmix.output.results.Results, as in [module.function]"),
+    ] = ()
+    pictures: Annotated[
+        Sequence[str],
+        Setting("pictures of the report, in this order: functions of the same; []: none"),
+    ] = ()
+
+
 @dataclass
 class SearchSettings:
     """Settings of a search by Optuna."""
@@ -70,7 +86,7 @@ class SearchSettings:
     ] = 1
 
 
-WITHOUT_TARGET = {"": RunSettings, "evaluation": embed, "search": SearchSettings}  # groups of other settings
+WITHOUT_TARGET = {"": RunSettings, "evaluation": EvaluationSettings, "search": SearchSettings}
 
 
 def check_config(config: Mapping[str, Any]) -> None:
