@@ -1,4 +1,10 @@
-"""Cells prepared for the products, and what all batches of one data set share."""
+"""Cells prepared for the products, and what all batches of one data set share.
+
+Cells of like size factors come in one batch, which needs few nodes of its own: what is tabulated at the
+nodes of the whole data, the ``Basis``, is interpolated to those (``to_own``), and statistics go back the
+same way. How many nodes there are follows from the ``Precision``: an interpolation to a relative error e of
+ln(1 + s rho) costs a cell of c counts, seen or expected, about e c nats.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +21,9 @@ from nbmix.core.kernels.sparse import compact_columns
 from nbmix.core.levels import CountCensus, CountLevels
 from nbmix.core.nodes import NODE_TOLERANCE, SizeFactorNodes, padded_nodes
 
-# what its error in a cell may be where products are float32 and components expect the counts that cells
-# have; between a thirtieth and a quarter of it is seen
-FLOAT32_NODE_NATS = 0.01
+FLOAT32_NODE_NATS = 0.01  # that interpolation may cost a cell where products are float32; tests see a quarter
 
-LEAST_COUNTS = 100.0  # that such a bound counts with
+LEAST_COUNTS = 100.0  # a cell counts as having at least so many in that bound
 
 
 class _PairProduct(torch.autograd.Function):
@@ -42,7 +46,7 @@ def pair_product(batch: CellBatch, table: Tensor) -> Tensor:
 
 
 class Precision(NamedTuple):
-    """How closely ln(1 + s rho) is interpolated: to a relative error, or where that is more, to some nats."""
+    """How closely ln(1 + s rho) is interpolated: to max(relative, nats / counts of the deepest cell)."""
 
     relative: float = NODE_TOLERANCE
     nats: float = 0.0

@@ -1,11 +1,13 @@
-"""The M step: p x K independent problems in two numbers each, log mean and log inverse dispersion.
+"""The expected log likelihood Q, which the M step raises, with its derivatives.
 
-For one gene of one component, with a = ln mu, b = ln r and the statistics A_m, B_c, R_m,
+For one gene of one component, with a = ln mu, b = ln r and the statistics A_m, B_c, R_m of
+``nbmix.core.statistics``,
 
     Q(a, b) = a sum_m A_m + sum_c B_c D(c, r) - sum_m (A_m + r R_m) ln(1 + S_m e^{a - b}),
 
-whose gradient and 2 x 2 Hessian are sums of the same size. ``NewtonMStep`` maximises all of them at once;
-``GradientMStep`` climbs for a number of epochs, as the method's first implementation did.
+whose gradient and 2 x 2 Hessian are sums of the same size. With W_t = sum_{c > t} B_c the counts up to
+EXACT_COUNT add sum_t W_t ln(1 + t / r), larger ones the tail of ``nbmix.core.special`` beside. A prior adds
+its log density. On the CPU compiled loops sum, ``nbmix.core.kernels.expected``; elsewhere torch does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The distinct pairs of gene and count of a data set."""
+"""The distinct pairs of gene and count of a data set.
+
+Counts are small integers, and few different ones occur in a gene. So what a count adds is kept in tables
+over pairs (j, c), and a cell is a list of places in these. D(c, r), a sum over levels t < c, needs every
+level up to the gene's largest count: hence the order of the pairs.
+"""
 
 from __future__ import annotations
 

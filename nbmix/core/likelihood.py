@@ -1,7 +1,10 @@
-"""The component log likelihood of counts: the fast form that everything uses, and the textbook form.
+"""The component log likelihood of given counts and components, for any caller: checked, differentiable.
 
 x_ij | component k ~ NB with mean s_i mu_kj and inverse dispersion r_kj, rho = mu / r
 l_ik = sum_j [ ln G(x+r) - ln G(r) - ln G(x+1) + x ln(s rho) - (x + r) ln(1 + s rho) ]
+
+EM itself uses the products of ``nbmix.core.tables``, which stand behind ``component_log_likelihood`` as well.
+``dense_component_log_likelihood`` is the textbook form.
 """
 
 from __future__ import annotations

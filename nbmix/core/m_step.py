@@ -1,4 +1,8 @@
-"""The M step: ways to raise the expected log likelihood from where the components stand."""
+"""The M step: p x K independent problems in two numbers each, log mean and log inverse dispersion.
+
+Each raises its Q of ``nbmix.core.expected`` from where the component stands. ``NewtonMStep`` maximises all of
+them at once; ``GradientMStep`` climbs for a number of epochs, as the method's first implementation did.
+"""
 
 from __future__ import annotations
 

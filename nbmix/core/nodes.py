@@ -1,4 +1,12 @@
-"""Nodes of the size factor, between which functions of ln s are interpolated."""
+"""Nodes of the size factor, between which functions of ln s are interpolated.
+
+What zeros and counts add depends on a cell through ln(1 + s rho) alone, which is smooth in ln s:
+
+    ln(1 + s_i rho) = sum_m w_im ln(1 + S_m rho)        for every rho, to a relative NODE_TOLERANCE
+
+with a few Chebyshev nodes S_m between the smallest and the largest size factor, and weights that do not
+depend on rho. So sums over genes are needed at the nodes only.
+"""
 
 from __future__ import annotations
 

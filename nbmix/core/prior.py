@@ -15,9 +15,9 @@ means are (McCarthy, Chen & Smyth 2012):
     ln r_kj ~ N(b_j, sigma^2),    b_j ~ N(t_0 + t_1 m_j, omega^2).
 
 What a likelihood of curvature H adds to the marginal one of b_j, with ln r_kj integrated out, has slope
-z = (ln r_kj - b_j) / sigma^2 at the fitted ln r_kj, and information w = H / (1 + sigma^2 H); neither has H
-below a fraction line, as it vanishes where a gene is nearly Poisson. b_j and the trend take Newton's step,
-variances Fisher's, sum (z^2 - E z^2) / sum w^2.
+z = (ln r_kj - b_j) / sigma^2 at the fitted ln r_kj, and information w = H / (1 + sigma^2 H). Neither divides
+by H, which vanishes where a gene is nearly Poisson. b_j and the trend take Newton's step, variances Fisher's,
+sum (z^2 - E z^2) / sum w^2.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Sparse counts and the products on them that make up EM.
+"""The E step's log likelihood as a few sparse x dense products.
 
-Two facts turn one exact EM iteration into a few sparse x dense products. Zeros are a function of one
-scalar: sum_j r_kj ln(1 + s rho_kj) is smooth in ln s, so it is evaluated at a few Chebyshev nodes S_m
-and interpolated with weights w_im. Counts are small integers: what a count c of gene j adds is a table
-over the distinct pairs (j, c). Written with D(c, r) of ``nbmix.core.special``,
+Zeros are a function of the size factor alone, tabulated at nodes S_m (``nbmix.core.nodes``) between which
+cells are interpolated with weights w_im. Counts are small integers, so that what a count c of gene j adds is
+a table over the distinct pairs (j, c) (``nbmix.core.levels``). Written with D(c, r) of
+``nbmix.core.special``,
 
     l_ik = sum_{pairs of i} sum_m w_im { c [ln mu_kj - ln(1 + S_m rho_kj)] + D(c, r_kj) }
          - sum_m w_im sum_j r_kj ln(1 + S_m rho_kj)                    a table of M x K numbers
          + x_i+ ln s_i - sum_j ln G(x_ij + 1)                          known beforehand
 
-Cells of like size factors come in one batch, which needs few nodes of its own: what is tabulated at the nodes
-of the whole data is interpolated to those, and statistics go back the same way.
+What is tabulated at the nodes of the whole data is interpolated to those of each batch
+(``nbmix.core.batch``).
 """
 
 from __future__ import annotations
