@@ -20,7 +20,7 @@ pictures and report; ``ablations`` leave out one ingredient of em each; ``peers`
     held-out            log likelihood, nats a cell, of a tenth of the cells that no part of the fit has seen.
                         The seed chooses the cells, so compare methods by "- em", the difference at each seed
     ECE                 expected calibration error of the largest posterior of those cells (15 bins);
-                        "tempered": at the temperature of metrics.json
+                        "tempered": at the inverse temperature of metrics.json
     CPU s               of one thread, from the file to the clusters of all cells, after a warm-up
 
 Every run is added to the JSON file when it ends. Runs that the file holds are not repeated (failed ones are),
@@ -63,7 +63,9 @@ from nbmix.data.counts import CountData
 from nbmix.data.zheng import POPULATIONS
 from nbmix.evaluation.calibration import expected_calibration_error
 from nbmix.evaluation.metrics import clustering_metrics, match_cells
-from nbmix.output.results import Results, score, write_json
+from nbmix.output.results import Results
+from nbmix.output.scores import score
+from nbmix.output.writing import write_json
 from nbmix.training.predict import predict
 
 NINE = ",".join(name for name in POPULATIONS if name != "cd34")  # which is impure
@@ -185,12 +187,12 @@ def ours(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
     results = Results(module, model, cells, {})
     metrics, rows, q = score(results), module.validation_rows, results.responsibilities
     kept = ("n_components", "log_likelihood", "heldout_log_likelihood", "crossfit_log_likelihood")
-    kept += ("n_iterations", "converged", "temperature", "ece")
+    kept += ("n_iterations", "converged", "inverse_temperature", "ece")
     said = {name: metrics[name] for name in kept if name in metrics}
     if module.data.labels is not None and rows.size:
         correct = match_cells(module.data.labels, q).correct[rows]
         said["ece_heldout"] = expected_calibration_error(q.max(1)[rows], correct)
-        if results.temperature is not None:
+        if results.inverse_temperature is not None:
             tempered = expected_calibration_error(results.probabilities[rows], correct)
             said |= {"ece_heldout_tempered": tempered, "log_loss_tempered": metrics["log_loss_tempered"]}
     return Found(module.data, q, said)
@@ -200,7 +202,7 @@ def peer(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
     """A method of baselines.py on the same cells and genes."""
     with clock("run"):
         data = instantiate(cfg.data).data
-        found, _ = baselines.method(method)(data, cfg.model.n_components, cfg.seed)
+        found = baselines.methods()[method].run(data, cfg.model.n_components, cfg.seed).found
     if found.ndim == 1:
         return Found(data, baselines.one_hot(found), {"log_loss": None})  # has no probabilities
     return Found(data, found, {})

@@ -63,14 +63,6 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def no_figures():
-    """Runs in this process draw none: they would take most of the time, where they are not what is tested."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("nbmix.output.results.draw", lambda *_: {})
-        yield
-
-
 @pytest.fixture
 def problem() -> Problem:
     return make_problem()

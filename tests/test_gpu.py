@@ -14,11 +14,10 @@ from nbmix.core.tables import batch_log_likelihood, likelihood_tables
 from nbmix.data.simulate import simulated_count_data
 from nbmix.starts.base import one_hot, prepare
 from tests.conftest import make_problem
-from tests.helpers.running import TINY, run_here
+from tests.helpers.running import NO_PICTURES, TINY, run_here
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.usefixtures("no_figures"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU"),
 ]
 
@@ -102,7 +101,7 @@ def test_a_step_of_minibatches(data):
 @pytest.mark.parametrize("model", ["em", "amortized", "vaec", "gmvae"])
 def test_train_and_predict(tmp_path, model):
     """The fit of the CPU; what it writes is read where there is no GPU."""
-    settings = (*TINY, f"model={model}", "trainer.max_epochs=6")
+    settings = (*TINY, NO_PICTURES, f"model={model}", "trainer.max_epochs=6")
     metrics = [run_here(tmp_path / str(gpus), *settings, f"trainer.gpus={gpus}") for gpus in (0, 1)]
     for name in ("accuracy", "ari"):
         assert metrics[1][name] == metrics[0][name] == 1
@@ -116,7 +115,7 @@ def test_train_and_predict(tmp_path, model):
 
 def test_go_on(tmp_path):
     """A fit that goes on from a checkpoint ends as the one that was left alone, up to the order of sums."""
-    settings = (*TINY, "model.tolerance=1e-12", "model.dtype=float64", "trainer.gpus=1")
+    settings = (*TINY, NO_PICTURES, "model.tolerance=1e-12", "model.dtype=float64", "trainer.gpus=1")
     whole = run_here(tmp_path / "whole", *settings, "trainer.max_epochs=6")
     run_here(tmp_path / "parts", *settings, "trainer.max_epochs=3")
     parts = run_here(tmp_path / "parts", *settings, "trainer.max_epochs=6", "ckpt_path=last")

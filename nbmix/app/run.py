@@ -21,6 +21,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from nbmix.app.command import Stopped, stoppable
+from nbmix.app.functions import functions_named
 from nbmix.app.run_folder import held
 from nbmix.app.settings import check_config
 from nbmix.core.memory import give_back
@@ -29,7 +30,9 @@ from nbmix.data.module import CountsDataModule
 from nbmix.data.whole_file import why_unwritable
 from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule
-from nbmix.output.results import Results, score, write_outcome
+from nbmix.output.results import Results
+from nbmix.output.scores import score
+from nbmix.output.writing import write_outcome
 from nbmix.training.fit import Fitted, ModelSpec, fit
 from nbmix.training.predict import predict, restore_for
 from nbmix.training.provenance import provenance
@@ -82,23 +85,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     """Fit or restore, predict, score, write."""
-    data, model, choice = fit_anew(cfg, trainer) if cfg.task == "fit" else restore_fit(cfg)
+    pictures = functions_named("evaluation.pictures", cfg.evaluation.pictures)
+    scores = functions_named("evaluation.scores", cfg.evaluation.scores)
+    data, model, _ = fit_anew(cfg, trainer) if cfg.task == "fit" else restore_fit(cfg)
     cells = predict(trainer, model, data)
     give_back()
     seconds = time.perf_counter() - began
-    results = Results(data, model, cells, provenance(OmegaConf.to_container(cfg, resolve=True)))
-    metrics = score(results) | {"seconds": seconds}
+    made_by = provenance(OmegaConf.to_container(cfg, resolve=True))
+    results = Results(data, model, cells, made_by, cfg.evaluation.max_umap_cells)
+    metrics = score(results, scores) | {"seconds": seconds}
     give_back()
     if trainer.is_global_zero:
         folder = Path(cfg.output_dir)
-        write_outcome(
-            results,
-            metrics,
-            folder,
-            trainer.loggers,
-            max_umap_cells=cfg.evaluation.max_umap_cells,
-            choice=choice,
-        )
+        write_outcome(results, metrics, folder, trainer.loggers, pictures)
         report(metrics, folder)
     return metrics
 

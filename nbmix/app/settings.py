@@ -17,7 +17,7 @@ from nbmix.core.declared import (
     shown,
 )
 from nbmix.errors import InputError
-from nbmix.evaluation.embedding import embed
+from nbmix.evaluation.embedding import MaxUmapCells
 from nbmix.starts.choice import Range
 
 OBJECTS = ("trainer", "data", "model", "start", "logger")
@@ -57,6 +57,21 @@ class RunSettings:
 
 
 @dataclass
+class EvaluationSettings:
+    """Settings of what is made of a fit."""
+
+    pictures: Annotated[
+        Sequence[str],
+        Setting("pictures of the report: functions of such Results that give a figure, or None"),
+    ]
+    scores: Annotated[
+        Sequence[str],
+        Setting("more numbers for metrics.json: functions of an nbmix.output.results.Results"),
+    ] = ()
+    max_umap_cells: MaxUmapCells = 20_000
+
+
+@dataclass
 class SearchSettings:
     """Settings of a search by Optuna."""
 
@@ -70,7 +85,11 @@ class SearchSettings:
     ] = 1
 
 
-WITHOUT_TARGET = {"": RunSettings, "evaluation": embed, "search": SearchSettings}  # groups of other settings
+WITHOUT_TARGET = {
+    "": RunSettings,
+    "evaluation": EvaluationSettings,
+    "search": SearchSettings,
+}  # groups of other settings
 
 
 def check_config(config: Mapping[str, Any]) -> None:

@@ -14,12 +14,17 @@ ROUNDING = 1e-5  # a standard deviation below this share of the mean is float32 
 
 
 def log_pca(
-    counts: csr_matrix | csr_array, size_factors: ArrayLike, n_pcs: int = 50, seed: int = 0
+    counts: csr_matrix | csr_array,
+    size_factors: ArrayLike,
+    n_pcs: int = 50,
+    seed: int = 0,
+    *,
+    n_genes: int = N_VARIABLE_GENES,
 ) -> NDArray[np.float32]:
     """Principal components of log-transformed counts.
 
     y = ln(1 + x s~ / s), with s the cell's size factor and s~ the median of the positive ones; a cell
-    with s = 0 has y = 0. Kept are the 2,000 genes with the largest variance of y. The matrix stays sparse
+    with s = 0 has y = 0. Kept are the n_genes genes with the largest variance of y. The matrix stays sparse
     unless one side is at most n_pcs: centring happens inside the Lanczos iteration (ARPACK).
 
     Args:
@@ -27,6 +32,7 @@ def log_pca(
         size_factors: (cells,), not negative; counts per cell, or any multiple of it.
         n_pcs: principal components wanted.
         seed: start vector of the Lanczos iteration.
+        n_genes: most variable genes, at most.
 
     Returns:
         (cells, n_pcs) float32 scores, decreasing in variance; columns of zeros where the data have fewer
@@ -53,7 +59,7 @@ def log_pca(
     log_counts = csr_array((values, counts.indices, counts.indptr), shape=counts.shape)
     mean, variance = mean_variance_axis(log_counts, axis=0)  # (genes,)
     variance = np.where(np.sqrt(variance) > ROUNDING * mean, variance, 0.0)
-    genes = np.sort(np.argsort(-variance, kind="stable")[:N_VARIABLE_GENES])
+    genes = np.sort(np.argsort(-variance, kind="stable")[:n_genes])
     genes = genes[variance[genes] > 0]
     if len(genes) == 0:
         return scores

@@ -1,7 +1,8 @@
-"""How far posteriors can be trusted, and a temperature that takes off what correlated genes add to them.
+"""How far posteriors can be trusted, and a tempering that takes off what correlated genes add to them.
 
 A mixture whose genes are independent given the component counts genes that rise and fall together as evidence
-of their own, so that its posteriors are too sharp. They are tempered (Guo et al. 2017, section 4.2):
+of their own, so that its posteriors are too sharp. They are tempered at an inverse temperature beta = 1 / T
+(Guo et al. 2017, section 4.2, where T stands):
 
     softmax_k(ln pi_k + beta l_ik),    0 < beta <= 1
 
@@ -27,9 +28,9 @@ from nbmix.data.counts import CountData
 
 N_BINS = 15
 N_BLOCKS = 8  # of genes
-MOST_CELLS = 3000  # that a temperature is fitted to
+MOST_CELLS = 3000  # that beta is fitted to
 FEWEST_CELLS = 10.0  # of a component that takes part, by responsibility
-LEAST_TEMPERATURE = 1e-3
+LEAST_BETA = 1e-3
 STEPS = 20  # of the fixed point at most, which settles in two to six
 SETTLED = 1e-3  # change of ln beta
 
@@ -90,7 +91,7 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, n_bins
     return float(gap @ bins.n_cells / max(1, bins.n_cells.sum()))
 
 
-def tempered(responsibilities: ArrayLike, log_weights: ArrayLike, temperature: float) -> NDArray[np.float64]:
+def tempered(responsibilities: ArrayLike, log_weights: ArrayLike, beta: float) -> NDArray[np.float64]:
     """(cells, K) softmax_k(ln pi_k + beta l_ik) from the posterior q at beta = 1: (q / pi)^beta pi, scaled.
 
     A responsibility that has underflown to 0 stays 0: it is below exp(-745 beta).
@@ -98,22 +99,22 @@ def tempered(responsibilities: ArrayLike, log_weights: ArrayLike, temperature: f
     Args:
         responsibilities: (cells, K), rows sum to 1.
         log_weights: (K,) or (cells, K) ln pi.
-        temperature: beta.
+        beta: inverse temperature.
     """
     q = np.asarray(responsibilities, dtype=np.float64)
-    if temperature == 1:
+    if beta == 1:
         return q
     with np.errstate(divide="ignore"):
         joint = np.log(q)
-    joint *= temperature  # in place, for there may be millions of cells
-    joint += (1 - temperature) * np.asarray(log_weights, dtype=np.float64)
+    joint *= beta  # in place, for there may be millions of cells
+    joint += (1 - beta) * np.asarray(log_weights, dtype=np.float64)
     joint -= joint.max(axis=1, keepdims=True)
     np.exp(joint, out=joint)
     joint /= joint.sum(axis=1, keepdims=True)
     return joint
 
 
-def temperature_by_gene_blocks(
+def inverse_temperature_by_gene_blocks(
     log_likelihood: ArrayLike, log_prior: ArrayLike, size_factors: ArrayLike
 ) -> float | None:
     """The beta that takes the correlation of genes off the posteriors; 1 where there is none.
@@ -159,7 +160,7 @@ def temperature_by_gene_blocks(
         found = _mean_ratio(scaled, design, softmax(prior + beta * total, axis=1))
         if found is None:
             return None
-        before, beta = beta, float(np.clip(found, LEAST_TEMPERATURE, 1.0))
+        before, beta = beta, float(np.clip(found, LEAST_BETA, 1.0))
         if abs(np.log(beta / before)) < SETTLED:
             break
     return beta
@@ -229,8 +230,10 @@ def log_prior_of(mixture: Mixture, data: CountData) -> NDArray[np.float64]:
     return mixture.log_weights.data[-1].cpu().numpy()
 
 
-def fitted_temperature(mixture: Mixture, data: CountData, rows: ArrayLike, folds: ArrayLike) -> float | None:
-    """``temperature_by_gene_blocks`` of at most MOST_CELLS cells, chosen at random from some.
+def fitted_inverse_temperature(
+    mixture: Mixture, data: CountData, rows: ArrayLike, folds: ArrayLike
+) -> float | None:
+    """``inverse_temperature_by_gene_blocks`` of at most MOST_CELLS cells, chosen at random from some.
 
     Args:
         mixture: its components, and what their copies have seen.
@@ -253,4 +256,4 @@ def fitted_temperature(mixture: Mixture, data: CountData, rows: ArrayLike, folds
     some = data.select_cells(allowed).load()
     blocks = generator.permutation(np.arange(data.n_genes) % N_BLOCKS)
     likelihood = block_log_likelihood(mixture, some, member, blocks)
-    return temperature_by_gene_blocks(likelihood, log_prior_of(mixture, some), some.size_factors)
+    return inverse_temperature_by_gene_blocks(likelihood, log_prior_of(mixture, some), some.size_factors)

@@ -1,4 +1,4 @@
-"""What a fit says, written into an AnnData by the names that result.h5ad has."""
+"""What a fit says of cells and genes, written into an AnnData."""
 
 from __future__ import annotations
 
@@ -7,41 +7,62 @@ import json
 import anndata as ad
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import Results, named_markers
 from nbmix.starts.choice import Choice
 
 
-def annotate(
-    adata: ad.AnnData, key: str, results: Results, genes: np.ndarray, choice: Choice | None = None
-) -> None:
-    """Write groups, posteriors, components, markers and provenance; see ``nbmix.cluster``.
+def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike | None = None) -> None:
+    """Write the fields that result.h5ad and ``nbmix.cluster`` have in common, "nbmix" being ``key``.
+
+        obs["nbmix"]                   component of the largest responsibility, "0" to "K - 1"
+        obs["nbmix_probability"]       that responsibility
+        obs["nbmix_log_likelihood"]    ln p(x_i) in nats
+        obsm["X_nbmix"]                (cells, K) responsibilities
+        varm["nbmix_log_mean"]         (genes, K) ln mu, per unit of size factor
+        varm["nbmix_log_inv_disp"]     (genes, K) ln r
+        uns["nbmix"]                   model, log_weights, objective (trace), and as JSON provenance
 
     Args:
         adata: the cells of ``results``, in their order.
-        key: what the names begin with.
-        results: of a fit.
-        genes: positions in ``adata`` of the genes that were fitted; the others get NaN.
-        choice: of the number of components, where it was left open.
+        key: what names begin with.
+        results: of a fit, or of new cells.
+        genes: (genes of ``results``,) their positions in ``adata``, whose other genes get NaN; None where
+            there are no others.
     """
-    model, q = results.model, results.responsibilities
-    table = named_markers(results)
+    q, mixture = results.responsibilities, results.model.mixture
     adata.obs[key] = pd.Categorical.from_codes(results.assignments, [str(k) for k in range(q.shape[1])])
     adata.obs[f"{key}_probability"] = q.max(1)
     adata.obs[f"{key}_log_likelihood"] = results.cells.log_likelihood.numpy()
     adata.obsm[f"X_{key}"] = q
-    for name, values in model.mixture.components()._asdict().items():  # (K, fitted genes)
-        of_all = np.full((adata.n_vars, len(values)), np.nan)
-        of_all[genes] = values.T.numpy()
+    for name, values in results.components._asdict().items():  # (K, genes of the results)
+        of_all = np.full((adata.n_vars, q.shape[1]), np.nan)
+        of_all[slice(None) if genes is None else np.asarray(genes)] = values.T.numpy()
         adata.varm[f"{key}_{name}"] = of_all
     adata.uns[key] = {
-        "model": model.kind,
-        "log_weights": model.mixture.log_weights.data[-1].numpy(),
-        "objective": np.array(model.objective, dtype=np.float64),
-        "n_iterations": model.n_iterations,
-        "markers": table[table["rank"] <= TOP_MARKERS].reset_index(drop=True),
+        "model": results.model.kind,
+        "log_weights": mixture.log_weights.data[-1].cpu().numpy(),
+        "objective": np.array(results.model.objective, dtype=np.float64),
         "provenance": json.dumps(results.provenance, default=repr),
+    }
+
+
+def annotate(
+    adata: ad.AnnData, key: str, results: Results, genes: ArrayLike, choice: Choice | None = None
+) -> None:
+    """Write all that ``nbmix.cluster`` says: the same fields, iterations, markers, and the choice of K.
+
+    Args:
+        adata, key, results, genes: see ``add_fields``.
+        choice: of the number of components, where it was left open.
+    """
+    add_fields(adata, key, results, genes)
+    table = named_markers(results)
+    adata.uns[key] |= {
+        "n_iterations": results.model.n_iterations,
+        "markers": table[table["rank"] <= TOP_MARKERS].reset_index(drop=True),
     }
     if choice is not None:
         adata.uns[key]["choice"] = choice.table()

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nbmix.evaluation.plots import DPI
+from nbmix.evaluation.plots.style import DPI
+from nbmix.output.results import Results
 
 TOP_MARKERS = 25  # of each component in the report; markers.csv has all
 
@@ -66,6 +68,38 @@ class ComponentLine(NamedTuple):
     label: tuple[str, float] | None
     nearest: int | None
     markers: Sequence[str]
+
+
+def component_lines(results: Results, table: pd.DataFrame) -> list[ComponentLine]:
+    """Size, certainty, label, neighbour and best markers of every component."""
+    q, own, labels = results.responsibilities, results.assignments, results.data.data.labels
+    n_cells, n_components = q.shape
+    best = (
+        table[table["rank"] <= NAMED_MARKERS]
+        .groupby("component")["symbol" if "symbol" in table else "gene"]
+        .apply(list)
+    )
+    lines = []
+    for k in range(n_components):
+        members = own == k
+        size = int(members.sum())
+        label = None
+        if labels is not None and size:
+            names, counted = np.unique(labels[members], return_counts=True)
+            label = (str(names[counted.argmax()]), float(counted.max() / size))
+        nearest = int(results.markers.nearest[k])
+        lines.append(
+            ComponentLine(
+                k,
+                size,
+                size / n_cells,
+                float(q[members].max(1).mean()) if size else None,
+                label,
+                nearest if nearest >= 0 else None,
+                best[k],
+            )
+        )
+    return lines
 
 
 @dataclass(frozen=True)

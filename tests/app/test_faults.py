@@ -16,23 +16,22 @@ from nbmix.data.checkpoint import load_checkpoint
 from nbmix.data.whole_file import part_of, whole_file
 from nbmix.errors import InputError
 from tests.helpers.apart import apart, train
-from tests.helpers.faults import at, differences, hold, no_room, run_until_written, run_without_figures
-from tests.helpers.running import TINY, run_here
+from tests.helpers.faults import at, differences, hold, no_room, run_until_written
+from tests.helpers.running import NO_PICTURES, TINY, run_here
 
 LAST = "checkpoints/last.ckpt"
 FITS = {  # three batches an epoch
-    "em": (*TINY, "data.batch_size=20", "model.folds=3", "trainer.max_epochs=5"),
+    "em": (*TINY, NO_PICTURES, "data.batch_size=20", "model.folds=3", "trainer.max_epochs=5"),
     "amortized": (
-        *(*TINY, "data.batch_size=20", "model=amortized", "model.encoder_epochs=1"),
+        *(*TINY, NO_PICTURES, "data.batch_size=20", "model=amortized", "model.encoder_epochs=1"),
         *("trainer.max_epochs=4", "start=kmeans"),
     ),
 }
-pytestmark = pytest.mark.usefixtures("no_figures")
 MODELS = pytest.mark.parametrize("model", FITS)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, no_figures):
+def whole(tmp_path_factory):
     """model -> folder of a fit to which nothing happens."""
     folders = {}
     for model, settings in FITS.items():
@@ -48,7 +47,7 @@ def epoch_of(folder: Path) -> int:
 @MODELS
 @pytest.mark.parametrize("batch", [1, 7], ids=["first epoch", "third epoch"])
 def test_a_killed_fit_ends_with_the_same_bits(model, batch, whole, tmp_path):
-    status = apart(run_without_figures, tmp_path, *FITS[model], *at(batch))
+    status = apart(run_here, tmp_path, *FITS[model], *at(batch))
     assert status == -signal.SIGKILL
     assert epoch_of(tmp_path) == max(0, batch // 3 - 1)
     run_here(tmp_path, *FITS[model], "ckpt_path=last")

@@ -11,9 +11,7 @@ from lightning_fabric.plugins.environments.lightning import find_free_network_po
 
 from tests.helpers.apart import train, train_together
 from tests.helpers.files import write_tenx_folder
-from tests.helpers.running import TINY, run_here, run_train, small_data
-
-pytestmark = pytest.mark.usefixtures("no_figures")
+from tests.helpers.running import NO_PICTURES, TINY, run_here, run_train, small_data
 
 
 def our_lines(done, *, log_lines=0):
@@ -90,7 +88,7 @@ def test_traceback_on_demand(tmp_path):
 
 
 def test_predict_says_nothing_wrong_about_new_cells(tmp_path):
-    run_here(tmp_path / "fit", *TINY, "trainer.max_epochs=2")
+    run_here(tmp_path / "fit", *TINY, NO_PICTURES, "trainer.max_epochs=2")
     done = train(
         *TINY, "task=predict", f"ckpt_path={tmp_path}/fit/checkpoints/last.ckpt", "data.n_cells=30",
         f"hydra.run.dir={tmp_path}/new",
@@ -149,7 +147,7 @@ def same_fit(folder, other):
     np.testing.assert_allclose(one.obsm["X_nbmix"], two.obsm["X_nbmix"], atol=1e-6)
 
 
-EM = (*TINY, "trainer.max_epochs=4", "data.batch_size=25")
+EM = (*TINY, NO_PICTURES, "trainer.max_epochs=4", "data.batch_size=25")
 
 
 @pytest.mark.slow
@@ -167,7 +165,7 @@ def test_three_processes_of_which_some_have_no_cells(launcher, tmp_path):
     settings = (
         *("data.n_cells=8", "data.n_genes=30", "data.n_components=2", "model.n_components=2"),
         *("data.validation_share=0.125", "model.folds=2", "start=labels", "trainer.max_epochs=3"),
-        "model.dtype=float64",  # so that ranks alone can make a difference
+        *("model.dtype=float64", NO_PICTURES),  # so that ranks alone can make a difference
     )
     run_here(tmp_path / "one", *settings)
     together(launcher, 3, *settings, f"hydra.run.dir={tmp_path}/three")

@@ -16,10 +16,10 @@ from nbmix.evaluation.calibration import (
     N_BLOCKS,
     block_log_likelihood,
     expected_calibration_error,
-    fitted_temperature,
+    fitted_inverse_temperature,
+    inverse_temperature_by_gene_blocks,
     log_prior_of,
     reliability,
-    temperature_by_gene_blocks,
     tempered,
 )
 from nbmix.evaluation.metrics import log_loss
@@ -97,9 +97,9 @@ def normal_contrasts(
 
 @pytest.mark.parametrize("depth", [0.0, 0.7])
 @pytest.mark.parametrize("distance", [1.0, 4.0, 16.0])
-def test_independent_genes_need_no_temperature(distance, depth):
+def test_independent_genes_need_no_tempering(distance, depth):
     likelihood, _, s = normal_contrasts(4000, distance, 0.0, depth=depth)
-    beta = temperature_by_gene_blocks(likelihood, np.log([0.5, 0.5]), s)
+    beta = inverse_temperature_by_gene_blocks(likelihood, np.log([0.5, 0.5]), s)
     assert beta == pytest.approx(1, abs=0.06)
 
 
@@ -108,7 +108,7 @@ def test_shared_variation_is_taken_off(covariance):
     """What blocks share, a share of 1 / blocks of it within each, makes one of the 1 + covariance parts."""
     likelihood, labels, s = normal_contrasts(6000, 12.0, covariance)
     prior = np.log([0.5, 0.5])
-    beta = temperature_by_gene_blocks(likelihood, prior, s)
+    beta = inverse_temperature_by_gene_blocks(likelihood, prior, s)
     within = covariance / N_BLOCKS
     wanted = 1 - (covariance - within) * N_BLOCKS / (N_BLOCKS - 1) / (1 + covariance)
     assert beta == pytest.approx(wanted, rel=0.08)
@@ -127,10 +127,12 @@ def test_order_of_components_and_constants_of_cells_do_not_matter():
     labels, shared = rng.integers(0, n_components, n_cells), rng.normal(size=(n_cells, n_components, 1))
     likelihood = 3 * np.eye(n_components)[labels][:, :, None] + rng.normal(size=(n_cells, 3, 8)) + shared
     prior, s = np.log([0.2, 0.3, 0.5]), np.exp(rng.normal(size=n_cells))
-    beta = temperature_by_gene_blocks(likelihood, prior, s)
+    beta = inverse_temperature_by_gene_blocks(likelihood, prior, s)
     moved = likelihood + rng.normal(0, 100, (n_cells, 1, 8))
     order = [2, 0, 1]
-    assert temperature_by_gene_blocks(moved[:, order], prior[order], 7 * s) == pytest.approx(beta, rel=1e-6)
+    assert inverse_temperature_by_gene_blocks(moved[:, order], prior[order], 7 * s) == pytest.approx(
+        beta, rel=1e-6
+    )
     assert 0 < beta < 1
 
 
@@ -141,20 +143,22 @@ def test_order_of_components_and_constants_of_cells_do_not_matter():
 )
 def test_nothing_to_judge(likelihood):
     prior = np.full(likelihood.shape[1], -np.log(likelihood.shape[1]))
-    assert temperature_by_gene_blocks(likelihood, prior, np.ones(len(likelihood))) is None
+    assert inverse_temperature_by_gene_blocks(likelihood, prior, np.ones(len(likelihood))) is None
 
 
 def test_a_component_without_cells_takes_no_part():
     likelihood, _, s = normal_contrasts(2000, 6.0, 1.0)
-    beta = temperature_by_gene_blocks(likelihood, np.log([0.5, 0.5]), s)
+    beta = inverse_temperature_by_gene_blocks(likelihood, np.log([0.5, 0.5]), s)
     third = np.full((2000, 1, 8), -1e4)
-    with_it = temperature_by_gene_blocks(np.concatenate([likelihood, third], 1), np.log(np.full(3, 1 / 3)), s)
+    with_it = inverse_temperature_by_gene_blocks(
+        np.concatenate([likelihood, third], 1), np.log(np.full(3, 1 / 3)), s
+    )
     assert with_it == pytest.approx(beta, rel=1e-9)
 
 
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="do not fit"):
-        temperature_by_gene_blocks(np.zeros((3, 2)), np.zeros(2), np.ones(3))
+        inverse_temperature_by_gene_blocks(np.zeros((3, 2)), np.zeros(2), np.ones(3))
 
 
 def drawn(n_cells: int, programme: float, seed: int = 0) -> tuple[CountData, Mixture, np.ndarray]:
@@ -178,9 +182,9 @@ def drawn(n_cells: int, programme: float, seed: int = 0) -> tuple[CountData, Mix
 
 
 @pytest.mark.parametrize("programme", [0.0, 0.4])
-def test_temperature_of_counts(programme):
+def test_inverse_temperature_of_counts(programme):
     data, mixture, labels = drawn(2000, programme)
-    beta = fitted_temperature(mixture, data, np.arange(2000), np.full(2000, -1))
+    beta = fitted_inverse_temperature(mixture, data, np.arange(2000), np.full(2000, -1))
     if programme == 0:
         assert beta == pytest.approx(1, abs=0.08)
         return
@@ -213,18 +217,18 @@ def test_blocks_add_up_under_the_copy_that_has_not_seen_the_cell():
             np.testing.assert_allclose(found[rows, :, block], wanted, rtol=1e-7, atol=1e-6)
 
 
-def test_temperature_of_some_cells_alone():
+def test_inverse_temperature_of_some_cells_alone():
     data, mixture, _ = drawn(400, 0.4)
     rows = np.arange(0, 400, 2)
-    alone = fitted_temperature(mixture, data.select_cells(rows), np.arange(200), np.full(200, -1))
-    assert fitted_temperature(mixture, data, rows, np.full(200, -1)) == alone
+    alone = fitted_inverse_temperature(mixture, data.select_cells(rows), np.arange(200), np.full(200, -1))
+    assert fitted_inverse_temperature(mixture, data, rows, np.full(200, -1)) == alone
 
 
-def test_no_temperature_without_cells_or_components():
+def test_no_inverse_temperature_without_cells_or_components():
     data, mixture, _ = drawn(40, 0.0)
-    assert fitted_temperature(mixture, data, np.zeros(0, int), np.zeros(0, int)) is None
+    assert fitted_inverse_temperature(mixture, data, np.zeros(0, int), np.zeros(0, int)) is None
     one = Mixture(400, MixtureSettings(1, folds=1))
-    assert fitted_temperature(one, data, np.arange(40), np.full(40, -1)) is None
+    assert fitted_inverse_temperature(one, data, np.arange(40), np.full(40, -1)) is None
 
 
 def test_given_weights_are_those_of_each_cell():

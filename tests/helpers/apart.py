@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-import nbmix.output.results
-from tests.helpers.running import ROOT
+from tests.helpers.running import NO_PICTURES, ROOT
 
 SECONDS = 300  # in which a fit of a few epochs ends on any machine
 SERVER = multiprocessing.get_context("forkserver")
@@ -47,7 +46,7 @@ def apart(work: Callable[..., Any], *arguments: Any) -> int:
 
 
 def train(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """``python train.py`` with these words, in such a process; figures are left to other tests."""
+    """``python train.py`` with these words, in such a process; pictures are left to other tests."""
     (done,) = train_together([environment], *arguments)
     return done
 
@@ -95,8 +94,7 @@ def _with_threads(n_threads: int, work: Callable[..., Any], *arguments: Any) -> 
 
 
 def _train(arguments: Sequence[str], environment: dict[str, str], output: Path) -> None:
-    """Become ``python train.py``, with stdout and stderr in ``output``.1 and .2, and without figures."""
-    nbmix.output.results.draw = lambda *_: {}
+    """Become ``python train.py``, with stdout and stderr in ``output``.1 and .2, and without pictures."""
     for fd in (1, 2):
         os.dup2(os.open(f"{output}.{fd}", os.O_WRONLY | os.O_CREAT), fd)
     for name in [name for name in os.environ if name.startswith(OF_OTHERS)]:
@@ -106,7 +104,7 @@ def _train(arguments: Sequence[str], environment: dict[str, str], output: Path) 
     # Lightning has read it when it was imported
     rank_zero_only.rank = int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))
     os.chdir(ROOT)
-    sys.argv = ["train.py", *arguments]
+    sys.argv = ["train.py", *arguments, NO_PICTURES]
     try:
         runpy.run_path("train.py", run_name="__main__")
     finally:

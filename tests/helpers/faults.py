@@ -11,14 +11,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-import nbmix.output.results
 from nbmix.app.run_folder import held
 from tests.helpers.running import ROOT, run_here
 
 sys.path.append(str(ROOT / "benchmarks"))
 from faults import differences
 
-__all__ = ["at", "differences", "hold", "no_room", "run_until_written", "run_without_figures"]
+__all__ = ["at", "differences", "hold", "no_room", "run_until_written"]
 
 
 class At(pl.Callback):
@@ -67,17 +66,11 @@ def _of_callback(kind: type[pl.Callback], **settings: int) -> tuple[str, ...]:
     return ("+callbacks.last.share=1e9", *(f"+callbacks.fault.{setting}" for setting in own))
 
 
-def run_without_figures(folder: Path, *settings: str) -> None:
-    """``run_here``, without what would take most of the time and is not compared."""
-    nbmix.output.results.draw = lambda *_: {}
-    run_here(folder, *settings)
-
-
 def run_until_written(call: int, folder: Path, *settings: str) -> None:
-    """``run_without_figures``, killed when something has to reach the disk for the ``call``-th time."""
+    """``run_here``, killed when something has to reach the disk for the ``call``-th time."""
     real, calls = os.fsync, iter(range(1, 100))
     os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == call else real(file)
-    run_without_figures(folder, *settings)
+    run_here(folder, *settings)
 
 
 def hold(folder: Path) -> None:

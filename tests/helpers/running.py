@@ -23,6 +23,7 @@ from nbmix.training.trainer import build_trainer
 
 ROOT = Path(__file__).parents[2]
 TINY = ("data.n_cells=60", "data.n_genes=80", "data.n_components=2", "model.n_components=2", "start=kmeans")
+NO_PICTURES = "evaluation.pictures=[]"  # they take most of the time of a small run
 
 
 def configure(*overrides: str, folder: Path | str = "unused") -> DictConfig:

@@ -10,6 +10,9 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from nbmix.evaluation.baselines.base import Baseline, Outcome
+from nbmix.evaluation.baselines.leiden import scanpy_graph
+
 N_GAUSSIAN_PCS = 20  # a full covariance of more has more numbers than a small population has cells
 
 N_INIT = 10
@@ -44,3 +47,17 @@ def gaussian_mixture(pcs: ArrayLike, n_components: int, seed: int = 0) -> NDArra
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return mixture.fit(scores).predict_proba(scores)
+
+
+KMEANS = Baseline(
+    "kmeans",
+    "on the 50 PCs of scanpy's path",
+    lambda data, k, seed: Outcome(kmeans(scanpy_graph(data, seed).pcs, k, seed)),
+    packages=("scanpy",),
+)
+GMM = Baseline(
+    "gmm",
+    "a Gaussian mixture on the first 20 of them",
+    lambda data, k, seed: Outcome(gaussian_mixture(scanpy_graph(data, seed).pcs, k, seed)),
+    packages=("scanpy",),
+)

@@ -5,9 +5,7 @@ scanpy, igraph and leidenalg are optional: the extra ``benchmarks``.
 
 from __future__ import annotations
 
-import importlib
 import warnings
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +15,14 @@ from numpy.typing import NDArray
 
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
+from nbmix.evaluation.baselines.base import Baseline, Outcome, require
+
+PACKAGES = ("scanpy", "igraph", "leidenalg")
 
 N_PCS, N_NEIGHBORS = 50, 15  # scanpy's own
 
-LOG_RESOLUTIONS = (
-    -7.0,
-    4.0,
-)  # natural log; a graph of cells has one community at the least, hundreds at the most
+# natural log; a graph of cells has one community at the least, hundreds at the most
+LOG_RESOLUTIONS = (-7.0, 4.0)
 
 
 class NeighborGraph(NamedTuple):
@@ -80,7 +79,7 @@ def leiden(graph: NeighborGraph, resolution: float = 1.0, seed: int = 0) -> Comm
     Raises:
         InputError: scanpy, igraph or leidenalg is not installed.
     """
-    sc = require("scanpy", "igraph", "leidenalg")
+    sc = require(*PACKAGES)
     adata = AnnData(shape=graph.connectivities.shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,21 +120,20 @@ def leiden_with(graph: NeighborGraph, n_communities: int, seed: int = 0, max_tri
     return nearest
 
 
-def require(*names: str) -> ModuleType:
-    """Import optional packages; the first of them.
+def _searched(data: CountData, n_clusters: int, seed: int) -> Outcome:
+    found = leiden_with(scanpy_graph(data, seed), n_clusters, seed)
+    return Outcome(found.codes, f"resolution {found.resolution:.3g}")
 
-    Raises:
-        InputError: one is not installed; the line names the extra that brings it.
-    """
-    modules = []
-    for name in names:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # scanpy's, of what it imports
-                modules.append(importlib.import_module(name))
-        except ImportError as error:
-            raise InputError(
-                f"{error.name or name} is not installed, which this baseline needs: "
-                "pip install 'nbmix[benchmarks]'"
-            ) from error
-    return modules[0]
+
+LEIDEN = Baseline(
+    "leiden",
+    "scanpy's path (normalise, log1p, 50 PCs, 15 neighbours), igraph Leiden, resolution 1",
+    lambda data, _, seed: Outcome(leiden(scanpy_graph(data, seed), 1.0, seed).codes, "resolution 1"),
+    packages=PACKAGES,
+)
+LEIDEN_K = Baseline(
+    "leiden-k",
+    "the same at the resolution that gives the wanted number, searched for",
+    _searched,
+    packages=PACKAGES,
+)

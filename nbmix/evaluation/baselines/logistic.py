@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
+from nbmix.evaluation.baselines.base import Baseline, Outcome
 
 FOLDS = 10  # a tenth of the cells is held out at a time, as in the source notebook
 
@@ -65,3 +66,19 @@ def _held_out(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return cross_val_predict(classifier, features, data.labels, cv=split)
+
+
+COUNTS = Baseline(
+    "logistic-counts",
+    "no clustering: labels predicted for held-out tenths of the cells; what can be told at all",
+    lambda data, _, seed: Outcome(labels_from_counts(data, seed), f"held out, {FOLDS} folds"),
+    supervised=True,
+    warms_up=False,  # a few cells need not have all labels
+)
+SIZE_FACTORS = Baseline(
+    "logistic-size",
+    "the same from the size factor; what depth alone tells",
+    lambda data, _, seed: Outcome(labels_from_size_factors(data, seed), f"held out, {FOLDS} folds"),
+    supervised=True,
+    warms_up=False,
+)

@@ -5,7 +5,6 @@ scvi-tools is optional, by the extra ``nbmix[scvi]``: it brings a framework of i
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 
 import numpy as np
@@ -13,13 +12,8 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from nbmix.data.counts import CountData
-from nbmix.errors import InputError
+from nbmix.evaluation.baselines.base import Baseline, Outcome, require
 from nbmix.evaluation.baselines.kmeans import kmeans
-
-
-def is_installed() -> bool:
-    """Whether scvi-tools can be imported; looked up, not imported."""
-    return importlib.util.find_spec("scvi") is not None
 
 
 def scvi_kmeans(
@@ -36,12 +30,9 @@ def scvi_kmeans(
     Raises:
         InputError: scvi-tools is not installed.
     """
-    if not is_installed():
-        raise InputError("scvi is not installed, which this baseline needs: pip install 'nbmix[scvi]'")
+    scvi = require("scvi", extra="scvi")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import scvi
-
         scvi.settings.seed = seed
         adata = AnnData(data.counts.copy())
         scvi.model.SCVI.setup_anndata(adata)
@@ -49,3 +40,12 @@ def scvi_kmeans(
         model.train(max_epochs=max_epochs, enable_progress_bar=False, logger=False)
         latent = model.get_latent_representation()
     return kmeans(latent, n_clusters, seed)
+
+
+SCVI = Baseline(
+    "scvi",
+    "k-means on the latent space of scVI",
+    lambda data, k, seed: Outcome(scvi_kmeans(data, k, seed)),
+    packages=("scvi",),
+    warms_up=False,  # its training takes as long on a few cells
+)

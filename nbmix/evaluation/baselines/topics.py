@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbmix.data.counts import CountData
+from nbmix.evaluation.baselines.base import Baseline, Outcome
 from nbmix.starts.clusters import TopicsStart
 
 
@@ -31,3 +32,10 @@ def topic_weights(
     """
     weights, _ = TopicsStart(iterations=iterations).fit(data, n_topics, np.random.default_rng(seed))
     return weights
+
+
+TOPICS = Baseline(
+    "topics",
+    "Poisson NMF, 100 iterations; the largest topic of a cell",
+    lambda data, k, seed: Outcome(topic_weights(data, k, seed)),
+)

@@ -13,8 +13,9 @@ from sklearn.metrics import adjusted_rand_score
 from nbmix.data.read import read_h5ad
 from nbmix.data.zheng import MIXTURES
 from nbmix.errors import InputError
+from nbmix.evaluation.baselines.base import require
 from nbmix.evaluation.baselines.kmeans import gaussian_mixture, kmeans
-from nbmix.evaluation.baselines.leiden import NeighborGraph, leiden, leiden_with, require, scanpy_graph
+from nbmix.evaluation.baselines.leiden import NeighborGraph, leiden, leiden_with, scanpy_graph
 from tests.helpers.running import ROOT, small_data
 
 PBMC = ROOT / "../shared/data/pbmc_facs.h5ad"

@@ -1,0 +1,75 @@
+"""How a fit went: its objective, and the choice of the number of components."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from nbmix.evaluation.plots.style import PALETTE, component_colors, new_figure, open_frame, short_name
+
+
+def objective_trace(iterations: Sequence[int], series: Mapping[str, Sequence[float]]) -> Figure:
+    """Objectives (nats per cell) against the iteration, one line a series.
+
+    Args:
+        iterations: (steps,) iteration or epoch numbers.
+        series: name to (steps,) values in nats per cell; steps that are not finite are skipped, so that a
+            quantity measured at every tenth iteration still makes a line.
+    """
+    figure = new_figure(6.4, 4.0)
+    axes = figure.add_subplot()
+    steps = np.asarray(iterations)
+    for color, (name, given) in zip(component_colors(len(series)), series.items(), strict=True):
+        values = np.asarray(given, dtype=np.float64)
+        known = np.isfinite(values)
+        marker = "o" if known.sum() <= 30 else None
+        axes.plot(
+            steps[known], values[known], color=color, marker=marker, markersize=3.5, label=short_name(name)
+        )
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("nats per cell")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(alpha=0.25)
+    open_frame(axes)
+    if series:
+        axes.legend(frameon=False, loc="best")
+    return figure
+
+
+def held_out_curve(
+    n_components: ArrayLike,
+    log_likelihood: ArrayLike,
+    standard_error: ArrayLike | None = None,
+    *,
+    recommended: int | None = None,
+) -> Figure:
+    """Held-out log likelihood against the number of components; the recommended one, or the best, is ringed.
+
+    Args:
+        n_components: (fits,) K of each fit; of several fits with the same K the line takes the best.
+        log_likelihood: (fits,) nats per cell.
+        standard_error: (fits,) of the same, drawn as bars.
+    """
+    ks, values = np.asarray(n_components), np.asarray(log_likelihood, dtype=np.float64)
+    distinct = np.unique(ks)
+    best = np.array([values[ks == k].max() for k in distinct])
+    winner = int(best.argmax() if recommended is None else np.flatnonzero(distinct == recommended)[0])
+    figure = new_figure(6.0, 4.0)
+    axes = figure.add_subplot()
+    axes.plot(distinct, best, color=PALETTE[0], linewidth=1.4)
+    axes.errorbar(
+        ks, values, standard_error, color=PALETTE[0], linestyle="", marker="o", markersize=4, capsize=2
+    )
+    axes.scatter(distinct[winner], best[winner], s=110, facecolor="none", edgecolor=PALETTE[3], zorder=3)
+    word = "best" if recommended is None else "recommended"
+    axes.set_title(f"{word}: {distinct[winner]} components", loc="left", fontsize="medium")
+    axes.set_xlabel("components")
+    axes.set_ylabel("held-out log likelihood (nats per cell)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(alpha=0.25)
+    open_frame(axes)
+    return figure

@@ -1,0 +1,191 @@
+"""The pictures of the report: functions from a result to a figure, or None where there is nothing to show.
+
+``evaluation.pictures`` names them, in the order of the report. A new one is a function of this kind in any
+module: its name is that of the file in figures/, the first line of its docstring the title in the report,
+the rest the caption.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Protocol
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from nbmix.core.likelihood import component_log_likelihood
+from nbmix.evaluation import plots
+from nbmix.evaluation.calibration import reliability as reliability_bins
+from nbmix.evaluation.markers import Markers, compare_with_poisson
+from nbmix.evaluation.metrics import match_cells, overlap_table
+from nbmix.output.results import Results, loaded, some_rows
+
+
+class Draw(Protocol):
+    """A function that makes a picture; see above."""
+
+    __name__: str
+
+    def __call__(self, results: Results, /) -> Figure | None: ...
+
+
+def title_and_caption(draw: Draw) -> tuple[str, str]:
+    """What its docstring says; its name where there is none.
+
+    >>> title_and_caption(component_sizes)
+    ('Component sizes', 'Cells assigned to each component, and how surely.')
+    """
+    title, _, caption = (inspect.getdoc(draw) or draw.__name__).partition("\n")
+    return title.rstrip("."), " ".join(caption.split())
+
+
+def n_components(results: Results) -> Figure | None:
+    """Number of components.
+
+    Held-out log likelihood of the search with different numbers of components. Ringed: the recommended one,
+    after which a component brings much less. Bars: standard error of the gain over one less.
+    """
+    choice = results.choice
+    if choice is None:
+        return None
+    return plots.held_out_curve(
+        choice.n_components, choice.log_likelihood, choice.gain_error, recommended=choice.recommended
+    )
+
+
+def objective_trace(results: Results) -> Figure | None:
+    """Objective.
+
+    Nats per cell at every iteration, or epoch.
+    """
+    model = results.model
+    if not model.objective:
+        return None
+    # EM's first iteration may begin at what has none
+    first = model.n_iterations - len(model.objective) + 1
+    iterations = range(first, first + len(model.objective))
+    return plots.objective_trace(iterations, {model.objective_name: model.objective})
+
+
+def component_sizes(results: Results) -> Figure:
+    """Component sizes.
+
+    Cells assigned to each component, and how surely.
+    """
+    return plots.component_sizes(results.responsibilities)
+
+
+def posterior_embedding(results: Results) -> Figure:
+    """Cells.
+
+    Cells placed by their counts alone; a component has the colour of the label that it matches.
+    """
+    place = results.embedding
+    posterior = results.responsibilities[results.shown_rows]
+    return plots.posterior_on_embedding(place.name, place.coordinates, posterior, results.shown_cells.labels)
+
+
+def component_label_table(results: Results) -> Figure | None:
+    """Labels and components.
+
+    Cells of each label in each component; the colour is the share of the label.
+    """
+    labels, assignments = results.data.data.labels, results.assignments
+    if labels is None:
+        return None
+    return plots.component_label_table(*overlap_table(labels, assignments, results.responsibilities.shape[1]))
+
+
+def component_label_correlation(results: Results) -> Figure | None:
+    """Correlation of labels and components.
+
+    Over the cells, between having a label and the posterior of a component.
+    """
+    labels = results.data.data.labels
+    return None if labels is None else plots.component_label_correlation(labels, results.responsibilities)
+
+
+def posterior_histogram(results: Results) -> Figure:
+    """Largest posterior.
+
+    How sure each cell's assignment is. Thousands of genes that count as independent make probabilities near
+    0 and 1; do not read them as calibrated.
+    """
+    return plots.posterior_histogram(results.responsibilities)
+
+
+def reliability(results: Results) -> Figure | None:
+    """Reliability.
+
+    Share of cells assigned to the component that matches their label, against the probability of their
+    assignment; on the diagonal probabilities are what they say. Tempering takes off what genes add that rise
+    and fall together; it cannot mend components that are none of the labels.
+    """
+    labels, q = results.data.data.labels, results.responsibilities
+    if labels is None:
+        return None
+    correct = match_cells(labels, q).correct
+    curves = {"posterior": reliability_bins(q.max(1), correct)}
+    if results.inverse_temperature is not None:
+        curves["tempered"] = reliability_bins(results.probabilities, correct)
+    return plots.reliability_diagram(curves)
+
+
+def log_likelihood_margins(results: Results) -> Figure:
+    """Margins.
+
+    How much better than any other component its own explains a cell; of held-out cells where there are any,
+    else of cells that the components have seen.
+    """
+    data, held_out = results.data.data, results.data.validation_rows
+    rows = some_rows(held_out if held_out.size else np.arange(data.n_cells), plots.MOST_DOTS)
+    some = loaded(data, rows)
+    log_mean, log_inv_disp = (t.numpy() for t in results.components)
+    of_cells = component_log_likelihood(
+        some.counts, some.size_factors, log_mean, log_inv_disp, dtype=torch.float32
+    )
+    return plots.log_likelihood_margins(of_cells.numpy(), results.assignments[rows])
+
+
+def log_mean_differences(results: Results) -> Figure:
+    """Differences in expression.
+
+    ln mu of every gene in a component minus its mean over the others, sorted.
+    """
+    return plots.log_mean_differences(results.components.log_mean.numpy())
+
+
+def marker_gene(results: Results) -> Figure:
+    """A marker gene.
+
+    Fitted distribution of its expression in every component (lines), and of the counts over size factors
+    (dots), which counting widens.
+    """
+    gene, some = _telling_gene(results.markers), results.shown_cells
+    log_mean, log_inv_disp = (t.numpy() for t in results.components)
+    return plots.latent_distribution(
+        results.data.data.gene_labels[gene],
+        some.counts[:, [gene]].toarray()[:, 0],
+        some.size_factors,
+        results.assignments[results.shown_rows],
+        log_mean[:, gene],
+        log_inv_disp[:, gene],
+    )
+
+
+def _telling_gene(markers: Markers) -> int:
+    """Of the components' best markers the one that differs most surely."""
+    best = markers.score.nan_to_num(0.0).argmax(1)  # (K,)
+    sure = (markers.from_rest.log_fold_change / markers.from_rest.standard_error).nan_to_num(0.0)
+    return int(best[sure[torch.arange(len(best)), best].argmax()])
+
+
+def poisson_comparison(results: Results) -> Figure:
+    """Poisson and negative binomial.
+
+    Log likelihood of every gene in the cells of a component under both; genes above the line vary between
+    the cells by more than counting does.
+    """
+    both = compare_with_poisson(results.statistics, results.data.basis, results.total_size)
+    return plots.poisson_against_negative_binomial(both.poisson.numpy(), both.negative_binomial.numpy())

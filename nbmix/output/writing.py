@@ -1,0 +1,166 @@
+"""The run folder: result.h5ad, markers.csv, n_components.csv, figures, report.html and metrics.json."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from nbmix.core.memory import give_back
+from nbmix.data.whole_file import whole_file, why_unwritable
+from nbmix.evaluation.plots.style import DPI
+from nbmix.output.annotate import add_fields
+from nbmix.output.pictures import Draw, title_and_caption
+from nbmix.output.report import TOP_MARKERS, Picture, Report, component_lines
+from nbmix.output.results import Results, named_markers
+
+log = logging.getLogger(__name__)
+
+
+def write_outcome(
+    results: Results,
+    metrics: dict[str, Any],
+    folder: Path,
+    loggers: Sequence[Logger] = (),
+    pictures: Sequence[Draw] = (),
+) -> None:
+    """All files of the run folder that a result makes.
+
+    Args:
+        results: what they are of.
+        metrics: of ``nbmix.output.scores.score``, and what else belongs into metrics.json.
+        folder: the run folder.
+        loggers: figures are handed to them, too.
+        pictures: in the order of the report.
+    """
+    if results.choice is not None:
+        results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
+    write_result(results, folder / "result.h5ad")
+    give_back()
+    table = named_markers(results)
+    give_back()
+    write_markers(table, folder / "markers.csv")
+    shown = write_pictures(results, pictures, folder / "figures", loggers)
+    write_report(results, metrics, table, shown, folder / "report.html")
+    write_json(folder / "metrics.json", metrics)  # the last: where it is, all is there
+
+
+def write_result(results: Results, path: Path) -> None:
+    """result.h5ad: counts, what ``add_fields`` says, and what else the input holds.
+
+    Passed on are obs, var, obsm, varm, and what uns holds outside groups. Names that begin with "nbmix", and
+    "X_nbmix", are nbmix's own; labels become obs["cell_type"] where the input has no such column.
+
+    Counts that stayed in their file are not written again.
+    """
+    data = results.data.data
+    own = own_result(results)
+    with whole_file(path) as part:
+        try:
+            _write_h5ad(own if data.annotations is None else _merged(own, data.annotations), part)
+        except Exception as error:  # a fit must not be lost to fields that it has not used
+            if data.annotations is None or why_unwritable(error) is not None:
+                raise
+            reason = " ".join(str(error).split())
+            log.warning(
+                "%s: goes without what else the input holds, which cannot be written (%s)", path, reason
+            )
+            _write_h5ad(own, part)
+
+
+def own_result(results: Results) -> ad.AnnData:
+    """Counts that are in memory, with what nbmix itself knows of cells and genes."""
+    data = results.data.data
+    own = ad.AnnData(
+        None if data.is_backed else data.counts,
+        obs=pd.DataFrame(index=data.cell_names),
+        var=pd.DataFrame(index=data.gene_names),
+    )
+    add_fields(own, "nbmix", results)
+    own.obs["nbmix_held_out"] = np.isin(np.arange(data.n_cells), results.data.validation_rows)
+    own.obs["nbmix_size_factor"] = data.size_factors
+    if data.labels is not None:
+        names, codes = np.unique(data.labels, return_inverse=True)
+        own.obs["cell_type"] = pd.Categorical.from_codes(codes, names)
+    return own
+
+
+def _merged(own: ad.AnnData, given: ad.AnnData) -> ad.AnnData:
+    """What nbmix says of cells and genes, and what the input says where it does not collide."""
+    theirs = ["cell_type"] if "cell_type" in given.obs and "cell_type" in own.obs else []
+    obs = given.obs.set_axis(own.obs_names).filter(regex="^(?!nbmix)")  # of an earlier result
+    return ad.AnnData(
+        own.X,
+        obs=obs.assign(**own.obs.drop(columns=theirs)),
+        var=given.var.set_axis(own.var_names),
+        obsm={**given.obsm, **own.obsm},
+        varm={**given.varm, **own.varm},
+        uns={**given.uns, **own.uns},
+    )
+
+
+def _write_h5ad(adata: ad.AnnData, path: Path) -> None:
+    logging.getLogger("anndata").setLevel(logging.WARNING)  # it would name every column of strings
+    with ad.settings.override(allow_write_nullable_strings=True):
+        # level 1: the counts of 100,000 cells take seconds, not a minute
+        adata.write_h5ad(path, compression="gzip", compression_opts=1)
+
+
+def write_markers(table: pd.DataFrame, path: Path) -> None:
+    """markers.csv: every component and gene, see ``marker_table``; five significant digits."""
+    with whole_file(path) as part:
+        table.to_csv(part, index=False, float_format="%.5g")
+
+
+def write_report(
+    results: Results, metrics: Mapping[str, Any], table: pd.DataFrame, pictures: Sequence[Picture], path: Path
+) -> None:
+    """report.html, from what the other functions made: ``table`` of markers, and ``pictures``."""
+    top = table[table["rank"] <= TOP_MARKERS].copy()
+    top["log2_fc_rest_se"] = top["ln_fc_rest_se"] / np.log(2)
+    lines = component_lines(results, table)
+    page = Report(metrics, lines, pictures, top, results.data.data.n_genes, results.provenance).render()
+    with whole_file(path) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def write_pictures(
+    results: Results, pictures: Sequence[Draw], folder: Path, loggers: Sequence[Logger] = ()
+) -> list[Picture]:
+    """Draw those of the pictures that there are as PNG files, NAME.png, and hand them to the loggers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = []
+    for draw in pictures:
+        figure = draw(results)
+        if figure is None:
+            continue
+        name = draw.__name__
+        file = folder / f"{name}.png"
+        figure.savefig(file, dpi=DPI)
+        _log_figure(name, figure, file, loggers)
+        shown.append(Picture(*title_and_caption(draw), file.read_bytes()))
+    return shown
+
+
+def _log_figure(name: str, figure: Figure, file: Path, loggers: Sequence[Logger]) -> None:
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure)
+        elif isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.experiment.log({name: wandb.Image(str(file))})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")

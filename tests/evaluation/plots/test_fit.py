@@ -1,0 +1,72 @@
+"""Objectives by iteration, and the curve over the number of components."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from nbmix.evaluation import plots
+from tests.helpers.figures import assert_drawn, dots, legend_texts
+
+
+def test_objective_trace():
+    series = {"training objective": [-3.0, -2.0, -1.5], "held-out log likelihood": [np.nan, -2.5, np.nan]}
+    figure = plots.objective_trace([1, 2, 3], series)
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.lines] == legend_texts(axes) == list(series)
+    assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert axes.lines[0].get_ydata().tolist() == [-3.0, -2.0, -1.5]
+    assert axes.lines[1].get_xdata().tolist() == [2]
+    assert axes.lines[1].get_ydata().tolist() == [-2.5]
+    assert [to_hex(line.get_color()) for line in axes.lines] == list(plots.PALETTE[:2])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("iteration", "nats per cell")
+    assert_drawn(figure)
+
+
+def test_objective_trace_of_one_step_is_a_dot():
+    figure = plots.objective_trace([1], {"one": [-1.0]})
+    (line,) = figure.axes[0].lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist(), line.get_marker()) == ([1], [-1.0], "o")
+    assert_drawn(figure)
+
+
+def test_objective_trace_of_many_steps_is_a_line():
+    (line,) = plots.objective_trace(range(31), {"one": np.arange(31.0)}).axes[0].lines
+    assert (line.get_ydata().tolist(), line.get_marker()) == (list(range(31)), "None")
+
+
+@pytest.mark.parametrize("series", [{}, {"none yet": [np.nan]}])
+def test_objective_trace_of_nothing(series):
+    (axes,) = plots.objective_trace([1], series).axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[] for _ in series]
+    with pytest.raises(AssertionError, match="nothing is drawn"):
+        assert_drawn(axes.figure)
+
+
+def test_held_out_curve():
+    figure = plots.held_out_curve([3, 2, 4, 3], [-9.0, -10.0, -9.5, -8.0], [0.1, 0.2, 0.3, 0.4])
+    (axes,) = figure.axes
+    line, points = axes.lines[:2]
+    assert line.get_xdata().tolist() == [2, 3, 4]
+    assert line.get_ydata().tolist() == [-10.0, -8.0, -9.5]
+    assert points.get_xdata().tolist() == [3, 2, 4, 3]
+    assert points.get_ydata().tolist() == [-9.0, -10.0, -9.5, -8.0]
+    bars, ring = axes.collections
+    ends = [[low, high] for (_, low), (_, high) in bars.get_segments()]
+    np.testing.assert_allclose(ends, [[-9.1, -8.9], [-10.2, -9.8], [-9.8, -9.2], [-8.4, -7.6]])
+    assert ring.get_offsets().tolist() == [[3.0, -8.0]]
+    assert axes.get_title(loc="left") == "best: 3 components"
+    assert_drawn(figure)
+
+
+def test_held_out_curve_of_one_fit():
+    figure = plots.held_out_curve([5], [-1.0])
+    assert dots(figure.axes[0], -1).tolist() == [[5.0, -1.0]]
+    assert_drawn(figure)
+
+
+def test_held_out_curve_rings_what_is_recommended():
+    (axes,) = plots.held_out_curve([1, 2, 3], [-9.0, -3.0, -2.9], recommended=2).axes
+    assert axes.get_title(loc="left") == "recommended: 2 components"
+    assert dots(axes, -1).tolist() == [[2.0, -3.0]]

@@ -1,0 +1,52 @@
+"""Colours, names and legends that all figures share."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.lines import Line2D
+
+from nbmix.evaluation.plots.style import (
+    LEGEND_ROWS,
+    LONGEST_NAME,
+    PALETTE,
+    component_colors,
+    new_figure,
+    say,
+    short_name,
+    side_legend,
+    side_legend_width,
+)
+from tests.helpers.figures import assert_drawn, legend_texts, texts
+
+
+def test_palette_has_thirty_distinct_colors_and_then_repeats():
+    assert len(set(PALETTE)) == len(PALETTE) == 30
+    assert component_colors(31) == [*PALETTE, PALETTE[0]]
+
+
+def test_long_names_lose_their_middle():
+    assert short_name("B") == "B"
+    assert short_name(7) == "7"
+    short = short_name("CD4-positive, alpha-beta memory T cell, activated")
+    assert len(short) == LONGEST_NAME
+    assert short.startswith("CD4-positive, al") and short.endswith(", activated") and "…" in short
+
+
+@pytest.mark.parametrize("n", [1, LEGEND_ROWS, LEGEND_ROWS + 1])
+def test_a_legend_has_as_many_columns_as_it_needs(n):
+    axes = new_figure(4, 4).add_subplot()
+    handles = [Line2D([], [], label=f"name {i}") for i in range(n)]
+    side_legend(axes, handles, "names")
+    assert legend_texts(axes) == [f"name {i}" for i in range(n)]
+    assert axes.get_legend().get_title().get_text() == "names"
+    wider = side_legend_width(handles) / side_legend_width(handles[:1])
+    assert (wider > 1.9) == (n > LEGEND_ROWS)
+
+
+def test_words_where_there_is_nothing_to_draw():
+    figure = new_figure(4, 4)
+    axes = figure.add_subplot()
+    say(axes, "nothing")
+    assert texts(axes) == ["nothing"]
+    assert not len(axes.get_xticks()) and not len(axes.get_yticks())
+    assert_drawn(figure)
