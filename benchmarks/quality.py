@@ -58,7 +58,7 @@ from omegaconf import DictConfig
 from sklearn.metrics import adjusted_rand_score
 
 from nbmix.app.command import one_line
-from nbmix.app.run import fit_anew
+from nbmix.app.run import fit_from_config
 from nbmix.data.counts import CountData
 from nbmix.data.zheng import POPULATIONS
 from nbmix.evaluation.calibration import expected_calibration_error
@@ -182,7 +182,7 @@ def ours(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = instantiate(cfg.trainer, enable_checkpointing=False)
     with clock("run"):
-        module, model, _ = fit_anew(cfg, trainer)
+        module, model, _ = fit_from_config(cfg, trainer)
         cells = predict(trainer, model, module)
     results = Results(module, model, cells, {})
     metrics, rows, q = score(results), module.validation_rows, results.responsibilities

@@ -87,12 +87,12 @@ def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     """Fit or restore, predict, score, write."""
     pictures = functions_named("evaluation.pictures", cfg.evaluation.pictures)
     scores = functions_named("evaluation.scores", cfg.evaluation.scores)
-    data, model, _ = fit_anew(cfg, trainer) if cfg.task == "fit" else restore_fit(cfg)
+    data, model, _ = fit_from_config(cfg, trainer) if cfg.task == "fit" else restore_from_config(cfg)
     cells = predict(trainer, model, data)
     give_back()
     seconds = time.perf_counter() - began
-    origin = provenance(OmegaConf.to_container(cfg, resolve=True))
-    results = Results(data, model, cells, origin, cfg.evaluation.max_umap_cells)
+    made_by = provenance(OmegaConf.to_container(cfg, resolve=True))
+    results = Results(data, model, cells, made_by, cfg.evaluation.max_umap_cells)
     metrics = score(results, scores) | {"seconds": seconds}
     give_back()
     if trainer.is_global_zero:
@@ -102,7 +102,7 @@ def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     return metrics
 
 
-def fit_anew(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
+def fit_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
     """Fit the model that the config names to its data, or go on with a fit."""
     if cfg.data.min_counts < 1:
         raise InputError(
@@ -137,7 +137,7 @@ def fit_anew(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
     )
 
 
-def restore_fit(cfg: DictConfig) -> Fitted:
+def restore_from_config(cfg: DictConfig) -> Fitted:
     """Restore a checkpoint and bring new cells to its genes, matched by name."""
     if cfg.ckpt_path is None:
         raise InputError("task=predict: set ckpt_path to a checkpoint of a fit")

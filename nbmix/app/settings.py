@@ -13,12 +13,11 @@ from nbmix.core.declared import (
     Declared,
     Setting,
     check_settings,
-    checked,
     declared,
     shown,
 )
 from nbmix.errors import InputError
-from nbmix.evaluation.embedding import embed
+from nbmix.evaluation.embedding import MaxUmapCells
 from nbmix.starts.choice import Range
 
 OBJECTS = ("trainer", "data", "model", "start", "logger")
@@ -57,19 +56,19 @@ class RunSettings:
     )
 
 
-@checked("evaluation", embed)
 @dataclass
 class EvaluationSettings:
-    """What is made of a fit, beside what its embedding takes."""
+    """Settings of what is made of a fit."""
 
-    scores: Annotated[
-        Sequence[str],
-        Setting("more scores: functions of nbmix.output.results.Results, as in [module.function]"),
-    ] = ()
     pictures: Annotated[
         Sequence[str],
-        Setting("pictures of the report, in this order: functions of the same; []: none"),
+        Setting("pictures of the report: functions of such Results that give a figure, or None"),
+    ]
+    scores: Annotated[
+        Sequence[str],
+        Setting("more numbers for metrics.json: functions of an nbmix.output.results.Results"),
     ] = ()
+    max_umap_cells: MaxUmapCells = 20_000
 
 
 @dataclass
@@ -86,7 +85,11 @@ class SearchSettings:
     ] = 1
 
 
-WITHOUT_TARGET = {"": RunSettings, "evaluation": EvaluationSettings, "search": SearchSettings}
+WITHOUT_TARGET = {
+    "": RunSettings,
+    "evaluation": EvaluationSettings,
+    "search": SearchSettings,
+}  # groups of other settings
 
 
 def check_config(config: Mapping[str, Any]) -> None:

@@ -14,6 +14,11 @@ UMAP_NEIGHBORS = 15
 UMAP_MIN_DISTANCE = 0.5  # as in scanpy: groups wide enough to see mixing within them
 
 
+MaxUmapCells = Annotated[
+    int, Setting("cells up to which pictures use UMAP; beyond: PCA; 0: always PCA", least=0)
+]
+
+
 class Embedding(NamedTuple):
     """Coordinates (cells, 2), float32, no unit, and the method that made them."""
 
@@ -25,9 +30,7 @@ def embed(
     counts: csr_matrix | csr_array,
     size_factors: ArrayLike,
     *,
-    max_umap_cells: Annotated[
-        int, Setting("cells up to which pictures use UMAP; beyond: PCA; 0: always PCA", least=0)
-    ] = 20_000,
+    max_umap_cells: MaxUmapCells = 20_000,
     n_pcs: int = 50,
     seed: int = 0,
 ) -> Embedding:

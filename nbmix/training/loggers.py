@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from nbmix.core.declared import Setting
 from nbmix.errors import InputError
-from nbmix.training.callbacks import log
+
+log = logging.getLogger(__name__)
 
 
 def csv_logger(*, save_dir: Annotated[str, Setting("folder that csv/ is made in")]) -> CSVLogger:

@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from nbmix.app.command import is_bad_input, one_line
 from nbmix.core.batch import FLOAT32_NODE_NATS
 from nbmix.errors import InputError
-from tests.helpers.running import ROOT, TINY, run_here, small_data
+from tests.helpers.running import NO_PICTURES, ROOT, TINY, run_here, small_data
 
 PBMC = ROOT / "../shared/data/pbmc_facs.h5ad"
 MODELS = pytest.mark.parametrize("model", ["em", "amortized"])
@@ -230,7 +230,7 @@ def test_given_weights_unlabelled_and_empty_cells(model, tmp_path, caplog):
 
 
 @MODELS
-def test_labels_change_nothing_of_a_fit(model, tmp_path, no_figures):
+def test_labels_change_nothing_of_a_fit(model, tmp_path):
     """Right labels, shuffled ones and none: the same bits, from the default start."""
     data = small_data(40, 50)
     shuffled = np.random.default_rng(0).permutation(data.labels)
@@ -238,7 +238,7 @@ def test_labels_change_nothing_of_a_fit(model, tmp_path, no_figures):
     for name, labels in (("right", data.labels), ("shuffled", shuffled), ("none", None)):
         setting = write(tmp_path / f"{name}.h5ad", data.counts, labels=labels)
         settings = ("data=h5ad", setting, f"model={model}", "model.n_components=2", "trainer.max_epochs=2")
-        metrics = run_here(tmp_path / name, *settings)
+        metrics = run_here(tmp_path / name, *settings, NO_PICTURES)
         fits[name] = {k: v for k, v in metrics.items() if k != "seconds"}
         states[name] = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
         results[name] = ad.read_h5ad(tmp_path / name / "result.h5ad")

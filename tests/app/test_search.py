@@ -93,9 +93,3 @@ def test_a_search(tmp_path):
     failed = table["error"].notna()
     assert (failed == (table.get("model.n_components", failed * 98 + 2) == 100)).all()
     assert done.returncode == (2 if failed.any() else 0), done.stderr
-
-
-def test_a_search_is_not_swept(tmp_path):
-    done = train("-m", "sweep=optuna", f"hydra.sweep.dir={tmp_path}")
-    assert done.returncode == 2
-    assert done.stderr == "error: search: runs its trials itself; leave out -m\n"

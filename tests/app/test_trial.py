@@ -13,14 +13,14 @@ from nbmix.app.command import Stopped
 from nbmix.app.trial import read_trials, run_trial
 from tests.helpers.apart import train
 from tests.helpers.faults import at
-from tests.helpers.running import TINY, configure
+from tests.helpers.running import NO_PICTURES, TINY, configure
 from tests.helpers.trials import HELD_OUT, leave, small_sweep
-
-pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def trial(folder, *settings):
-    return run_trial(configure(*TINY, "logger=csv", "trainer.max_epochs=2", *settings, folder=folder))
+    return run_trial(
+        configure(*TINY, NO_PICTURES, "logger=csv", "trainer.max_epochs=2", *settings, folder=folder)
+    )
 
 
 def test_a_trial_that_fails_leaves_one_line(tmp_path):

@@ -10,7 +10,7 @@ from pytorch_lightning.loggers.logger import Logger
 
 from nbmix.errors import InputError
 from nbmix.training.loggers import csv_logger, wandb_logger
-from tests.helpers.running import TINY, run_here
+from tests.helpers.running import NO_PICTURES, TINY, run_here
 
 
 class Scalars(Logger):
@@ -30,9 +30,8 @@ class Scalars(Logger):
             file.writelines(f"{name}\n" for name in metrics)
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_logger_of_ones_own_is_a_line_of_config(tmp_path):
-    run_here(tmp_path, *TINY, "trainer.max_epochs=2", f"logger._target_={__name__}.Scalars")
+    run_here(tmp_path, *TINY, NO_PICTURES, "trainer.max_epochs=2", f"logger._target_={__name__}.Scalars")
     assert {"objective", "label/ari"} <= set((tmp_path / "scalars.txt").read_text().split())
 
 

@@ -8,7 +8,7 @@ import torch
 from nbmix.models.mixture_em import MixtureEM
 from nbmix.models.restore import restore
 from nbmix.training.saved_fit import Progress, SavedFit, checkpoint_of, load_fit, save_fit
-from tests.helpers.running import TINY, fit, run_here, small_data
+from tests.helpers.running import NO_PICTURES, TINY, fit, run_here, small_data
 
 
 def test_written_and_read(tmp_path):
@@ -27,8 +27,8 @@ def test_written_and_read(tmp_path):
         assert torch.equal(value, model.state_dict()[name]), name
 
 
-def test_of_the_command(tmp_path, no_figures):
-    metrics = run_here(tmp_path, *TINY, "trainer.max_epochs=3")
+def test_of_the_command(tmp_path):
+    metrics = run_here(tmp_path, *TINY, NO_PICTURES, "trainer.max_epochs=3")
     saved = load_fit(tmp_path / "checkpoints/last.ckpt")
     assert saved.own == {}
     assert saved.progress.n_iterations == metrics["n_iterations"]

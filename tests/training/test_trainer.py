@@ -60,12 +60,11 @@ def test_a_sweep_may_run_one_process_a_trial():
     assert build_trainer(multirun=True, enable_checkpointing=False).world_size == 1
 
 
-def test_several_processes_talk_by_gloo_and_shard_the_cells_themselves():
+def test_several_processes_talk_by_gloo():
     trainer = build_trainer(processes=2, enable_checkpointing=False)
     assert isinstance(trainer.strategy, DDPStrategy)
     assert trainer.strategy.process_group_backend == "gloo"
     assert trainer.world_size == 2
-    assert trainer._accelerator_connector.use_distributed_sampler is False
 
 
 def test_no_advice_on_cores_and_gpus_that_is_not_ours(monkeypatch):
