@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nbmix.data.read import read_h5ad
 from nbmix.output.pictures import component_sizes, n_components, objective_trace, reliability
@@ -122,6 +124,14 @@ def test_pictures(results, unlabelled, tmp_path):
         assert made[-1].title == "Component sizes"
         assert made[-1].caption == "Cells assigned to each component, and how surely."
         assert imread(folder / "objective_trace.png").shape[:2] == (600, 960)  # 4 x 6.4 inches
+
+
+def test_loggers_get_the_pictures(results, tmp_path):
+    logger = TensorBoardLogger(tmp_path, name=None, version="")
+    write_pictures(results, [objective_trace, n_components], tmp_path / "figures", [logger])
+    logger.experiment.flush()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["images"] == ["objective_trace"]
 
 
 def test_the_whole_outcome(tmp_path):
