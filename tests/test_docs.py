@@ -12,7 +12,6 @@ import pkgutil
 import re
 import shlex
 import tomllib
-from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,24 +19,22 @@ from omegaconf import OmegaConf
 
 import nbmix
 from tests.helpers.files import write_tenx_folder
+from tests.helpers.pages import EXTEND, blocks
 from tests.helpers.running import ROOT
 
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+OF_USE = [page for page in PAGES if page != EXTEND]  # whose commands and Python need no files of one's own
 LAUNCHERS = ("joblib", "submitit_slurm")  # extras, which need not be installed
 SIMULATION = nbmix.simulate(n=60, p=40, k=2, seed=1)
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def commands() -> list[str]:
     """Arguments of every ``train.py`` in the documents, those in tables and sentences too."""
     found = []
-    for page in PAGES:
+    for page in OF_USE:
         lines = [line.split(" #")[0] for block in blocks(page, "sh") for line in block.splitlines()]
         lines += [line for line in re.findall(r"`([^`\n]+)`", page.read_text()) if line.startswith("python ")]
         for line in lines:
@@ -167,7 +164,7 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(other.read_text()), target
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [p for p in OF_USE if blocks(p, "python")], ids=lambda page: page.name)
 def test_python_runs(page, tmp_path, monkeypatch):
     """On counts so small that any fit is fast, in a folder with the files that it names."""
     monkeypatch.chdir(tmp_path)

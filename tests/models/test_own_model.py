@@ -1,61 +1,32 @@
-"""A model of one's own by the contract of ``nbmix.models.base``: its class, its settings, its runs."""
+"""The model of docs/extend.md, by the contract of ``nbmix.models.base``: its class and its runs."""
 
 from __future__ import annotations
 
-import numpy as np
+from importlib import import_module
+
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import load_checkpoint
-from nbmix.models.minibatch import ElboTerms, MinibatchModule
 from nbmix.models.restore import restore
-from tests.helpers.running import fit, run_here, small_data
+from tests.helpers.pages import EXTEND, write_files
+from tests.helpers.running import NO_PICTURES, fit, run_here, small_data
 
 
-class GradientMixture(MinibatchModule):
-    """Adam on the log likelihood itself: q is the exact posterior, where the ELBO equals ln p(x)."""
-
-    kind = "gradient"
-    free_to_change = frozenset({"lr"})
-
-    def __init__(self, gene_names: np.ndarray, *, n_components: int, lr: float = 1e-2) -> None:
-        settings = MixtureSettings(n_components, folds=1)
-        super().__init__(gene_names, settings, {"n_components": n_components, "lr": lr})
-        self.lr = lr
-
-    def parameter_groups(self):
-        return [{"params": list(self.parameters()), "lr": self.lr}]
-
-    def terms(self, batch):
-        log_likelihood, log_prior = self.log_likelihood(batch), self.log_prior(batch)
-        log_q = torch.log_softmax(log_likelihood + log_prior, 1)
-        return ElboTerms(log_q, log_likelihood, log_prior)
-
-    @torch.no_grad()
-    def predict_step(self, batch, batch_idx):
-        return self.terms(batch).prediction(batch.rows)
+@pytest.fixture(scope="module", autouse=True)
+def own(tmp_path_factory):
+    """The module of docs/extend.md that holds the model, and the folder of its config."""
+    folder = tmp_path_factory.mktemp("own")
+    write_files(EXTEND, folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(folder)
+        yield import_module("my_models"), folder / "my_conf"
 
 
-CONFIG = """\
-# @package _global_
-defaults:
-  - override /start: kmeans
-
-model:
-  _target_: tests.models.test_own_model.GradientMixture
-  n_components: 4
-  lr: 1.0e-2
-
-data:
-  batch_size: 20
-"""
-
-
-def test_it_climbs_the_log_likelihood_and_finds_the_groups():
+def test_it_climbs_the_log_likelihood_and_finds_the_groups(own):
     data = small_data(n_cells=120)
-    model = GradientMixture(data.gene_names, n_components=2)
+    model = own[0].GradientMixture(data.gene_names, n_components=2)
     _, cells = fit(model, data, epochs=5, batch_size=20)
     torch.testing.assert_close(cells.elbo, cells.log_likelihood, rtol=1e-12, atol=0)
     assert model.objective == sorted(model.objective)
@@ -63,27 +34,24 @@ def test_it_climbs_the_log_likelihood_and_finds_the_groups():
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
+def settings(own):
     """Of runs with a folder of one's own for conf/model."""
-    conf = tmp_path_factory.mktemp("conf")
-    (conf / "model").mkdir()
-    (conf / "model" / "gradient.yaml").write_text(CONFIG)
     sizes = ("data.n_cells=60", "data.n_genes=80", "data.n_components=2", "model.n_components=2")
-    return f"hydra.searchpath=[file://{conf}]", "model=gradient", *sizes, "evaluation.max_umap_cells=0"
+    return f"hydra.searchpath=[file://{own[1]}]", "model=gradient", *sizes, *NO_PICTURES
 
 
 @pytest.fixture(scope="module")
-def finished(settings, tmp_path_factory, no_figures):
+def finished(settings, tmp_path_factory):
     """(checkpoint, metrics) of a run."""
     folder = tmp_path_factory.mktemp("run")
     metrics = run_here(folder, *settings, "trainer.max_epochs=4")
     return folder / "checkpoints" / "last.ckpt", metrics
 
 
-def test_a_checkpoint_makes_it_again(finished):
+def test_a_checkpoint_makes_it_again(finished, own):
     checkpoint = load_checkpoint(finished[0])
     module = restore(checkpoint)
-    assert type(module) is GradientMixture
+    assert type(module) is own[0].GradientMixture
     assert module.plain == checkpoint.settings == {"n_components": 2, "lr": 1e-2}
     for name, value in module.state_dict().items():
         assert torch.equal(value, checkpoint.state[name]), name
