@@ -98,6 +98,20 @@ class Basis(NamedTuple):
         nodes = SizeFactorNodes.spanning(size_factors, precision.tolerance(deepest))
         return cls(nodes, levels, precision, rate)
 
+    def own_nodes(self, sizes: np.ndarray, deepest: float) -> tuple[SizeFactorNodes, Tensor]:
+        """Nodes for some cells, and the weights (own nodes, nodes) that interpolate to them from these.
+
+        ``deepest`` is the most counts that one of the cells has. Where they would need as many nodes as there
+        are, they take these.
+        """
+        # a cell may have fewer counts than its size factor lets expect
+        expected = self.rate * float(sizes.max(initial=0.0))
+        own = SizeFactorNodes.spanning(sizes, self.precision.tolerance(max(deepest, expected)))
+        n_nodes = self.nodes.log_nodes.numel()
+        if own.log_nodes.numel() < n_nodes:
+            return own, self.nodes.weights(torch.exp(own.log_nodes))
+        return self.nodes, torch.eye(n_nodes, dtype=torch.float64)
+
     def to(self, device: torch.device | str) -> Basis:
         return self._replace(nodes=self.nodes.to(device), levels=self.levels.to(device))
 
@@ -180,15 +194,7 @@ class CellBatch:
         used_t = torch.from_numpy(used)
         totals = pairs.matmul(basis.levels.count[used_t][:, None])[:, 0]
         deepest = float(totals.max()) if totals.numel() else 0.0
-        # a cell may have fewer counts than its size factor lets expect
-        expected = basis.rate * float(sizes.max(initial=0.0))
-        own = SizeFactorNodes.spanning(sizes, basis.precision.tolerance(max(deepest, expected)))
-        own_nodes = torch.exp(own.log_nodes)
-        if own.log_nodes.numel() < basis.nodes.log_nodes.numel():
-            to_own = basis.nodes.weights(own_nodes)
-        else:
-            own, to_own = basis.nodes, torch.eye(basis.nodes.log_nodes.numel(), dtype=torch.float64)
-            own_nodes = torch.exp(own.log_nodes)
+        own, to_own = basis.own_nodes(sizes, deepest)
         picked = torch.from_numpy(sizes)
         log_s = torch.where(totals > 0, torch.log(picked), 0.0)
         with np.errstate(divide="ignore"):
@@ -202,7 +208,7 @@ class CellBatch:
             picked,
             own.weights(picked),
             to_own,
-            own_nodes,
+            torch.exp(own.log_nodes),
             deepest,
             totals * log_s + torch.from_numpy(constant),
             log_prior,

@@ -73,7 +73,7 @@ class CsrMatrix:
         if dense.dtype == torch.float32:
             return embedding_bag(self.indices, dense, self.indptr[:-1], mode="sum", per_sample_weights=values)
         if values is None:
-            values = torch.ones(self.indices.numel(), dtype=dense.dtype, device=dense.device)
+            values = dense.new_ones(self.indices.numel())
         matrix = torch.sparse_csr_tensor(
             self.indptr, self.indices, values, size=(self.n_rows, self.n_columns), check_invariants=False
         )

@@ -1,7 +1,7 @@
 """Marker genes of the components, with their uncertainty, from sufficient statistics alone.
 
 The counts and the prior leave a normal posterior of every component's ln mu, gene by gene: its centre is
-where Q (``nbmix.core.m_step``) with the log prior is highest, its precision the curvature there,
+where Q (``nbmix.core.expected``) with the log prior is highest, its precision the curvature there,
 
     ln mu_kj ~ N(a_kj, V_kj),    1 / V_kj = I_kj + 1 / tau_j^2,    I = aa - ab^2 / (bb + 1 / sigma^2)
 

@@ -46,6 +46,7 @@ def fit_point(counts: Any, labels: Any, size_factors: Any = None, design: Any = 
     Raises:
         InputError: arguments that do not fit; see ``nbmix.core.raw_counts.check_counts`` for the counts.
 
+    >>> import numpy as np
     >>> fit = fit_point(np.array([[1, 3], [3, 1], [0, 8]]), ["a", "a", "b"])
     >>> fit.log_mean.exp()[0]
     tensor([0.5000, 0.5000], dtype=torch.float64)
@@ -62,6 +63,7 @@ def fit_gamma(counts: Any, labels: Any, size_factors: Any = None, design: Any = 
     Without a design the cost of Newton does not depend on the number of cells; with one every step visits all
     cells. Arguments and errors as in ``fit_point``.
 
+    >>> import numpy as np
     >>> fit = fit_gamma(np.array([[1, 9], [6, 4], [0, 8]]), ["a", "a", "b"])
     >>> fit.log_inv_disp.shape
     torch.Size([2, 2])
@@ -79,6 +81,7 @@ def fit_point_gamma(counts: Any, labels: Any, size_factors: Any = None, design: 
     point mass gains anything. A design moves the mean of the Gamma part; pi is one number for a label and
     gene. Arguments and errors as in ``fit_point``.
 
+    >>> import numpy as np
     >>> counts = np.array([[9, 1], [0, 9], [8, 2], [0, 8], [7, 3], [0, 9]])
     >>> fit = fit_point_gamma(counts, ["a"] * 6, size_factors=[10] * 6)
     >>> bool((fit.log_likelihood >= fit_gamma(counts, ["a"] * 6, [10] * 6).log_likelihood).all())
@@ -95,6 +98,7 @@ def compare_genes(counts: Any, labels: Any, size_factors: Any = None) -> GeneCom
 
     Arguments and errors as in ``fit_point``.
 
+    >>> import numpy as np
     >>> compared = compare_genes(np.array([[1, 9], [6, 4], [0, 8]]), ["a", "a", "b"])
     >>> compared.gain.shape
     torch.Size([2, 2])
