@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Any
-
-from hydra.utils import get_object
 
 from nbmix.core.declared import (
     LARGEST_SEED,
@@ -117,11 +116,22 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def settings_of(group: str, values: Mapping[str, Any]) -> dict[str, Declared]:
-    """What is declared of the settings of a group; of what others wrote, nothing is."""
-    target = values.get("_target_")
-    if target is None:
+    """What is declared of the settings of a group; of what others wrote, nothing is.
+
+    Raises:
+        InputError: the group names a class or function of nbmix that is not there.
+    """
+    target = str(values.get("_target_", ""))
+    if not target.startswith("nbmix."):
         return declared(WITHOUT_TARGET[group]) if group in WITHOUT_TARGET else {}
-    return declared(get_object(target)) if target.startswith("nbmix.") else {}
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        found = None
+    if not callable(found):
+        raise InputError(f"{group}._target_={target}: there is no such class or function; see conf/")
+    return declared(found)
 
 
 def _groups(values: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
