@@ -29,12 +29,12 @@ def score(results: Results, more: Sequence[Score] = ()) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for part in (sizes, likelihoods, progress, certainty, agreement):
         metrics |= part(results)
-    for part in more:
+    for own in more:
         try:
-            found = dict(part(results))
+            found = dict(own(results))
             json.dumps(found)
         except Exception as error:  # a fit must not be lost to it
-            log.warning("score %s is left out: %s", part.__name__, in_one_line(error))
+            log.warning("score %s is left out: %s", own.__name__, in_one_line(error))
         else:
             metrics |= found
     return metrics
