@@ -38,7 +38,7 @@ def test_a_model_takes_what_it_has():
     }
     with pytest.raises(InputError, match="model=em has no 'n_hidden'; its settings are dtype,"):
         model_of("em", common, {"n_hidden": 8})
-    with pytest.raises(InputError, match="model=vaec: choose one of amortized, em\\b"):
+    with pytest.raises(InputError, match=r"model=vaec: choose one of amortized, em\b"):
         model_of("vaec", common, None)
 
 
