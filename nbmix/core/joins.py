@@ -1,0 +1,327 @@
+"""Groups of components: which to join, in which order, and what is between those that are left.
+
+A mixture spends its components where the likelihood gains most, and cuts a large kind along its programmes
+before it gives a rare kind a component of its own. So more components are fitted than there are kinds, and
+those are joined between which the cells show no gap (see ``nbmix.core.separation``). A group is its components'
+weighted sum, a small mixture:
+
+    pi_A = sum_{c in A} pi_c,    p(x | A) = sum_{c in A} pi_c p(x | c) / pi_A.
+
+*Order.* While there are two groups, the pair is joined with the lowest (has a gap, score), with
+
+    score_AB = D_AB - ln max(crossing_AB, 0.001)    [+ ln(n_A n_B / (n_A + n_B)) among pairs with a gap]
+
+so what has no gap goes first, the least separate before others, and of gaps those first that are small and
+between few cells. D is the separation of two *components*, averaged over pairs of them: a group's own programmes
+would hide how far it is from others. The crossing share is that of the neighbours, in the space of log
+likelihood ratios, of the cells of either group that are cells of the other, by the group with fewer. Gaps are
+those of *groups*, tested again after every join: between two components of one kind, most of the cells that are
+between them lie in a third.
+
+Joining what has no gap is the idea of Hennig 2010, of Baudry et al. 2010 that of one fit and all its joins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nbmix.core.separation import Separation, neighbours, ratio_space, separation
+from nbmix.errors import InputError
+
+Group = tuple[int, ...]
+
+GAP_LEVEL = 0.01  # a fit has some hundred pairs, but a join between kinds costs more than one missed
+
+N_NEIGHBOURS = 15  # of a cell; 10 to 30 make no difference
+
+LEAST_CROSSING = 1e-3  # share of neighbours, below which there is nothing left to tell apart
+
+MOST_CELLS = 10_000  # whose neighbours are sought, among each other: as many give a share to 1 %
+
+
+class Join(NamedTuple):
+    """The join of two groups.
+
+    Attributes:
+        n_groups: before it.
+        first, second: the components of either group, ascending; ``first`` has the lowest.
+        separation: of the two groups, in standard deviations, see ``separation``.
+        crossing: share of the neighbours of the cells of one that are cells of the other, 0 to 1.
+        p_value: that there is no gap between the two groups.
+        n_cells: of the smaller group.
+    """
+
+    n_groups: int
+    first: Group
+    second: Group
+    separation: float
+    crossing: float
+    p_value: float
+    n_cells: int
+
+
+class PairSeparation(NamedTuple):
+    """What is between two groups, by their numbers; see ``Separation`` for the rest."""
+
+    first: int
+    second: int
+    separation: float
+    p_value: float
+    n_cells: int
+
+
+@dataclass(frozen=True)
+class JoinTree:
+    """All joins of a fit, from as many groups as components have cells, down to one.
+
+    Attributes:
+        joins: in their order.
+        cuts: the groups of each cut, cuts[n - 1] has n; each in the order of their cells, the most first.
+        gap_level: p value below which there is a gap.
+    """
+
+    joins: tuple[Join, ...]
+    cuts: tuple[tuple[Group, ...], ...]
+    gap_level: float = GAP_LEVEL
+
+    @property
+    def most_groups(self) -> int:
+        return len(self.cuts)
+
+    @property
+    def n_with_gaps(self) -> int:
+        """How many groups there are once no pair without a gap is left."""
+        return next((join.n_groups for join in self.joins if join.p_value < self.gap_level), 1)
+
+    def groups(self, n_groups: int) -> tuple[Group, ...]:
+        """The components, ascending, of each of ``n_groups`` groups; number 0 has most cells.
+
+        Raises:
+            InputError: where there are not so many.
+        """
+        if not 1 <= n_groups <= self.most_groups:
+            raise InputError(
+                f"this fit can be cut into 1 to {self.most_groups} groups, not {n_groups}; "
+                "fit more components for more"
+            )
+        return self.cuts[n_groups - 1]
+
+    def plain(self) -> dict[str, Any]:
+        """Lists and numbers alone, as a checkpoint or JSON keeps them."""
+        return {
+            "joins": [
+                {k: list(v) if isinstance(v, tuple) else v for k, v in join._asdict().items()}
+                for join in self.joins
+            ],
+            "cuts": [[list(group) for group in cut] for cut in self.cuts],
+            "gap_level": self.gap_level,
+        }
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> JoinTree:
+        """The tree that ``plain`` came from."""
+        joins = (
+            Join(**{k: tuple(v) if isinstance(v, list) else v for k, v in join.items()})
+            for join in plain["joins"]
+        )
+        cuts = (tuple(tuple(group) for group in cut) for cut in plain["cuts"])
+        return cls(tuple(joins), tuple(cuts), plain["gap_level"])
+
+
+def group_log_joint(log_joint: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
+    """(cells, groups), ln of the sum over each group's components of exp(log_joint), (cells, C).
+
+    So with ln pi_c + ln p(x_i | c) it is ln pi_A + ln p(x_i | A), with ln responsibilities ln of a group's, and
+    with ln weights (C,) in place of a cell's row ln pi_A.
+    """
+    return np.stack([np.logaddexp.reduce(log_joint[..., list(group)], axis=-1) for group in groups], axis=-1)
+
+
+def join_tree(
+    log_joint: np.ndarray,
+    log_weights: np.ndarray,
+    size_factors: np.ndarray,
+    *,
+    gap_level: float = GAP_LEVEL,
+    seed: int = 0,
+) -> JoinTree:
+    """Join components, two groups at a time, until there is one.
+
+    A component that is most likely in no cell shows nothing: it belongs to the group of that component whose
+    cells give it most of its probability (the largest, where none does), from the beginning and without a
+    join. Cells without counts (size factor 0) show nothing either.
+
+    Args:
+        log_joint: (cells, C), ln pi_c + ln p(x_i | c) in nats, from components that have not seen cell i.
+        log_weights: (C,), ln pi_c, or (cells, C) where cells have those of different copies.
+        size_factors: (cells,).
+        gap_level: p value below which two groups have a gap between them.
+        seed: of the choice of cells whose neighbours are sought, where there are more than ``MOST_CELLS``.
+    """
+    seen = size_factors > 0
+    joint, s = log_joint[seen], size_factors[seen]
+    weights = np.broadcast_to(log_weights, log_joint.shape)[seen]
+    label = joint.argmax(1)
+    order = ComponentOrder.of(joint, weights, s, label, np.random.default_rng(seed))
+    cells = GroupedCells.of(joint, weights, s, first_groups(joint, label))
+    found: dict[tuple[Group, Group], Separation] = {}
+    joins, cuts = [], [cells.by_size()]
+    while len(cells.groups) > 1:
+        pairs = list(combinations(sorted(cells.groups), 2))
+        found |= {pair: cells.between(*pair) for pair in pairs if pair not in found}
+        gaps = {pair: found[pair].p_value < gap_level for pair in pairs}
+        first, second = min(pairs, key=lambda pair: (gaps[pair], order.score(*pair, gaps[pair])))
+        distance, p_value, n_cells = found[first, second]
+        crossing = order.crossing(first, second)
+        joins.append(Join(len(cells.groups), first, second, distance, crossing, p_value, n_cells))
+        cells = cells.joined(first, second)
+        cuts.append(cells.by_size())
+    return JoinTree(tuple(joins), tuple(reversed(cuts)), gap_level)
+
+
+def pairwise(
+    log_joint: np.ndarray, log_weights: np.ndarray, size_factors: np.ndarray, groups: Sequence[Group]
+) -> tuple[PairSeparation, ...]:
+    """What is between every pair of groups, in the order (0, 1), (0, 2), .., (1, 2), ..
+
+    Args:
+        log_joint, log_weights, size_factors: as for ``join_tree``.
+        groups: the components of each.
+    """
+    seen = size_factors > 0
+    weights = np.broadcast_to(log_weights, log_joint.shape)[seen]
+    cells = GroupedCells.of(log_joint[seen], weights, size_factors[seen], groups)
+    return tuple(
+        PairSeparation(a, b, *cells.between(groups[a], groups[b]))
+        for a, b in combinations(range(len(groups)), 2)
+    )
+
+
+def first_groups(log_joint: np.ndarray, label: np.ndarray) -> tuple[Group, ...]:
+    """Every component that has cells alone, but for those without any, see ``join_tree``."""
+    n_components = log_joint.shape[1]
+    n_cells = np.bincount(label, minlength=n_components)
+    log_evidence = np.logaddexp.reduce(log_joint, axis=1)
+    leader = np.arange(n_components)
+    for c in np.flatnonzero(n_cells == 0):
+        mass = np.bincount(label, np.exp(log_joint[:, c] - log_evidence), n_components)
+        leader[c] = (mass if mass.any() else n_cells).argmax()
+    return tuple(
+        tuple(int(c) for c in np.flatnonzero(leader == first)) for first in np.flatnonzero(n_cells > 0)
+    )
+
+
+class ComponentOrder(NamedTuple):
+    """What orders joins, between components; sums and means over it are those of groups.
+
+    Attributes:
+        distance: (C, C), D, 0 where a component has no cells.
+        edges: (C, C), neighbours of a cell in c that are in c', and the other way round.
+        n_cells: (C,), of each.
+    """
+
+    distance: np.ndarray
+    edges: np.ndarray
+    n_cells: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        joint: np.ndarray,
+        log_weights: np.ndarray,
+        size_factors: np.ndarray,
+        label: np.ndarray,
+        generator: np.random.Generator,
+    ) -> ComponentOrder:
+        """Of all components, from cells of positive ``size_factors`` and their ``label``."""
+        n_components = joint.shape[1]
+        n_cells = np.bincount(label, minlength=n_components)
+        distance, edges = np.zeros((2, n_components, n_components))
+        occupied = np.flatnonzero(n_cells)
+        if occupied.size < 2:
+            return cls(distance, edges, n_cells)
+        log_likelihood = joint[:, occupied] - log_weights[:, occupied]
+        depth = float(np.median(size_factors))
+        for a, b in combinations(range(occupied.size), 2):
+            cells = np.flatnonzero((label == occupied[a]) | (label == occupied[b]))
+            ratios = log_likelihood[cells, a] - log_likelihood[cells, b]
+            between = separation(ratios, label[cells] == occupied[a], size_factors[cells], depth)
+            distance[occupied[a], occupied[b]] = distance[occupied[b], occupied[a]] = between
+        some = np.arange(label.size)
+        if some.size > MOST_CELLS:
+            some = np.sort(generator.choice(some, MOST_CELLS, replace=False))
+        space = ratio_space(log_likelihood, size_factors, label)[some]
+        near = label[some][neighbours(space, N_NEIGHBOURS)]  # (some, neighbours)
+        np.add.at(edges, (np.broadcast_to(label[some, None], near.shape), near), 1.0)
+        return cls(distance, edges + edges.T, n_cells)
+
+    def crossing(self, first: Group, second: Group) -> float:
+        """Share of the neighbours, of the group with fewer, that are in the other one."""
+        ends = min(self.edges[list(group)].sum() for group in (first, second))
+        return float(self.edges[np.ix_(first, second)].sum() / ends) if ends else 0.0
+
+    def score(self, first: Group, second: Group, has_gap: bool) -> float:
+        """The lower, the earlier are two groups joined, among pairs with a gap or among those without."""
+        n_pairs = np.prod([np.count_nonzero(self.n_cells[list(group)]) for group in (first, second)])
+        distance = self.distance[np.ix_(first, second)].sum() / n_pairs
+        score = distance - np.log(max(self.crossing(first, second), LEAST_CROSSING))
+        if has_gap:
+            a, b = (self.n_cells[list(group)].sum() for group in (first, second))
+            score += np.log(a * b / (a + b))
+        return float(score)
+
+
+class GroupedCells(NamedTuple):
+    """Cells and the groups of components that they are parted among.
+
+    Attributes:
+        groups: components of each.
+        joint: (cells, groups), ln pi_A + ln p(x_i | A).
+        log_weights: (cells, groups), ln pi_A.
+        size_factors: (cells,), positive.
+        label: (cells,), the most likely group.
+    """
+
+    groups: tuple[Group, ...]
+    joint: np.ndarray
+    log_weights: np.ndarray
+    size_factors: np.ndarray
+    label: np.ndarray
+
+    @classmethod
+    def of(
+        cls, joint: np.ndarray, log_weights: np.ndarray, size_factors: np.ndarray, groups: Sequence[Group]
+    ) -> GroupedCells:
+        """From the components' joint and weights, (cells, C) each."""
+        joint, log_weights = group_log_joint(joint, groups), group_log_joint(log_weights, groups)
+        return cls(tuple(groups), joint, log_weights, size_factors, joint.argmax(1))
+
+    def joined(self, first: Group, second: Group) -> GroupedCells:
+        """With two groups made one, the last."""
+        pair = [self.groups.index(first), self.groups.index(second)]
+        rest = [k for k in range(len(self.groups)) if k not in pair]
+        groups = (*(self.groups[k] for k in rest), tuple(sorted(first + second)))
+        joint, log_weights = (
+            np.column_stack([values[:, rest], np.logaddexp.reduce(values[:, pair], axis=1)])
+            for values in (self.joint, self.log_weights)
+        )
+        return GroupedCells(groups, joint, log_weights, self.size_factors, joint.argmax(1))
+
+    def between(self, first: Group, second: Group) -> Separation:
+        """What the cells of two groups show between them."""
+        a, b = self.groups.index(first), self.groups.index(second)
+        cells = np.flatnonzero((self.label == a) | (self.label == b))
+        joint, log_weights = self.joint[cells], self.log_weights[cells]
+        ratios = joint[:, a] - log_weights[:, a] - joint[:, b] + log_weights[:, b]
+        depth = float(np.median(self.size_factors))
+        return Separation.of(ratios, self.label[cells] == a, self.size_factors[cells], depth)
+
+    def by_size(self) -> tuple[Group, ...]:
+        """The groups, those of most cells first, and of as many those with the lower components."""
+        n_cells = np.bincount(self.label, minlength=len(self.groups))
+        return tuple(group for _, group in sorted(zip(-n_cells, self.groups, strict=True)))
