@@ -2,14 +2,14 @@
 
     dip = min over unimodal G of sup_x |F(x) - G(x)|,    1 / (2n) at least, 1 / 4 at most
 
-with F the empirical distribution of n numbers, and G unimodal where it is convex up to some mode, where it may
-jump, and concave after it. The minimum is found as in the paper: on a stretch that holds the mode, G follows
-the greatest convex minorant of F to the left and the least concave majorant to the right. The dip is half of
-how far F leaves these, and where they are farthest apart, the stretch is cut back to the corners between which
-the mode has to lie, until they are no farther apart than that.
+with F the empirical distribution of n numbers, and G unimodal where it is convex up to some mode, where it
+may jump, and concave after it. The minimum is found as in the paper: on a stretch that holds the mode, G
+follows the greatest convex minorant of F to the left and the least concave majorant to the right. The dip is
+half of how far F leaves these; where they are farthest apart, the stretch is cut back to the corners between
+which the mode has to lie, until they are no farther apart than that.
 
-Under a uniform distribution the dip is (asymptotically) larger than under any other with one mode, so p values
-by it are valid for all and say too little, if anything.
+A uniform distribution has larger dips than others with one mode, so p values under it hold for all of these,
+and are too large for most.
 """
 
 from __future__ import annotations

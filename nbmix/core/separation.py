@@ -28,7 +28,7 @@ WIDEST = 100.0  # of separations: more says no more, and sides of one cell each 
 
 FEWEST_CELLS = 3  # of a side: two that lie apart are no mode
 
-MOST_CELLS = 800  # of a side in a test: more would find dents that are too shallow for a gap
+MOST_IN_WINDOW = 800  # of a side in a test: more would find dents that are too shallow for a gap
 
 
 class Separation(NamedTuple):
@@ -162,7 +162,7 @@ def _two_variances(y: np.ndarray, t: np.ndarray) -> tuple[float, float]:
     return (float(level), float(slope)) if level > 0 else (0.0, float((t * y).sum() / (t * t).sum()))
 
 
-def window(values: np.ndarray, in_first: np.ndarray, most: int = MOST_CELLS) -> np.ndarray:
+def window(values: np.ndarray, in_first: np.ndarray, most: int = MOST_IN_WINDOW) -> np.ndarray:
     """As many values of either side as the smaller has, those nearest to the boundary, ascending.
 
     A stretch of a unimodal distribution is unimodal, so this makes no gap; without it a rare kind's mode

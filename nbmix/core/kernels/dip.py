@@ -63,7 +63,7 @@ def widest(x, below, n_below, above, n_above):
 
 @ordered
 def farthest(x, hull, size, first, last, sign):
-    """n times the largest distance of F from a hull (sign 1 below, -1 above) between its corners first, last."""
+    """n times the largest distance of F from a hull, below for sign 1, between its corners first and last."""
     most = 1.0
     for k in range(size - 1):
         a, b = hull[k], hull[k + 1]
