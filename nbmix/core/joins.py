@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbmix.core.separation import Separation, neighbours, ratio_space, separation
+from nbmix.core.separation import gap_p_value, neighbours, ratio_space, separation
 from nbmix.errors import InputError
 
 Group = tuple[int, ...]
@@ -50,7 +50,8 @@ class Join(NamedTuple):
     Attributes:
         n_groups: before it.
         first, second: the components of either group, ascending; ``first`` has the lowest.
-        separation: of the two groups, in standard deviations, see ``separation``.
+        separation: D in standard deviations, see ``nbmix.core.separation``, the mean over pairs of a component
+            of one and a component of the other.
         crossing: share of the neighbours of the cells of one that are cells of the other, 0 to 1.
         p_value: that there is no gap between the two groups.
         n_cells: of the smaller group.
@@ -66,7 +67,7 @@ class Join(NamedTuple):
 
 
 class PairSeparation(NamedTuple):
-    """What is between two groups, by their numbers; see ``Separation`` for the rest."""
+    """What is between two groups, by their numbers; the rest as in ``Join``."""
 
     first: int
     second: int
@@ -162,24 +163,21 @@ def join_tree(
         gap_level: p value below which two groups have a gap between them.
         seed: of the choice of cells whose neighbours are sought, where there are more than ``MOST_CELLS``.
     """
-    seen = size_factors > 0
-    joint, s = log_joint[seen], size_factors[seen]
-    weights = np.broadcast_to(log_weights, log_joint.shape)[seen]
-    label = joint.argmax(1)
-    order = ComponentOrder.of(joint, weights, s, label, np.random.default_rng(seed))
-    cells = GroupedCells.of(joint, weights, s, first_groups(joint, label))
-    found: dict[tuple[Group, Group], Separation] = {}
-    joins, cuts = [], [cells.by_size()]
-    while len(cells.groups) > 1:
-        pairs = list(combinations(sorted(cells.groups), 2))
-        found |= {pair: cells.between(*pair) for pair in pairs if pair not in found}
+    cells = ComponentCells.of(log_joint, log_weights, size_factors)
+    distances, edges = cells.distances(), cells.neighbour_pairs(np.random.default_rng(seed))
+    order = JoinOrder(distances, edges, cells.n_cells)
+    grouped = cells.grouped(cells.first_groups())
+    found: dict[tuple[Group, Group], Gap] = {}
+    joins, cuts = [], [grouped.by_size()]
+    while len(grouped.groups) > 1:
+        pairs = list(combinations(sorted(grouped.groups), 2))
+        found |= {pair: grouped.gap(*pair) for pair in pairs if pair not in found}
         keys = [((has_gap := found[a, b].p_value < gap_level), order.score(a, b, has_gap)) for a, b in pairs]
         first, second = pairs[keys.index(min(keys))]
-        distance, p_value, n_cells = found[first, second]
-        crossing = order.crossing(first, second)
-        joins.append(Join(len(cells.groups), first, second, distance, crossing, p_value, n_cells))
-        cells = cells.joined(first, second)
-        cuts.append(cells.by_size())
+        of_pair = order.separation(first, second), order.crossing(first, second)
+        joins.append(Join(len(grouped.groups), first, second, *of_pair, *found[first, second]))
+        grouped = grouped.joined(first, second)
+        cuts.append(grouped.by_size())
     return JoinTree(tuple(joins), tuple(reversed(cuts)), gap_level)
 
 
@@ -192,72 +190,40 @@ def pairwise(
         log_joint, log_weights, size_factors: as for ``join_tree``.
         groups: the components of each.
     """
-    seen = size_factors > 0
-    weights = np.broadcast_to(log_weights, log_joint.shape)[seen]
-    cells = GroupedCells.of(log_joint[seen], weights, size_factors[seen], groups)
+    cells = ComponentCells.of(log_joint, log_weights, size_factors)
+    distances, grouped = cells.distances(), cells.grouped(groups)
     return tuple(
-        PairSeparation(a, b, *cells.between(groups[a], groups[b]))
+        PairSeparation(
+            a,
+            b,
+            mean_distance(distances, cells.n_cells, groups[a], groups[b]),
+            *grouped.gap(groups[a], groups[b]),
+        )
         for a, b in combinations(range(len(groups)), 2)
     )
 
 
-def first_groups(log_joint: np.ndarray, label: np.ndarray) -> tuple[Group, ...]:
-    """Every component that has cells alone, but for those without any, see ``join_tree``."""
-    n_components = log_joint.shape[1]
-    n_cells = np.bincount(label, minlength=n_components)
-    log_evidence = np.logaddexp.reduce(log_joint, axis=1)
-    leader = np.arange(n_components)
-    for c in np.flatnonzero(n_cells == 0):
-        mass = np.bincount(label, np.exp(log_joint[:, c] - log_evidence), n_components)
-        leader[c] = (mass if mass.any() else n_cells).argmax()
-    return tuple(
-        tuple(int(c) for c in np.flatnonzero(leader == first)) for first in np.flatnonzero(n_cells > 0)
-    )
+def mean_distance(distances: np.ndarray, n_cells: np.ndarray, first: Group, second: Group) -> float:
+    """Mean of distances (C, C) over pairs of a component of one group and one of the other, with cells."""
+    n_pairs = np.prod([np.count_nonzero(n_cells[list(group)]) for group in (first, second)])
+    return float(distances[np.ix_(first, second)].sum() / max(n_pairs, 1))
 
 
-class ComponentOrder(NamedTuple):
+class JoinOrder(NamedTuple):
     """What orders joins, between components; sums and means over it are those of groups.
 
     Attributes:
-        distance: (C, C), D, 0 where a component has no cells.
+        distances: (C, C), D, 0 where a component has no cells.
         edges: (C, C), neighbours of a cell in c that are in c', and the other way round.
         n_cells: (C,), of each.
     """
 
-    distance: np.ndarray
+    distances: np.ndarray
     edges: np.ndarray
     n_cells: np.ndarray
 
-    @classmethod
-    def of(
-        cls,
-        joint: np.ndarray,
-        log_weights: np.ndarray,
-        size_factors: np.ndarray,
-        label: np.ndarray,
-        generator: np.random.Generator,
-    ) -> ComponentOrder:
-        """Of all components, from cells of positive ``size_factors`` and their ``label``."""
-        n_components = joint.shape[1]
-        n_cells = np.bincount(label, minlength=n_components)
-        distance, edges = np.zeros((2, n_components, n_components))
-        occupied = np.flatnonzero(n_cells)
-        if occupied.size < 2:
-            return cls(distance, edges, n_cells)
-        log_likelihood = joint[:, occupied] - log_weights[:, occupied]
-        depth = float(np.median(size_factors))
-        for a, b in combinations(range(occupied.size), 2):
-            cells = np.flatnonzero((label == occupied[a]) | (label == occupied[b]))
-            ratios = log_likelihood[cells, a] - log_likelihood[cells, b]
-            between = separation(ratios, label[cells] == occupied[a], size_factors[cells], depth)
-            distance[occupied[a], occupied[b]] = distance[occupied[b], occupied[a]] = between
-        some = np.arange(label.size)
-        if some.size > MOST_CELLS:
-            some = np.sort(generator.choice(some, MOST_CELLS, replace=False))
-        space = ratio_space(log_likelihood, size_factors, label)[some]
-        near = label[some][neighbours(space, N_NEIGHBOURS)]  # (some, neighbours)
-        np.add.at(edges, (np.broadcast_to(label[some, None], near.shape), near), 1.0)
-        return cls(distance, edges + edges.T, n_cells)
+    def separation(self, first: Group, second: Group) -> float:
+        return mean_distance(self.distances, self.n_cells, first, second)
 
     def crossing(self, first: Group, second: Group) -> float:
         """Share of the neighbours, of the group with fewer, that are in the other one."""
@@ -266,13 +232,19 @@ class ComponentOrder(NamedTuple):
 
     def score(self, first: Group, second: Group, has_gap: bool) -> float:
         """The lower, the earlier are two groups joined, among pairs with a gap or among those without."""
-        n_pairs = np.prod([np.count_nonzero(self.n_cells[list(group)]) for group in (first, second)])
-        distance = self.distance[np.ix_(first, second)].sum() / n_pairs
-        score = distance - np.log(max(self.crossing(first, second), LEAST_CROSSING))
+        crossing = max(self.crossing(first, second), LEAST_CROSSING)
+        score = self.separation(first, second) - np.log(crossing)
         if has_gap:
             a, b = (self.n_cells[list(group)].sum() for group in (first, second))
             score += np.log(a * b / (a + b))
         return float(score)
+
+
+class Gap(NamedTuple):
+    """Whether there is a gap between two groups; see ``Join``."""
+
+    p_value: float
+    n_cells: int
 
 
 class GroupedCells(NamedTuple):
@@ -292,14 +264,6 @@ class GroupedCells(NamedTuple):
     size_factors: np.ndarray
     label: np.ndarray
 
-    @classmethod
-    def of(
-        cls, joint: np.ndarray, log_weights: np.ndarray, size_factors: np.ndarray, groups: Sequence[Group]
-    ) -> GroupedCells:
-        """From the components' joint and weights, (cells, C) each."""
-        joint, log_weights = group_log_joint(joint, groups), group_log_joint(log_weights, groups)
-        return cls(tuple(groups), joint, log_weights, size_factors, joint.argmax(1))
-
     def joined(self, first: Group, second: Group) -> GroupedCells:
         """With two groups made one, the last."""
         pair = [self.groups.index(first), self.groups.index(second)]
@@ -311,16 +275,91 @@ class GroupedCells(NamedTuple):
         )
         return GroupedCells(groups, joint, log_weights, self.size_factors, joint.argmax(1))
 
-    def between(self, first: Group, second: Group) -> Separation:
+    def gap(self, first: Group, second: Group) -> Gap:
         """What the cells of two groups show between them."""
         a, b = self.groups.index(first), self.groups.index(second)
         cells = np.flatnonzero((self.label == a) | (self.label == b))
         joint, log_weights = self.joint[cells], self.log_weights[cells]
         ratios = joint[:, a] - log_weights[:, a] - joint[:, b] + log_weights[:, b]
-        depth = float(np.median(self.size_factors))
-        return Separation.of(ratios, self.label[cells] == a, self.size_factors[cells], depth)
+        in_first = self.label[cells] == a
+        n_cells = int(min(in_first.sum(), (~in_first).sum()))
+        return Gap(gap_p_value(ratios, in_first, self.size_factors[cells]), n_cells)
 
     def by_size(self) -> tuple[Group, ...]:
         """The groups, those of most cells first, and of as many those with the lower components."""
         n_cells = np.bincount(self.label, minlength=len(self.groups))
         return tuple(group for _, group in sorted(zip(-n_cells, self.groups, strict=True)))
+
+
+class ComponentCells(NamedTuple):
+    """Cells with counts, and the components that they are parted among.
+
+    Attributes:
+        joint: (cells, C), ln pi_c + ln p(x_i | c).
+        log_weights: (cells, C), ln pi_c of the copy that judges the cell.
+        size_factors: (cells,), positive.
+        label: (cells,), the most likely component.
+    """
+
+    joint: np.ndarray
+    log_weights: np.ndarray
+    size_factors: np.ndarray
+    label: np.ndarray
+
+    @classmethod
+    def of(cls, log_joint: np.ndarray, log_weights: np.ndarray, size_factors: np.ndarray) -> ComponentCells:
+        """Arguments as for ``join_tree``."""
+        seen = size_factors > 0
+        joint, log_weights = log_joint[seen], np.broadcast_to(log_weights, log_joint.shape)[seen]
+        return cls(joint, log_weights, size_factors[seen], joint.argmax(1))
+
+    @property
+    def n_cells(self) -> np.ndarray:
+        """(C,), of each component."""
+        return np.bincount(self.label, minlength=self.joint.shape[1])
+
+    def grouped(self, groups: Sequence[Group]) -> GroupedCells:
+        joint, log_weights = (group_log_joint(values, groups) for values in (self.joint, self.log_weights))
+        return GroupedCells(tuple(groups), joint, log_weights, self.size_factors, joint.argmax(1))
+
+    def first_groups(self) -> tuple[Group, ...]:
+        """Every component that has cells alone, but for those without any, see ``join_tree``."""
+        log_evidence = np.logaddexp.reduce(self.joint, axis=1)
+        n_cells = self.n_cells
+        leader = np.arange(n_cells.size)
+        for c in np.flatnonzero(n_cells == 0):
+            mass = np.bincount(self.label, np.exp(self.joint[:, c] - log_evidence), n_cells.size)
+            leader[c] = (mass if mass.any() else n_cells).argmax()
+        firsts = np.flatnonzero(n_cells)
+        return tuple(tuple(int(c) for c in np.flatnonzero(leader == first)) for first in firsts)
+
+    def distances(self) -> np.ndarray:
+        """(C, C), separation of components, 0 where one has no cells."""
+        n_cells = self.n_cells
+        depth = float(np.median(self.size_factors))
+        distances = np.zeros((n_cells.size, n_cells.size))
+        for a, b in combinations(np.flatnonzero(n_cells), 2):
+            cells = np.flatnonzero((self.label == a) | (self.label == b))
+            joint, log_weights = self.joint[cells], self.log_weights[cells]
+            ratios = joint[:, a] - log_weights[:, a] - joint[:, b] + log_weights[:, b]
+            s = self.size_factors[cells]
+            distances[a, b] = distances[b, a] = separation(ratios, self.label[cells] == a, s, depth)
+        return distances
+
+    def neighbour_pairs(self, generator: np.random.Generator) -> np.ndarray:
+        """(C, C), how many neighbours of cells in c are in c', and the other way round.
+
+        In the space of log likelihood ratios, of ``MOST_CELLS`` cells at most.
+        """
+        edges = np.zeros((self.joint.shape[1], self.joint.shape[1]))
+        occupied = np.flatnonzero(self.n_cells)
+        if occupied.size < 2:
+            return edges
+        log_likelihood = self.joint[:, occupied] - self.log_weights[:, occupied]
+        space, label = ratio_space(log_likelihood, self.size_factors, self.label), self.label
+        if label.size > MOST_CELLS:
+            some = np.sort(generator.choice(label.size, MOST_CELLS, replace=False))
+            space, label = space[some], label[some]
+        near = label[neighbours(space, N_NEIGHBOURS)]  # (cells, neighbours)
+        np.add.at(edges, (np.broadcast_to(label[:, None], near.shape), near), 1.0)
+        return edges + edges.T

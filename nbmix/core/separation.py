@@ -15,8 +15,6 @@ Baudry et al. 2010.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -29,31 +27,6 @@ WIDEST = 100.0  # of separations: more says no more, and sides of one cell each 
 FEWEST_CELLS = 3  # of a side: two that lie apart are no mode
 
 MOST_IN_WINDOW = 800  # of a side in a test: more would find dents that are too shallow for a gap
-
-
-class Separation(NamedTuple):
-    """What cells show between two groups.
-
-    Attributes:
-        distance: see ``separation``; 2.65 for halves of a normal distribution, 3.46 of a uniform one.
-        p_value: that there is no gap, see ``gap_p_value``.
-        n_cells: of the smaller side.
-    """
-
-    distance: float
-    p_value: float
-    n_cells: int
-
-    @classmethod
-    def of(
-        cls, ratios: np.ndarray, in_first: np.ndarray, size_factors: np.ndarray, depth: float
-    ) -> Separation:
-        """Of two groups' cells with ratios d (cells,) in nats; ``depth`` is the size factor to compare at."""
-        return cls(
-            separation(ratios, in_first, size_factors, depth),
-            gap_p_value(ratios, in_first, size_factors),
-            int(min(in_first.sum(), (~in_first).sum())),
-        )
 
 
 def ratio_space(log_likelihood: np.ndarray, size_factors: np.ndarray, label: np.ndarray) -> np.ndarray:

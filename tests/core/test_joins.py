@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy.special import logsumexp
 from sklearn.metrics import adjusted_rand_score
 
 from nbmix.core.joins import JoinTree, group_log_joint, join_tree, pairwise
-from nbmix.core.separation import Separation
+from nbmix.core.separation import gap_p_value, separation
 from nbmix.errors import InputError
 
 
@@ -74,7 +75,9 @@ def test_a_tree_has_nested_groups_of_every_number():
         if n > 1:
             join = tree.joins[9 - n]
             assert join.n_groups == n
-            merged = as_sets(groups) - as_sets([join.first, join.second]) | as_sets([join.first + join.second])
+            merged = as_sets(groups) - as_sets([join.first, join.second]) | as_sets(
+                [join.first + join.second]
+            )
             assert as_sets(tree.groups(n - 1)) == merged
             assert join.first[0] < join.second[0]
             assert 0 <= join.crossing <= 1
@@ -151,24 +154,40 @@ def test_groups_add_up():
     np.testing.assert_allclose(logsumexp(found, axis=1), logsumexp(log_joint, axis=1))
 
 
-def test_pairs_of_groups_have_the_separation_of_their_likelihoods():
+def test_pairs_are_judged_by_the_likelihoods_of_groups_and_of_components():
     log_joint, log_weights, s, _ = cells_of_kinds()
     groups = join_tree(log_joint, log_weights, s).groups(3)
     pairs = pairwise(log_joint, log_weights, s, groups)
     assert [(pair.first, pair.second) for pair in pairs] == [(0, 1), (0, 2), (1, 2)]
-    ll = group_log_joint(log_joint, groups) - group_log_joint(log_weights, groups)
-    label = group_log_joint(log_joint, groups).argmax(1)
-    for a, b, *found in pairs:
-        cells = (label == a) | (label == b)
-        want = Separation.of(ll[cells, a] - ll[cells, b], label[cells] == a, s[cells], float(np.median(s)))
-        assert found == pytest.approx(list(want))
+    for pair in pairs:
+        a, b = groups[pair.first], groups[pair.second]
+        joint, ratios = group_log_joint(log_joint, groups), ratios_of(log_joint, log_weights, a, b)
+        label = joint.argmax(1)
+        cells = (label == pair.first) | (label == pair.second)
+        in_first = label[cells] == pair.first
+        assert pair.p_value == pytest.approx(gap_p_value(ratios[cells], in_first, s[cells]))
+        assert pair.n_cells == min(in_first.sum(), (~in_first).sum())
+        label, distances = log_joint.argmax(1), []
+        for one, two in product(a, b):
+            cells = (label == one) | (label == two)
+            ratios = ratios_of(log_joint, log_weights, (one,), (two,))[cells]
+            distances.append(separation(ratios, label[cells] == one, s[cells], float(np.median(s))))
+        assert pair.separation == pytest.approx(np.mean(distances))
+
+
+def ratios_of(log_joint, log_weights, a, b) -> np.ndarray:
+    """(cells,) ln p(x | a) - ln p(x | b) of two groups of components."""
+    likelihoods = group_log_joint(log_joint, (a, b)) - group_log_joint(log_weights, (a, b))
+    return likelihoods[:, 0] - likelihoods[:, 1]
 
 
 def test_the_last_join_is_the_pair_of_two_groups():
     log_joint, log_weights, s, _ = cells_of_kinds(2, 1)
     tree = join_tree(log_joint, log_weights, s)
     (pair,) = pairwise(log_joint, log_weights, s, tree.groups(2))
-    assert (pair.separation, pair.p_value) == pytest.approx((tree.joins[-1].separation, tree.joins[-1].p_value))
+    assert (pair.separation, pair.p_value) == pytest.approx(
+        (tree.joins[-1].separation, tree.joins[-1].p_value)
+    )
 
 
 def test_many_cells_have_neighbours_among_some():
