@@ -13,10 +13,10 @@ sum of its components, a small mixture:
 
 So what has no gap goes first, the least separate before others; and of gaps those that are small and between
 few cells. D is the separation of two *components*, averaged over pairs of them: the programmes of a group
-would hide how far it is from others. The crossing share is that of all neighbours, in the space of log likelihood
-ratios, of the cells of one group that are cells of the other, for the group with fewer neighbours. Gaps are
-those of *groups*, tested again after every join: between two components of one kind, most of the cells that
-are between them lie in a third.
+would hide how far it is from others. The crossing share is that of all neighbours, in the space of log
+likelihood ratios, of the cells of one group that are cells of the other, for the group with fewer neighbours.
+Gaps are those of *groups*, tested again after every join: between two components of one kind, most of the
+cells that are between them lie in a third.
 
 Joining what has no gap is an idea of Hennig 2010, one fit and all its joins that of Baudry et al. 2010.
 """
@@ -50,8 +50,8 @@ class Join(NamedTuple):
     Attributes:
         n_groups: before it.
         first, second: the components of either group, ascending; ``first`` has the lowest.
-        separation: D in standard deviations, see ``nbmix.core.separation``, the mean over pairs of a component
-            of one and a component of the other.
+        separation: D in standard deviations, see ``separation``, the mean over pairs of one's and the other's
+            components.
         crossing: share of the neighbours of the cells of one that are cells of the other, 0 to 1.
         p_value: that there is no gap between the two groups.
         n_cells: of the smaller group.

@@ -8,11 +8,16 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy.special import logsumexp
+from scipy.stats import nbinom, norm
 from sklearn.metrics import adjusted_rand_score
 
 from nbmix.core.joins import JoinTree, group_log_joint, join_tree, pairwise
 from nbmix.core.separation import gap_p_value, separation
+from nbmix.core.tables import batch_log_likelihood
 from nbmix.errors import InputError
+from nbmix.models.mixture_em import MixtureEM
+from nbmix.starts.random import RandomStart
+from tests.helpers.running import fit, small_data
 
 
 def cells_of_kinds(
@@ -20,8 +25,8 @@ def cells_of_kinds(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Log joint (cells, kinds * parts), log weights, size factors and kinds of cells in a plane.
 
-    A kind is a normal cloud, longer along a programme, which its components cut into equal parts; a component's
-    log likelihood is that of a normal around its own part, times depth.
+    A kind is a normal cloud, longer along a programme, which its components cut into parts; a component's log
+    likelihood is that of a normal around its own part, times depth.
     """
     rng = np.random.default_rng(seed)
     kind = np.sort(rng.integers(0, n_kinds, n_cells))
@@ -60,6 +65,60 @@ def test_a_continuous_programme_has_no_gap(parts):
     tree = join_tree(log_joint, log_weights, s)
     assert tree.n_with_gaps == 1
     assert tree.most_groups == parts
+
+
+def counts_along_a_programme(n_kinds: int, depth: float, parts: int = 3, seed: int = 0):
+    """As ``cells_of_kinds``, from counts: components are the means of stretches of a kind's programme."""
+    rng = np.random.default_rng(seed)
+    n_cells, n_genes, inv_disp = 400, 300, 3.0
+    base = rng.gamma(0.5, size=n_genes) * np.exp(rng.normal(0, 0.8, (n_kinds, n_genes)))
+    load = np.where(rng.random(n_genes) < 0.2, rng.normal(0, 1, n_genes), 0)
+
+    def profiles(k, u):
+        expressed = base[k] * np.exp(load * u[:, None])
+        return expressed / expressed.sum(1, keepdims=True)
+
+    kind, s = np.sort(rng.integers(0, n_kinds, n_cells)), depth * rng.lognormal(0, 0.3, n_cells)
+    mean = s[:, None] * profiles(kind, rng.normal(size=n_cells))
+    counts = rng.poisson(mean * rng.gamma(inv_disp, size=mean.shape) / inv_disp)
+    ends = norm.ppf(np.arange(1, 2 * parts, 2) / (2 * parts))
+    means = profiles(np.repeat(np.arange(n_kinds), parts), np.tile(ends, n_kinds))
+    share = 1 / (1 + s[:, None, None] * means / inv_disp)
+    log_weights = np.full(n_kinds * parts, -np.log(n_kinds * parts))
+    return nbinom.logpmf(counts[:, None], inv_disp, share).sum(2) + log_weights, log_weights, s, kind
+
+
+@pytest.mark.parametrize("depth", [200, 1000, 20_000])
+def test_counts_of_one_kind_along_a_programme_have_no_gap(depth):
+    log_joint, log_weights, s, _ = counts_along_a_programme(1, depth)
+    assert join_tree(log_joint, log_weights, s).n_with_gaps == 1
+
+
+@pytest.mark.parametrize("depth", [200, 1000, 20_000])
+def test_counts_of_two_kinds_along_a_programme_have_one(depth):
+    log_joint, log_weights, s, kind = counts_along_a_programme(2, depth)
+    tree = join_tree(log_joint, log_weights, s)
+    assert tree.n_with_gaps == 2
+    label = group_log_joint(log_joint, tree.groups(2)).argmax(1)
+    assert adjusted_rand_score(kind, label) > 0.9
+
+
+@pytest.mark.slow
+def test_a_fit_of_too_many_components_is_joined_to_the_kinds():
+    data = small_data(300, 200, 3)
+    model = MixtureEM(data.gene_names, n_components=6, folds=5)
+    module, _ = fit(model, data, epochs=20, start=RandomStart(n_starts=1, surplus=0))
+    log_joint, log_weights = np.zeros((300, 6)), np.zeros((300, 6))
+    for batch in module.predict_dataloader():
+        copy = model.mixture.copy_for(batch.fold)
+        log_prior = model.mixture.log_prior(batch, copy).numpy()
+        tables = model.mixture.tables(copy)
+        log_joint[batch.rows] = batch_log_likelihood(batch, model.mixture.basis, tables).numpy() + log_prior
+        log_weights[batch.rows] = log_prior
+    tree = join_tree(log_joint, log_weights, data.size_factors)
+    assert tree.n_with_gaps == 3 < tree.most_groups
+    label = group_log_joint(log_joint, tree.groups(3)).argmax(1)
+    assert adjusted_rand_score(data.labels, label) > 0.98
 
 
 def test_a_tree_has_nested_groups_of_every_number():
