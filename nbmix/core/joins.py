@@ -94,10 +94,14 @@ class JoinTree:
     def most_groups(self) -> int:
         return len(self.cuts)
 
+    def has_gap(self, join: Join) -> bool:
+        """Whether there is a gap between the two groups of a join."""
+        return join.p_value < self.gap_level
+
     @property
     def n_with_gaps(self) -> int:
         """How many groups there are once no pair without a gap is left."""
-        return next((join.n_groups for join in self.joins if join.p_value < self.gap_level), 1)
+        return next((join.n_groups for join in self.joins if self.has_gap(join)), 1)
 
     def groups(self, n_groups: int) -> tuple[Group, ...]:
         """The components, ascending, of each of ``n_groups`` groups; number 0 has most cells.

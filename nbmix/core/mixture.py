@@ -143,12 +143,22 @@ class Mixture(nn.Module):
 
         ``fold`` overrides the batch's own (-1: the components of all cells). An empty cell gets the prior.
         """
-        if batch.n_cells == 0:  # one that is there for other ranks is worth no tables
-            nothing = self.log_weights.new_zeros(0, self.settings.n_components)
-            return Posterior(nothing, nothing.sum(1))
+        return self.posterior_of(batch, self.component_log_likelihood(batch, fold=fold), fold=fold)
+
+    @torch.no_grad()
+    def posterior_of(self, batch: CellBatch, log_likelihood: Tensor, *, fold: int | None = None) -> Posterior:
+        """``posterior`` where the components' log likelihood (cells, K) is known already."""
         copy = self.copy_for(batch.fold if fold is None else fold)
-        joint = batch_log_likelihood(batch, self.basis, self.tables(copy)) + self.log_prior(batch, copy)
+        joint = log_likelihood + self.log_prior(batch, copy)
         return Posterior(torch.softmax(joint, 1), torch.logsumexp(joint, 1))
+
+    @torch.no_grad()
+    def component_log_likelihood(self, batch: CellBatch, *, fold: int | None = None) -> Tensor:
+        """(cells, K) l_ik in nats, from the copy that has not seen the batch's fold; as in ``posterior``."""
+        if batch.n_cells == 0:  # one that is there for other ranks is worth no tables
+            return self.log_weights.new_zeros(0, self.settings.n_components)
+        copy = self.copy_for(batch.fold if fold is None else fold)
+        return batch_log_likelihood(batch, self.basis, self.tables(copy))
 
     def log_prior(self, batch: CellBatch, copy: int = -1) -> Tensor:
         """(cells, K) or (K,) ln pi."""

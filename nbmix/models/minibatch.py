@@ -72,7 +72,8 @@ class ElboTerms(NamedTuple):
         """Of the cells at ``rows``, whose likelihood is summed over components exactly."""
         log_likelihood = torch.logsumexp(self.log_joint, 1)
         missing = torch.full_like(log_likelihood, torch.nan)
-        return Prediction(rows, self.log_q.exp(), log_likelihood, missing, self.elbo)
+        of_components = self.log_likelihood.float()
+        return Prediction(rows, self.log_q.exp(), log_likelihood, missing, self.elbo, of_components)
 
 
 def prior_where_empty(log_q: Tensor, log_prior: Tensor, batch: CellBatch) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from nbmix.output.groups import joins_table
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import Results, named_markers
 from nbmix.starts.choice import Choice
@@ -24,6 +25,8 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
         varm["nbmix_log_mean"]         (genes, K) ln mu, per unit of size factor
         varm["nbmix_log_inv_disp"]     (genes, K) ln r
         uns["nbmix"]                   model, log_weights, objective (trace), and as JSON provenance
+        uns["nbmix"]["joins"]          table of the joins of components to groups, and as JSON in cuts the
+                                       groups of every number, where there are joins
 
     Args:
         adata: the cells of ``results``, in their order.
@@ -47,6 +50,8 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
         "objective": np.array(results.model.objective, dtype=np.float64),
         "provenance": json.dumps(results.provenance, default=repr),
     }
+    if results.joins is not None:
+        adata.uns[key] |= {"joins": joins_table(results.joins), "cuts": json.dumps(results.joins.cuts)}
 
 
 def annotate(

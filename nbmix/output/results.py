@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nbmix.core.batch import CellBatch
 from nbmix.core.folds import CELLS_A_BLOCK, fold_blocks
+from nbmix.core.joins import JoinTree
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.backed import StreamedBatches
@@ -24,6 +25,7 @@ from nbmix.evaluation.embedding import Embedding, embed
 from nbmix.evaluation.markers import Markers, find_markers, marker_table
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.models.mixture_em import MixtureEM
+from nbmix.output.groups import JoinEvidence
 from nbmix.starts.choice import Choice
 
 MOST_CELLS_SHOWN = 30_000  # in a picture of cells: more cover each other
@@ -132,6 +134,12 @@ class Results:
         some, n_cells = self.shown_cells, self.data.data.n_cells
         most = self.max_umap_cells if n_cells <= self.max_umap_cells else 0
         return embed(some.counts, some.size_factors, max_umap_cells=most)
+
+    @cached_property
+    def joins(self) -> JoinTree | None:
+        """How components may be joined to groups; None where nothing is known of it, see ``JoinEvidence``."""
+        evidence = JoinEvidence.of(self.data, self.model, self.cells)
+        return None if evidence is None else evidence.tree()
 
     @property
     def choice(self) -> Choice | None:

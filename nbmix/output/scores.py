@@ -19,7 +19,7 @@ Score = Callable[[Results], dict[str, Any]]
 def score(results: Results, more: Sequence[Score] = ()) -> dict[str, Any]:
     """The flat content of metrics.json: what every run has, and what ``more`` functions find."""
     metrics: dict[str, Any] = {}
-    for part in (sizes, likelihoods, progress, certainty, agreement, *more):
+    for part in (sizes, groups, likelihoods, progress, certainty, agreement, *more):
         metrics |= part(results)
     return metrics
 
@@ -35,6 +35,11 @@ def sizes(results: Results) -> dict[str, Any]:
         "n_components": model.mixture.settings.n_components,
         "n_components_used": len(np.unique(results.assignments)),
     }
+
+
+def groups(results: Results) -> dict[str, Any]:
+    """How many groups are left when components without a gap between them are joined."""
+    return {} if results.joins is None else {"n_groups_with_gaps": results.joins.n_with_gaps}
 
 
 def likelihoods(results: Results) -> dict[str, Any]:

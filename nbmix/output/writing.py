@@ -18,6 +18,7 @@ from nbmix.core.memory import give_back
 from nbmix.data.whole_file import whole_file, why_unwritable
 from nbmix.evaluation.plots.style import DPI
 from nbmix.output.annotate import add_fields
+from nbmix.output.groups import joins_table
 from nbmix.output.pictures import Draw, title_and_caption
 from nbmix.output.report import TOP_MARKERS, Picture, Report, component_lines
 from nbmix.output.results import Results, named_markers
@@ -43,6 +44,8 @@ def write_outcome(
     """
     if results.choice is not None:
         results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
+    if results.joins is not None:
+        joins_table(results.joins).to_csv(folder / "joins.csv", index=False, float_format="%.5g")
     write_result(results, folder / "result.h5ad")
     give_back()
     table = named_markers(results)
