@@ -176,16 +176,16 @@ def join_tree(
         found |= {
             name: cells.gap(*pair) for name, pair in zip(names, pairs, strict=True) if name not in found
         }
-        has_gap = [found[name].p_value < gap_level for name in names]
-        keys = [(gap, order.score(*name, gap)) for name, gap in zip(names, has_gap, strict=True)]
+        gaps = [found[name].p_value < gap_level for name in names]
+        keys = [(gap, order.score(*name, gap)) for name, gap in zip(names, gaps, strict=True)]
         best = keys.index(min(keys))
         first, second = names[best]
         of_pair = order.separation(first, second), order.crossing(first, second)
         joins.append(Join(len(groups), first, second, *of_pair, *found[first, second]))
         a, b = pairs[best]
-        kept = [k for k in range(len(groups)) if k not in (a, b)]
-        groups = (*(groups[k] for k in kept), tuple(sorted(first + second)))
-        cells = cells.summed([*((k,) for k in kept), (a, b)])
+        columns = [(a, b) if k == a else (k,) for k in range(len(groups)) if k != b]
+        groups = tuple(tuple(sorted(c for k in column for c in groups[k])) for column in columns)
+        cells = cells.summed(columns)
         cuts.append(by_size(groups, cells.n_cells))
     return JoinTree(tuple(joins), tuple(reversed(cuts)), gap_level)
 
@@ -200,14 +200,10 @@ def pairwise(
         groups: the components of each.
     """
     components = JudgedCells.of(log_joint, log_weights, size_factors)
-    distances, cells = component_distances(components), components.summed(groups)
+    distances, n_cells = component_distances(components), components.n_cells
+    cells = components.summed(groups)
     return tuple(
-        PairSeparation(
-            a,
-            b,
-            mean_distance(distances, components.n_cells, groups[a], groups[b]),
-            *cells.gap(a, b),
-        )
+        PairSeparation(a, b, mean_distance(distances, n_cells, groups[a], groups[b]), *cells.gap(a, b))
         for a, b in combinations(range(len(groups)), 2)
     )
 
@@ -265,14 +261,15 @@ class JudgedCells(NamedTuple):
 
 
 def first_groups(components: JudgedCells) -> tuple[Group, ...]:
-    """Every component that has cells alone, but for those without any, see ``join_tree``."""
+    """Every component that has cells, alone but for some without any, see ``join_tree``; ascending."""
     n_cells, joint = components.n_cells, components.joint
     log_evidence = np.logaddexp.reduce(joint, axis=1)
     leader = np.arange(n_cells.size)
     for c in np.flatnonzero(n_cells == 0):
         mass = np.bincount(components.label, np.exp(joint[:, c] - log_evidence), n_cells.size)
         leader[c] = (mass if mass.any() else n_cells).argmax()
-    return tuple(tuple(int(c) for c in np.flatnonzero(leader == first)) for first in np.flatnonzero(n_cells))
+    members = [np.flatnonzero(leader == first) for first in np.flatnonzero(n_cells)]
+    return tuple(sorted(tuple(int(c) for c in group) for group in members))
 
 
 def by_size(groups: Sequence[Group], n_cells: np.ndarray) -> tuple[Group, ...]:
@@ -284,7 +281,7 @@ def component_distances(components: JudgedCells) -> np.ndarray:
     """(C, C), separation of components, 0 where one has no cells."""
     n_cells, depth = components.n_cells, float(np.median(components.size_factors))
     distances = np.zeros((n_cells.size, n_cells.size))
-    for a, b in combinations(np.flatnonzero(n_cells), 2):
+    for a, b in combinations(np.flatnonzero(n_cells).tolist(), 2):
         distances[a, b] = distances[b, a] = separation(*components.pair(a, b), depth)
     return distances
 
