@@ -167,21 +167,30 @@ def join_tree(
         gap_level: p value below which two groups have a gap between them.
         seed: of the choice of cells whose neighbours are sought, where there are more than ``MOST_CELLS``.
     """
-    cells = ComponentCells.of(log_joint, log_weights, size_factors)
-    distances, edges = cells.distances(), cells.neighbour_pairs(np.random.default_rng(seed))
-    order = JoinOrder(distances, edges, cells.n_cells)
-    grouped = cells.grouped(cells.first_groups())
+    components = JudgedCells.of(log_joint, log_weights, size_factors)
+    edges = neighbour_pairs(components, np.random.default_rng(seed))
+    order = JoinOrder(component_distances(components), edges, components.n_cells)
+    groups = first_groups(components)
+    cells = components.summed(groups)
     found: dict[tuple[Group, Group], Gap] = {}
-    joins, cuts = [], [grouped.by_size()]
-    while len(grouped.groups) > 1:
-        pairs = list(combinations(sorted(grouped.groups), 2))
-        found |= {pair: grouped.gap(*pair) for pair in pairs if pair not in found}
-        keys = [((has_gap := found[a, b].p_value < gap_level), order.score(a, b, has_gap)) for a, b in pairs]
-        first, second = pairs[keys.index(min(keys))]
+    joins, cuts = [], [by_size(groups, cells.n_cells)]
+    while len(groups) > 1:
+        pairs = list(combinations(range(len(groups)), 2))
+        names = [(groups[a], groups[b]) for a, b in pairs]
+        found |= {
+            name: cells.gap(*pair) for name, pair in zip(names, pairs, strict=True) if name not in found
+        }
+        gaps = [found[name].p_value < gap_level for name in names]
+        keys = [(gap, order.score(*name, gap)) for name, gap in zip(names, gaps, strict=True)]
+        best = keys.index(min(keys))
+        first, second = names[best]
         of_pair = order.separation(first, second), order.crossing(first, second)
-        joins.append(Join(len(grouped.groups), first, second, *of_pair, *found[first, second]))
-        grouped = grouped.joined(first, second)
-        cuts.append(grouped.by_size())
+        joins.append(Join(len(groups), first, second, *of_pair, *found[first, second]))
+        a, b = pairs[best]
+        columns = [(a, b) if k == a else (k,) for k in range(len(groups)) if k != b]
+        groups = tuple(tuple(sorted(c for k in column for c in groups[k])) for column in columns)
+        cells = cells.summed(columns)
+        cuts.append(by_size(groups, cells.n_cells))
     return JoinTree(tuple(joins), tuple(reversed(cuts)), gap_level)
 
 
@@ -194,17 +203,111 @@ def pairwise(
         log_joint, log_weights, size_factors: as for ``join_tree``.
         groups: the components of each.
     """
-    cells = ComponentCells.of(log_joint, log_weights, size_factors)
-    distances, grouped = cells.distances(), cells.grouped(groups)
+    components = JudgedCells.of(log_joint, log_weights, size_factors)
+    distances, n_cells = component_distances(components), components.n_cells
+    cells = components.summed(groups)
     return tuple(
-        PairSeparation(
-            a,
-            b,
-            mean_distance(distances, cells.n_cells, groups[a], groups[b]),
-            *grouped.gap(groups[a], groups[b]),
-        )
+        PairSeparation(a, b, mean_distance(distances, n_cells, groups[a], groups[b]), *cells.gap(a, b))
         for a, b in combinations(range(len(groups)), 2)
     )
+
+
+class Gap(NamedTuple):
+    """Whether there is a gap between two groups; see ``Join``."""
+
+    p_value: float
+    n_cells: int
+
+
+class JudgedCells(NamedTuple):
+    """Cells with counts, and the components, or groups of them, that they are parted among: k = 1..K.
+
+    Attributes:
+        joint: (cells, K), ln pi_k + ln p(x_i | k).
+        log_weights: (cells, K), ln pi_k of the copy that judges the cell.
+        size_factors: (cells,), positive.
+        label: (cells,), the most likely.
+    """
+
+    joint: np.ndarray
+    log_weights: np.ndarray
+    size_factors: np.ndarray
+    label: np.ndarray
+
+    @classmethod
+    def of(cls, log_joint: np.ndarray, log_weights: np.ndarray, size_factors: np.ndarray) -> JudgedCells:
+        """Arguments as for ``join_tree``."""
+        seen = size_factors > 0
+        joint, log_weights = log_joint[seen], np.broadcast_to(log_weights, log_joint.shape)[seen]
+        return cls(joint, log_weights, size_factors[seen], joint.argmax(1))
+
+    @property
+    def n_cells(self) -> np.ndarray:
+        """(K,), of each."""
+        return np.bincount(self.label, minlength=self.joint.shape[1])
+
+    def summed(self, groups: Sequence[Group]) -> JudgedCells:
+        """Parted among groups of what they are parted among here."""
+        joint, log_weights = (group_log_joint(values, groups) for values in (self.joint, self.log_weights))
+        return JudgedCells(joint, log_weights, self.size_factors, joint.argmax(1))
+
+    def pair(self, a: int, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the cells of a and of b: log likelihood ratios, whether they are of a, and size factors."""
+        cells = np.flatnonzero((self.label == a) | (self.label == b))
+        joint, log_weights = self.joint[cells], self.log_weights[cells]
+        ratios = joint[:, a] - log_weights[:, a] - joint[:, b] + log_weights[:, b]
+        return ratios, self.label[cells] == a, self.size_factors[cells]
+
+    def gap(self, a: int, b: int) -> Gap:
+        ratios, in_first, size_factors = self.pair(a, b)
+        n_cells = int(min(in_first.sum(), (~in_first).sum()))
+        return Gap(gap_p_value(ratios, in_first, size_factors), n_cells)
+
+
+def first_groups(components: JudgedCells) -> tuple[Group, ...]:
+    """Every component that has cells, alone but for some without any, see ``join_tree``; ascending."""
+    n_cells, joint = components.n_cells, components.joint
+    log_evidence = np.logaddexp.reduce(joint, axis=1)
+    leader = np.arange(n_cells.size)
+    for c in np.flatnonzero(n_cells == 0):
+        mass = np.bincount(components.label, np.exp(joint[:, c] - log_evidence), n_cells.size)
+        leader[c] = (mass if mass.any() else n_cells).argmax()
+    members = [np.flatnonzero(leader == first) for first in np.flatnonzero(n_cells)]
+    return tuple(sorted(tuple(int(c) for c in group) for group in members))
+
+
+def by_size(groups: Sequence[Group], n_cells: np.ndarray) -> tuple[Group, ...]:
+    """The groups, those of most cells first, and of as many those with the lower components."""
+    return tuple(group for _, group in sorted(zip(-n_cells, groups, strict=True)))
+
+
+def component_distances(components: JudgedCells) -> np.ndarray:
+    """(C, C), separation of components, 0 where one has no cells."""
+    n_cells, depth = components.n_cells, float(np.median(components.size_factors))
+    distances = np.zeros((n_cells.size, n_cells.size))
+    for a, b in combinations(np.flatnonzero(n_cells).tolist(), 2):
+        distances[a, b] = distances[b, a] = separation(*components.pair(a, b), depth)
+    return distances
+
+
+def neighbour_pairs(components: JudgedCells, generator: np.random.Generator) -> np.ndarray:
+    """(C, C), how many neighbours of cells in c are in c', and the other way round.
+
+    In the space of log likelihood ratios, of ``MOST_CELLS`` cells at most.
+    """
+    label, n_components = components.label, components.joint.shape[1]
+    edges = np.zeros((n_components, n_components))
+    occupied = np.flatnonzero(components.n_cells)
+    if occupied.size < 2:
+        return edges
+    log_likelihood = components.joint[:, occupied] - components.log_weights[:, occupied]
+    space = ratio_space(log_likelihood, components.size_factors, label)
+    if label.size > MOST_CELLS:
+        some = np.sort(generator.choice(label.size, MOST_CELLS, replace=False))
+        space, label = space[some], label[some]
+    near = label[neighbours(space, N_NEIGHBOURS)]  # (cells, neighbours)
+    np.add.at(edges, (np.broadcast_to(label[:, None], near.shape), near), 1.0)
+    return edges + edges.T
 
 
 def mean_distance(distances: np.ndarray, n_cells: np.ndarray, first: Group, second: Group) -> float:
@@ -242,128 +345,3 @@ class JoinOrder(NamedTuple):
             a, b = (self.n_cells[list(group)].sum() for group in (first, second))
             score += np.log(a * b / (a + b))
         return float(score)
-
-
-class Gap(NamedTuple):
-    """Whether there is a gap between two groups; see ``Join``."""
-
-    p_value: float
-    n_cells: int
-
-
-class GroupedCells(NamedTuple):
-    """Cells and the groups of components that they are parted among.
-
-    Attributes:
-        groups: components of each.
-        joint: (cells, groups), ln pi_A + ln p(x_i | A).
-        log_weights: (cells, groups), ln pi_A.
-        size_factors: (cells,), positive.
-        label: (cells,), the most likely group.
-    """
-
-    groups: tuple[Group, ...]
-    joint: np.ndarray
-    log_weights: np.ndarray
-    size_factors: np.ndarray
-    label: np.ndarray
-
-    def joined(self, first: Group, second: Group) -> GroupedCells:
-        """With two groups made one, the last."""
-        pair = [self.groups.index(first), self.groups.index(second)]
-        rest = [k for k in range(len(self.groups)) if k not in pair]
-        groups = (*(self.groups[k] for k in rest), tuple(sorted(first + second)))
-        joint, log_weights = (
-            np.column_stack([values[:, rest], np.logaddexp.reduce(values[:, pair], axis=1)])
-            for values in (self.joint, self.log_weights)
-        )
-        return GroupedCells(groups, joint, log_weights, self.size_factors, joint.argmax(1))
-
-    def gap(self, first: Group, second: Group) -> Gap:
-        """What the cells of two groups show between them."""
-        a, b = self.groups.index(first), self.groups.index(second)
-        cells = np.flatnonzero((self.label == a) | (self.label == b))
-        joint, log_weights = self.joint[cells], self.log_weights[cells]
-        ratios = joint[:, a] - log_weights[:, a] - joint[:, b] + log_weights[:, b]
-        in_first = self.label[cells] == a
-        n_cells = int(min(in_first.sum(), (~in_first).sum()))
-        return Gap(gap_p_value(ratios, in_first, self.size_factors[cells]), n_cells)
-
-    def by_size(self) -> tuple[Group, ...]:
-        """The groups, those of most cells first, and of as many those with the lower components."""
-        n_cells = np.bincount(self.label, minlength=len(self.groups))
-        return tuple(group for _, group in sorted(zip(-n_cells, self.groups, strict=True)))
-
-
-class ComponentCells(NamedTuple):
-    """Cells with counts, and the components that they are parted among.
-
-    Attributes:
-        joint: (cells, C), ln pi_c + ln p(x_i | c).
-        log_weights: (cells, C), ln pi_c of the copy that judges the cell.
-        size_factors: (cells,), positive.
-        label: (cells,), the most likely component.
-    """
-
-    joint: np.ndarray
-    log_weights: np.ndarray
-    size_factors: np.ndarray
-    label: np.ndarray
-
-    @classmethod
-    def of(cls, log_joint: np.ndarray, log_weights: np.ndarray, size_factors: np.ndarray) -> ComponentCells:
-        """Arguments as for ``join_tree``."""
-        seen = size_factors > 0
-        joint, log_weights = log_joint[seen], np.broadcast_to(log_weights, log_joint.shape)[seen]
-        return cls(joint, log_weights, size_factors[seen], joint.argmax(1))
-
-    @property
-    def n_cells(self) -> np.ndarray:
-        """(C,), of each component."""
-        return np.bincount(self.label, minlength=self.joint.shape[1])
-
-    def grouped(self, groups: Sequence[Group]) -> GroupedCells:
-        joint, log_weights = (group_log_joint(values, groups) for values in (self.joint, self.log_weights))
-        return GroupedCells(tuple(groups), joint, log_weights, self.size_factors, joint.argmax(1))
-
-    def first_groups(self) -> tuple[Group, ...]:
-        """Every component that has cells alone, but for those without any, see ``join_tree``."""
-        log_evidence = np.logaddexp.reduce(self.joint, axis=1)
-        n_cells = self.n_cells
-        leader = np.arange(n_cells.size)
-        for c in np.flatnonzero(n_cells == 0):
-            mass = np.bincount(self.label, np.exp(self.joint[:, c] - log_evidence), n_cells.size)
-            leader[c] = (mass if mass.any() else n_cells).argmax()
-        firsts = np.flatnonzero(n_cells)
-        return tuple(tuple(int(c) for c in np.flatnonzero(leader == first)) for first in firsts)
-
-    def distances(self) -> np.ndarray:
-        """(C, C), separation of components, 0 where one has no cells."""
-        n_cells = self.n_cells
-        depth = float(np.median(self.size_factors))
-        distances = np.zeros((n_cells.size, n_cells.size))
-        for a, b in combinations(np.flatnonzero(n_cells), 2):
-            cells = np.flatnonzero((self.label == a) | (self.label == b))
-            joint, log_weights = self.joint[cells], self.log_weights[cells]
-            ratios = joint[:, a] - log_weights[:, a] - joint[:, b] + log_weights[:, b]
-            s = self.size_factors[cells]
-            distances[a, b] = distances[b, a] = separation(ratios, self.label[cells] == a, s, depth)
-        return distances
-
-    def neighbour_pairs(self, generator: np.random.Generator) -> np.ndarray:
-        """(C, C), how many neighbours of cells in c are in c', and the other way round.
-
-        In the space of log likelihood ratios, of ``MOST_CELLS`` cells at most.
-        """
-        edges = np.zeros((self.joint.shape[1], self.joint.shape[1]))
-        occupied = np.flatnonzero(self.n_cells)
-        if occupied.size < 2:
-            return edges
-        log_likelihood = self.joint[:, occupied] - self.log_weights[:, occupied]
-        space, label = ratio_space(log_likelihood, self.size_factors, self.label), self.label
-        if label.size > MOST_CELLS:
-            some = np.sort(generator.choice(label.size, MOST_CELLS, replace=False))
-            space, label = space[some], label[some]
-        near = label[neighbours(space, N_NEIGHBOURS)]  # (cells, neighbours)
-        np.add.at(edges, (np.broadcast_to(label[:, None], near.shape), near), 1.0)
-        return edges + edges.T
