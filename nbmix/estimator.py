@@ -112,6 +112,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
     (200, 2)
     """
 
+    _joins: JoinTree | None
+    _evidence: JoinEvidence | None  # from which joins are made, once they are asked for
+
     def __init__(
         self,
         n_components: int | str = MixtureSettings.n_components,
@@ -214,7 +217,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         return None if tree is None else joins_table(tree)
 
     def cut(self, n_groups: int, X: Any = None, *, size_factors: ArrayLike | None = None) -> np.ndarray:
-        """Probabilities (cells, n_groups) of groups of components, joined without a new fit; 0 is the largest.
+        """Probabilities (cells, n_groups) of groups that components are joined to; 0 is the largest group.
 
         Args:
             n_groups: from 1 to the number of components with cells.
@@ -380,8 +383,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
     def _join_tree(self) -> JoinTree | None:
         """Made when it is asked for, and kept."""
         check_is_fitted(self, "weights_")
-        if self._evidence is not None:
-            self._joins, self._evidence = self._evidence.tree(), None
+        if self._joins is None and self._evidence is not None:
+            self._joins = self._evidence.tree()
         return self._joins
 
     def _fit(self, X: Any, y: Any, size_factors: ArrayLike | None) -> tuple[Fitted, Prediction]:
@@ -449,8 +452,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.log_inv_disp_[:, taking_part] = components.log_inv_disp.numpy()
         self.weights_ = fitted.state["mixture.log_weights"][-1].exp().numpy()
         self.n_components_, self.choice_ = len(self.weights_), None
-        self._evidence: JoinEvidence | None = None
-        self._joins: JoinTree | None = None
+        self._joins, self._evidence = None, None
         self.lower_bounds_ = np.array(progress.objective, dtype=np.float64)
         self.lower_bound_ = float(self.lower_bounds_[-1]) if self.lower_bounds_.size else np.nan
         self.n_iter_, self.converged_ = progress.n_iterations, progress.converged

@@ -35,7 +35,7 @@ from nbmix.errors import InputError
 
 Group = tuple[int, ...]
 
-GAP_LEVEL = 0.02  # halves of a normal kind, of 14 cells or more each, come below it in 1 of 500 cases
+GAP_LEVEL = 0.01  # the usual level of a test of many pairs; none was chosen by its scores
 
 N_NEIGHBOURS = 15  # of a cell; 10 to 30 make no difference
 

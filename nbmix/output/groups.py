@@ -79,9 +79,9 @@ def regroup(
 ) -> ad.AnnData | None:
     """Join the components of a fit to groups, without a new fit.
 
-    Components between which cells show no gap are joined first, see ``nbmix.core.joins``. A group is the sum
-    of its components: so is the probability of a cell to be in it. It keeps the label of the component that has
-    most of its cells.
+    Components between which cells show no gap are joined first, see ``nbmix.core.joins``. The probability of
+    a group is the sum of those of its components. A group keeps the label of the component that has most of
+    its cells.
 
         obs["nbmix_groups"]                the group of the largest probability
         obs["nbmix_groups_probability"]    that probability
@@ -108,8 +108,8 @@ def regroup(
     fit = adata.uns.get(key)
     if not isinstance(fit, dict) or "cuts" not in fit:
         raise InputError(
-            f"adata: uns[{key!r}] holds no joins of components; run nbmix.cluster(adata, n_components, folds=5) "
-            "with model='em', whose components are judged by cells that they have not seen"
+            f"adata: uns[{key!r}] holds no joins of components; run nbmix.cluster with model='em' and folds "
+            "of 2 or more, whose components are judged by cells that they have not seen"
         )
     cuts = json.loads(fit["cuts"])
     if n_groups == "auto":
@@ -117,8 +117,8 @@ def regroup(
         n_groups = int(with_gap.iloc[0]) if len(with_gap) else 1
     if not isinstance(n_groups, int | np.integer) or not 1 <= n_groups <= len(cuts):
         raise InputError(
-            f"n_groups={n_groups}: this fit can be cut into 1 to {len(cuts)} groups; give one of these numbers, "
-            "or auto"
+            f"n_groups={n_groups}: this fit can be cut into 1 to {len(cuts)} groups; give one of these "
+            "numbers, or auto"
         )
     if copy:
         adata = adata.copy()

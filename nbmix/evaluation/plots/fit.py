@@ -47,8 +47,8 @@ def join_dendrogram(
 
     Args:
         joins: components of the two groups, their separation, and whether there is a gap between them, in the
-            order of the joins, at least one. A join that is less separate than one of its parts is drawn where
-            that is.
+            order of the joins, at least one. A join that is less separate than one of its parts is drawn
+            where that is.
         n_cells: (components,) cells of each, written beside it.
     """
     counts = np.asarray(n_cells)
