@@ -532,6 +532,8 @@ def cluster(
         uns["nbmix"]["markers"]        table of the best markers of each component, as in markers.csv, see
                                        ``nbmix.evaluation.markers.marker_table``
         uns["nbmix"]["choice"]         where K was left open, see ``NBMixture.choice_``
+        uns["nbmix"]["joins"]          how components may be joined to groups, see ``NBMixture.joins_``;
+                                       ``nbmix.regroup`` makes the groups
 
     Args:
         adata: (cells, genes) with raw counts in X, or in ``layer``.

@@ -1,4 +1,4 @@
-"""The run folder: result.h5ad, markers.csv, n_components.csv, figures, report.html and metrics.json."""
+"""The run folder: result.h5ad, tables as .csv, figures, report.html and metrics.json."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def write_outcome(
     if results.choice is not None:
         results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
     if results.joins is not None:
-        joins_table(results.joins).to_csv(folder / "joins.csv", index=False, float_format="%.5g")
+        with whole_file(folder / "joins.csv") as part:
+            joins_table(results.joins).to_csv(part, index=False, float_format="%.5g")
     write_result(results, folder / "result.h5ad")
     give_back()
     table = named_markers(results)
