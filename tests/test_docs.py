@@ -203,9 +203,7 @@ def exported():
     functions += [
         f for _, f in inspect.getmembers(nbmix.NBMixture, inspect.isfunction) if "nbmix" in f.__module__
     ]
-    functions += [
-        f for _, f in inspect.getmembers(nbmix.em, inspect.isfunction) if f.__module__ == nbmix.em.__name__
-    ]
+    functions += [getattr(nbmix.em, name) for name in nbmix.em.__all__ if name.startswith("fit")]
     return [f for f in functions if not inspect.ismodule(f) and not f.__name__.startswith("_")]
 
 

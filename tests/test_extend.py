@@ -39,7 +39,7 @@ def test_commands_run(command, folder, tmp_path):
     assert (path, words[:2]) == ("PYTHONPATH=.", ["python", "train.py"])
     words = [str(folder / word) if word == "my_conf" else word for word in words[2:]]
     sizes = ("data.n_cells=60", "data.n_genes=80", "trainer.max_epochs=2", "logger=csv")
-    pictures = () if "evaluation.pictures" in command else NO_PICTURES
+    pictures = () if "evaluation.pictures" in command else (NO_PICTURES,)
     done = run_train(*words, *sizes, *pictures, f"hydra.run.dir={tmp_path}", PYTHONPATH=str(folder))
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())

@@ -77,6 +77,8 @@ from nbmix.core.raw_counts import check_counts
 from nbmix.core.special import EXACT_COUNT, level_curve, tail_curve
 from nbmix.errors import InputError
 
+__all__ = ["NBFit", "fit_pois_gam", "fit_pois_log"]
+
 TOLERANCE = 1e-9  # nats that a Newton step promises, where a fit ends
 
 START_LOG_INV_DISPS = (-5.0, -3.0, -1.0, 1.0, 3.0, 5.0)

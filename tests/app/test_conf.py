@@ -7,13 +7,15 @@ import inspect
 import numpy as np
 import pytest
 from hydra.errors import ConfigCompositionException
-from hydra.utils import get_method, instantiate
+from hydra.utils import get_class, get_method, instantiate
 from omegaconf import OmegaConf
 
 from nbmix.core.m_step import GradientMStep, NewtonMStep
+from nbmix.starts.named import named_starts
+from nbmix.training.arguments import models_with_defaults
 from tests.helpers.running import ROOT, configure
 
-BASES = {("data", "batches"), ("data", "zheng")}  # parts of other choices
+BASES = {("data", "zheng")}  # part of other choices
 GLOBAL = {"m_step", "sweep", "experiment"}  # groups that have tests of their own
 CHOICES = sorted(
     (file.parent.name, file.stem)
@@ -52,10 +54,11 @@ def test_m_step_is_chosen_by_its_own_group(name, kind):
     assert isinstance(model.mixture.settings.m_step, kind)
 
 
-def test_amortized_brings_its_own_start_and_epochs():
-    cfg = configure("model=amortized")
-    assert cfg.start._target_.endswith("SubsampleStart")
-    assert (cfg.trainer.max_epochs, cfg.data.batch_size) == (20, 64)
+@pytest.mark.parametrize("model", models_with_defaults())
+def test_the_command_and_python_have_the_same_defaults(model):
+    cfg, defaults = configure(f"model={model}"), models_with_defaults()[model].defaults
+    assert get_class(cfg.start._target_) is named_starts()[defaults.start]
+    assert (cfg.trainer.max_epochs, cfg.data.batch_size) == (defaults.max_epochs, defaults.batch_size)
 
 
 @pytest.mark.parametrize("start", ["random", "kmeans", "labels", "topics"])

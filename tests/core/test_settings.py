@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from nbmix.core.declared import shown
 from nbmix.core.settings import MixtureSettings
 from nbmix.errors import InputError
 
@@ -28,6 +29,6 @@ from nbmix.errors import InputError
     ],
 )
 def test_an_impossible_setting_is_one_line_that_names_it(setting, value):
-    with pytest.raises(InputError, match=f"model.{setting}={value}") as caught:
+    with pytest.raises(InputError, match=f"model.{setting}={shown(value)}") as caught:
         MixtureSettings(**({"n_components": 3} | {setting: value}))
     assert "\n" not in str(caught.value)

@@ -37,7 +37,7 @@ def test_it_climbs_the_log_likelihood_and_finds_the_groups(own):
 def settings(own):
     """Of runs with a folder of one's own for conf/model."""
     sizes = ("data.n_cells=60", "data.n_genes=80", "data.n_components=2", "model.n_components=2")
-    return f"hydra.searchpath=[file://{own[1]}]", "model=gradient", *sizes, *NO_PICTURES
+    return f"hydra.searchpath=[file://{own[1]}]", "model=gradient", *sizes, NO_PICTURES
 
 
 @pytest.fixture(scope="module")
