@@ -58,7 +58,8 @@ def joins(results: Results) -> Figure | None:
     """Joins of components.
 
     Components and the groups that they are joined to; each join is drawn where the separation of the two is.
-    Orange: there is a gap between them. Blue: cells lie all the way from one to the other, as within one kind.
+    Orange: there is a gap between them. Blue: cells lie all the way from one to the other, as within one
+    kind.
     """
     tree = results.joins
     if tree is None or not tree.joins:
