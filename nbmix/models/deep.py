@@ -271,7 +271,7 @@ class DeepMixture(MinibatchModule):
         self.mixture.set_components(self.describe())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # version 0.1.0 had one section for both deep models
+        # older checkpoints have one section, "deep", for both deep models
         super().on_load_checkpoint({self.kind: checkpoint.get("deep"), **checkpoint})
 
     @torch.no_grad()

@@ -161,6 +161,7 @@ class MixtureEM(MixtureModule):
             "n_iterations": self.n_iterations,
             "assigned": self._assigned,
             "start": self._start,
+            # E steps whose objectives depend on the start; older checkpoints have this name, too
             "dependent": self.mixture.e_steps_until_comparable,
         }
 

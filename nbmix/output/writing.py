@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nbmix.core.memory import give_back
 from nbmix.data.whole_file import whole_file, why_unwritable
+from nbmix.errors import in_one_line
 from nbmix.evaluation.plots.style import DPI
 from nbmix.output.annotate import add_fields
 from nbmix.output.groups import joins_table
@@ -139,16 +140,26 @@ def write_report(
 def write_pictures(
     results: Results, pictures: Sequence[Draw], folder: Path, loggers: Sequence[Logger] = ()
 ) -> list[Picture]:
-    """Draw those of the pictures that there are as PNG files, NAME.png, and hand them to the loggers."""
+    """Draw those of the pictures that there are as PNG files, NAME.png, and hand them to the loggers.
+
+    One that fails is left out with a warning.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
     for draw in pictures:
-        figure = draw(results)
-        if figure is None:
-            continue
         name = draw.__name__
         file = folder / f"{name}.png"
-        figure.savefig(file, dpi=DPI)
+        try:
+            figure = draw(results)
+            if figure is None:
+                continue
+            figure.savefig(file, dpi=DPI)
+        except Exception as error:  # a fit must not be lost to it
+            if why_unwritable(error) is not None:
+                raise
+            file.unlink(missing_ok=True)
+            log.warning("picture %s is left out: %s", name, in_one_line(error))
+            continue
         _log_figure(name, figure, file, loggers)
         shown.append(Picture(*title_and_caption(draw), file.read_bytes()))
     return shown

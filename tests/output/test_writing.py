@@ -9,6 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -124,6 +125,24 @@ def test_pictures(results, unlabelled, tmp_path):
         assert made[-1].title == "Component sizes"
         assert made[-1].caption == "Cells assigned to each component, and how surely."
         assert imread(folder / "objective_trace.png").shape[:2] == (600, 960)  # 4 x 6.4 inches
+
+
+def test_a_picture_that_fails_is_left_out(results, tmp_path, caplog):
+    def donors(results):
+        raise KeyError("donor")
+
+    def bad_text(results):
+        figure = Figure()
+        figure.text(0, 0, "$\\no$")
+        return figure
+
+    write_outcome(results, score(results), tmp_path, pictures=(donors, component_sizes, bad_text))
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "picture donors is left out: KeyError: 'donor'"
+    assert second.startswith("picture bad_text is left out: ValueError:") and "\n" not in second
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["component_sizes.png"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 1
+    assert (tmp_path / "metrics.json").is_file()
 
 
 def test_loggers_get_the_pictures(results, tmp_path):
