@@ -37,6 +37,7 @@ from nbmix.models.base import Prediction
 from nbmix.output.annotate import annotate
 from nbmix.output.results import Results
 from nbmix.starts.base import Start
+from nbmix.starts.choice import Choice
 from nbmix.starts.clusters import LabelsStart
 from nbmix.training.arguments import given, model_of, models_with_defaults, plain, seed_of, start_of
 from nbmix.training.fit import Fitted, ModelSpec, fit
@@ -378,7 +379,6 @@ class NBMixture(ClusterMixin, BaseEstimator):
             found = predict(trainer, fitted.model, cells)
         module = fitted.model
         self._take(checkpoint_of(module, cells), Progress.of(module), taking_part)
-        self.choice_ = None if fitted.choice is None else fitted.choice.table()
         self.responsibilities_ = found.responsibilities.numpy()
         self.labels_ = self.responsibilities_.argmax(1)
         self.log_likelihoods_ = found.log_likelihood.numpy()
@@ -399,7 +399,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.log_mean_[:, taking_part] = components.log_mean.numpy()
         self.log_inv_disp_[:, taking_part] = components.log_inv_disp.numpy()
         self.weights_ = fitted.state["mixture.log_weights"][-1].exp().numpy()
-        self.n_components_, self.choice_ = len(self.weights_), None
+        self.n_components_ = len(self.weights_)
+        self.choice_ = None if fitted.choice is None else Choice.of(fitted.choice).table()
         self.lower_bounds_ = np.array(progress.objective, dtype=np.float64)
         self.lower_bound_ = float(self.lower_bounds_[-1]) if self.lower_bounds_.size else np.nan
         self.n_iter_, self.converged_ = progress.n_iterations, progress.converged

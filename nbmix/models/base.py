@@ -31,7 +31,7 @@ from torch import Tensor
 from nbmix.core.batch import CellBatch
 from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
-from nbmix.data.checkpoint import SECTION
+from nbmix.data.checkpoint import SECTION, Checkpoint
 from nbmix.data.module import CountsDataModule
 from nbmix.starts.base import StartState
 
@@ -203,15 +203,18 @@ class MixtureModule(pl.LightningModule):
         if n_cells:
             self.log_epoch({"heldout_log_likelihood": total / n_cells})
 
+    def as_checkpoint(self, data: CountsDataModule, state: dict[str, Tensor], cells: str = "") -> Checkpoint:
+        """What a file holds of the model with parameters ``state``, fitted to ``data``.
+
+        Args:
+            cells: fingerprint of these; "" where nothing is to be known of them.
+        """
+        median = float(np.median(data.data.size_factors[data.training_rows]))
+        return Checkpoint(self.kind, self.plain, self.gene_names, median, cells, state, self.choice)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[SECTION] = {
-            "model": self.kind,
-            "settings": self.plain,
-            "gene_names": self.gene_names.tolist(),
-            "median_size_factor": float(np.median(self.data.data.size_factors[self.data.training_rows])),
-            "cells": self.data.fingerprint,
-            "choice": self.choice,
-        }
+        whole = self.as_checkpoint(self.data, checkpoint["state_dict"], self.data.fingerprint)
+        checkpoint[SECTION] = whole.section
         checkpoint[self.kind] = {"objective": self.objective, "n_iterations": self.n_iterations}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
-from nbmix.core.declared import Setting, checked
+from nbmix.core.declared import Setting, checked, settings_among
 from nbmix.core.em_loop import EMRun, Iteration, StoppingRule
 from nbmix.core.m_step import MStep, NewtonMStep
 from nbmix.core.settings import Dtype, Folds, MixtureSettings, NComponents, PseudoCells, Weights
@@ -60,15 +60,7 @@ class MixtureEM(MixtureModule):
             Setting("iterations in a row without such a rise, after which the fit has converged", least=1),
         ] = StoppingRule.patience,
     ) -> None:
-        plain = {
-            "n_components": n_components,
-            "folds": folds,
-            "pseudo_cells": pseudo_cells,
-            "weights": weights,
-            "dtype": dtype,
-            "tolerance": tolerance,
-            "patience": patience,
-        }
+        plain = settings_among(locals(), MixtureEM)
         settings = MixtureSettings(n_components, folds, pseudo_cells, weights, m_step or NewtonMStep(), dtype)
         super().__init__(gene_names, settings, plain)
         self.automatic_optimization = False
@@ -151,19 +143,18 @@ class MixtureEM(MixtureModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["em"] = {
-            "objective": self.objective,
+        checkpoint[self.kind] |= {
             "best": self.run.stopping.best,
             "waited": self.run.stopping.waited,
             "converged": self.converged,
-            "n_iterations": self.n_iterations,
             "assigned": self._assigned,
             "start": self._start,
             "dependent": self.mixture.e_steps_until_comparable,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        em = checkpoint["em"]
+        super().on_load_checkpoint(checkpoint)
+        em = checkpoint[self.kind]
         n_cells = self.data.data.n_cells
         for kept in (em["assigned"], em["start"]):
             if kept is not None and len(kept) != n_cells:
@@ -171,10 +162,10 @@ class MixtureEM(MixtureModule):
                     f"ckpt_path: was saved in a fit of {len(kept)} cells, the data has {n_cells}; "
                     "to go on, give the same data"
                 )
-        self.objective = self.run.objective = em["objective"]
+        self.run.objective = self.objective
         self.converged = self.run.converged = em["converged"]
         self.run.stopping.best, self.run.stopping.waited = em["best"], em["waited"]
-        self.n_iterations, self._assigned, self._start = em["n_iterations"], em["assigned"], em["start"]
+        self._assigned, self._start = em["assigned"], em["start"]
         self._e_steps_until_comparable = em["dependent"]
 
 
