@@ -12,7 +12,7 @@ from torch import Tensor
 from nbmix.core.batch import CellBatch
 from nbmix.core.declared import Setting, checked, settings_among
 from nbmix.core.settings import Dtype, MixtureSettings, NComponents, StartPseudoCells, Weights
-from nbmix.models.base import FitDefaults, Prediction
+from nbmix.models.base import Prediction
 from nbmix.models.minibatch import ElboTerms, MinibatchModule, prior_where_empty
 from nbmix.models.networks import SparseEncoder
 
@@ -31,7 +31,7 @@ class AmortizedMixture(MinibatchModule):
     """
 
     kind: ClassVar[str] = "amortized"
-    defaults: ClassVar[FitDefaults | None] = FitDefaults("subsample", max_epochs=20, batch_size=64)
+    in_python: ClassVar[bool] = True
     free_to_change: ClassVar[frozenset[str]] = frozenset({"lr", "components_lr", "encoder_epochs"})
     gradient_norms: ClassVar[Sequence[str]] = ("encoder", "mixture.log_mean", "mixture.log_inv_disp")
 

@@ -21,6 +21,7 @@ one that takes M steps.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.declared import declared
 from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import SECTION, Checkpoint
@@ -82,7 +84,10 @@ class MixtureModule(pl.LightningModule):
         objective_name: of ``objective``, for pictures.
         free_to_change: settings that say how far or how fast a fit goes, not what it is: a fit that goes on
             from a checkpoint may have others.
-        defaults: of a fit by ``nbmix.NBMixture``, which has no models without them.
+        defaults: of a fit.
+        in_python: whether ``nbmix.NBMixture`` has it.
+        posterior_is_exact: whether responsibilities are the posterior under the mixture, which can be
+            tempered.
         mixture: the components and their weights; the last copy is that of all cells.
         objective: what the fit raises, nats per cell for each epoch; an epoch appends to it.
         n_iterations: epochs that are over; an epoch sets it.
@@ -95,7 +100,9 @@ class MixtureModule(pl.LightningModule):
     shuffle: ClassVar[bool]
     objective_name: ClassVar[str]
     free_to_change: ClassVar[frozenset[str]] = frozenset()
-    defaults: ClassVar[FitDefaults | None] = None
+    defaults: ClassVar[FitDefaults]
+    in_python: ClassVar[bool] = False
+    posterior_is_exact: ClassVar[bool] = False
 
     objective: list[float]
     n_iterations: int = 0
@@ -178,6 +185,17 @@ class MixtureModule(pl.LightningModule):
         self.log_dict(tensors, on_step=False, on_epoch=True, batch_size=1)
 
     # what it has already
+
+    @classmethod
+    def batch_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of ``CountsDataModule`` for a model of these ``settings``, or their defaults.
+
+        What the model has no setting for is left to the data.
+        """
+        settings_of_class = declared(cls)  # type: ignore[arg-type]  # a class is hashable
+        known = {name: one.default for name, one in settings_of_class.items()}
+        found = {name: settings.get(name, known.get(name)) for name in ("folds", "dtype")}
+        return {name: value for name, value in found.items() if value is not None} | {"shuffle": cls.shuffle}
 
     def setup(self, stage: str) -> None:
         data = self.data

@@ -14,6 +14,7 @@ from torch import Tensor
 from nbmix.core.batch import CellBatch
 from nbmix.core.declared import Setting, checked, settings_among
 from nbmix.core.em_loop import EMRun, Iteration, StoppingRule
+from nbmix.core.folds import CELLS_A_BLOCK
 from nbmix.core.m_step import MStep, NewtonMStep
 from nbmix.core.settings import Dtype, Folds, MixtureSettings, NComponents, PseudoCells, Weights
 from nbmix.data.module import CountsDataModule
@@ -39,7 +40,9 @@ class MixtureEM(MixtureModule):
     kind: ClassVar[str] = "em"
     shuffle: ClassVar[bool] = False
     objective_name: ClassVar[str] = "objective"
-    defaults: ClassVar[FitDefaults | None] = FitDefaults("random", max_epochs=100, batch_size=16384)
+    defaults: ClassVar[FitDefaults] = FitDefaults("random", max_epochs=100, batch_size=CELLS_A_BLOCK)
+    in_python: ClassVar[bool] = True
+    posterior_is_exact: ClassVar[bool] = True
     free_to_change: ClassVar[frozenset[str]] = frozenset({"tolerance", "patience"})
 
     def __init__(
