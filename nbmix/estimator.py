@@ -24,23 +24,26 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from nbmix.core.declared import check_value, declared
 from nbmix.core.em_loop import StoppingRule
 from nbmix.core.joins import JoinTree
 from nbmix.core.settings import MixtureSettings
+from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.checkpoint import Checkpoint
 from nbmix.data.counts import CountData
 from nbmix.data.from_anndata import make_count_data
 from nbmix.data.from_arrays import each_cell, make_array_data
 from nbmix.data.module import CountsDataModule
 from nbmix.data.simulate import draw_counts
-from nbmix.errors import InputError, settings_as_arguments
+from nbmix.errors import InputError
 from nbmix.models.base import Prediction
 from nbmix.output.annotate import annotate
 from nbmix.output.groups import JoinEvidence, joins_table
 from nbmix.output.results import Results
 from nbmix.starts.base import Start
+from nbmix.starts.choice import Choice
 from nbmix.starts.clusters import LabelsStart
-from nbmix.training.arguments import given, model_of, models_with_defaults, plain, seed_of, start_of
+from nbmix.training.arguments import given, model_of, models_in_python, plain, seed_of, start_of
 from nbmix.training.fit import Fitted, ModelSpec, fit
 from nbmix.training.predict import predict, predict_here, restore_for
 from nbmix.training.provenance import provenance
@@ -363,8 +366,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
         nbmix.errors.InputError: path=none.ckpt: there is no such file
         """
         fitted, progress, own = load_fit(Path(path))
-        if fitted.model not in models_with_defaults():
-            names = ", ".join(models_with_defaults())
+        if fitted.model not in models_in_python():
+            names = ", ".join(models_in_python())
             raise InputError(f"path={path}: is of model={fitted.model}; NBMixture has {names}")
         settings = {RENAMED.get(name, name): value for name, value in fitted.settings.items()}
         known = cls._get_param_names()
@@ -395,11 +398,10 @@ class NBMixture(ClusterMixin, BaseEstimator):
             "weights": self.weights,
             "tolerance": self.tol,
         }
-        kind, defaults, settings = model_of(self.model, arguments, self.model_settings)
-        max_iter = given(self.max_iter, defaults.max_epochs)
-        if max_iter < 1:
-            raise InputError(f"max_iter={max_iter}: must be 1 or more")
-        start, seed = start_of(given(self.start, defaults.start)), seed_of(self.random_state)
+        kind, settings = model_of(self.model, arguments, self.model_settings)
+        max_iter = given(self.max_iter, kind.defaults.max_epochs)
+        check_value("max_iter", max_iter, declared(build_trainer)["max_epochs"])
+        start, seed = start_of(given(self.start, kind.defaults.start)), seed_of(self.random_state)
         if y is None and isinstance(start, LabelsStart):
             raise InputError("start=labels: give the labels as y of NBMixture.fit")
         everything = self._read(X, size_factors, reset=True)
@@ -410,12 +412,10 @@ class NBMixture(ClusterMixin, BaseEstimator):
         data = everything.select_genes(taking_part)
         cells = CountsDataModule(
             lambda: data,
-            batch_size=given(self.batch_size, defaults.batch_size),
+            batch_size=given(self.batch_size, kind.defaults.batch_size),
             validation_share=0.0,
-            folds=settings.get("folds", 1),
-            shuffle=kind.shuffle,
-            dtype=settings.get("dtype", "float32"),
             seed=seed,
+            **kind.batch_settings(settings),
         )
         spec = ModelSpec(
             lambda names, k: kind(names, **settings | {"n_components": k}),
@@ -429,7 +429,6 @@ class NBMixture(ClusterMixin, BaseEstimator):
             found = predict(trainer, fitted.model, cells)
         module = fitted.model
         self._take(checkpoint_of(module, cells), Progress.of(module), taking_part)
-        self.choice_ = None if fitted.choice is None else fitted.choice.table()
         self.responsibilities_ = found.responsibilities.numpy()
         self.labels_ = self.responsibilities_.argmax(1)
         self.log_likelihoods_ = found.log_likelihood.numpy()
@@ -451,7 +450,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.log_mean_[:, taking_part] = components.log_mean.numpy()
         self.log_inv_disp_[:, taking_part] = components.log_inv_disp.numpy()
         self.weights_ = fitted.state["mixture.log_weights"][-1].exp().numpy()
-        self.n_components_, self.choice_ = len(self.weights_), None
+        self.n_components_ = len(self.weights_)
+        self.choice_ = None if fitted.choice is None else Choice.of(fitted.choice).table()
         self._joins, self._evidence = None, None
         self.lower_bounds_ = np.array(progress.objective, dtype=np.float64)
         self.lower_bound_ = float(self.lower_bounds_[-1]) if self.lower_bounds_.size else np.nan

@@ -162,14 +162,9 @@ class Mixture(nn.Module):
 
     def log_prior(self, batch: CellBatch, copy: int = -1) -> Tensor:
         """(cells, K) or (K,) ln pi."""
-        if self.settings.weights != "given":
-            return self.log_weights.data[copy]
-        if batch.log_prior is None or batch.log_prior.shape[1] != self.settings.n_components:
-            raise InputError(
-                "model.weights=given: the data holds no prior of "
-                f"{self.settings.n_components} columns; set data.prior_key to such a field of obsm"
-            )
-        return batch.log_prior
+        if self.settings.weights == "given":
+            return batch.given_log_prior(self.settings.n_components)
+        return self.log_weights.data[copy]
 
     def begin(self) -> None:
         """Forget the statistics of the last iteration."""
@@ -280,8 +275,8 @@ class Mixture(nn.Module):
             first = first_prior(seen, basis, self.total_size)
             prior = first if prior is None else prior._replace(log_mean=first.log_mean)
         if settings.weights == "learned":
-            sizes = seen.weight + (WEIGHT_PSEUDO_CELLS if settings.pseudo_cells != 0 else 0.0)
-            self.log_weights.data[copy] = torch.log(sizes / sizes.sum())
+            extra = WEIGHT_PSEUDO_CELLS if settings.pseudo_cells != 0 else 0.0
+            self.log_weights.data[copy] = log_weights_of(seen, extra)
         if settings.n_pseudo_cells > 0:
             seen = seen + _pseudo_statistics(seen, settings.n_pseudo_cells)
         begin = self.components(copy)
@@ -312,6 +307,12 @@ class Mixture(nn.Module):
         if self.settings.weights == "learned":
             density = density + WEIGHT_PSEUDO_CELLS * self.log_weights.data[-1].sum()
         return float(density)
+
+
+def log_weights_of(seen: SufficientStatistics, extra: float = WEIGHT_PSEUDO_CELLS) -> Tensor:
+    """(K,) ln pi, the share of each component's cells, ``extra`` ones included."""
+    sizes = seen.weight + extra
+    return torch.log(sizes / sizes.sum())
 
 
 def _pseudo_statistics(seen: SufficientStatistics, n_cells: float) -> SufficientStatistics:

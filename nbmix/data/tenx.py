@@ -28,11 +28,12 @@ import scipy.sparse as sp
 
 from nbmix.core.declared import Setting
 from nbmix.core.raw_counts import MAX_COUNT
+from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, existing, open_h5, reading
 from nbmix.data.from_anndata import MinCounts, make_count_data
 from nbmix.data.read import Subsample, pick_cells
-from nbmix.errors import InputError, settings_as_arguments
+from nbmix.errors import InputError
 
 GENES = "Gene Expression"  # 10x's name for the features that are genes
 VERSION_2 = ("data", "indices", "indptr", "shape", "genes", "gene_names", "barcodes")  # of a genome

@@ -20,7 +20,7 @@ from nbmix.core.batch import CellBatch
 from nbmix.core.minibatch import minibatch_log_likelihood
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
 from nbmix.data.module import CountsDataModule
-from nbmix.models.base import MixtureModule, Prediction
+from nbmix.models.base import FitDefaults, MixtureModule, Prediction
 from nbmix.models.start import start_components
 from nbmix.starts.base import StartState
 
@@ -90,6 +90,7 @@ class MinibatchModule(MixtureModule):
     """
 
     shuffle: ClassVar[bool] = True
+    defaults: ClassVar[FitDefaults] = FitDefaults("subsample", max_epochs=20, batch_size=64)
     objective_name: ClassVar[str] = "ELBO"
     gradient_norms: ClassVar[Sequence[str]] = ()  # logged ones: what names of their parameters begin with
 

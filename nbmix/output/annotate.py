@@ -16,17 +16,7 @@ from nbmix.starts.choice import Choice
 
 
 def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike | None = None) -> None:
-    """Write the fields that result.h5ad and ``nbmix.cluster`` have in common, "nbmix" being ``key``.
-
-        obs["nbmix"]                   component of the largest responsibility, "0" to "K - 1"
-        obs["nbmix_probability"]       that responsibility
-        obs["nbmix_log_likelihood"]    ln p(x_i) in nats
-        obsm["X_nbmix"]                (cells, K) responsibilities
-        varm["nbmix_log_mean"]         (genes, K) ln mu, per unit of size factor
-        varm["nbmix_log_inv_disp"]     (genes, K) ln r
-        uns["nbmix"]                   model, log_weights, objective (trace), and as JSON provenance
-        uns["nbmix"]["joins"]          table of the joins of components to groups, and as JSON in cuts the
-                                       groups of every number, where there are joins
+    """Write the fields that result.h5ad and ``nbmix.cluster``, which lists them, have in common.
 
     Args:
         adata: the cells of ``results``, in their order.

@@ -21,10 +21,9 @@ from nbmix.data.batches import CellBatches
 from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
 from nbmix.evaluation.calibration import fitted_inverse_temperature, log_prior_of, tempered
-from nbmix.evaluation.embedding import Embedding, embed
+from nbmix.evaluation.embedding import MOST_UMAP_CELLS, Embedding, embed
 from nbmix.evaluation.markers import Markers, find_markers, marker_table
 from nbmix.models.base import MixtureModule, Prediction
-from nbmix.models.mixture_em import MixtureEM
 from nbmix.output.groups import JoinEvidence
 from nbmix.starts.choice import Choice
 
@@ -47,7 +46,7 @@ class Results:
     model: MixtureModule
     cells: Prediction
     provenance: dict[str, Any] = field(default_factory=dict)
-    max_umap_cells: int = 20_000
+    max_umap_cells: int = MOST_UMAP_CELLS
 
     @property
     def responsibilities(self) -> np.ndarray:
@@ -71,7 +70,7 @@ class Results:
         None where there are none (plain EM without held-out cells), or an encoder gives the posteriors.
         """
         model, module = self.model, self.data
-        if not isinstance(model, MixtureEM):
+        if not model.posterior_is_exact:
             return None
         n_cells = module.data.n_cells
         if model.n_genes_missing is not None:  # new cells

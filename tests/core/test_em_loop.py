@@ -11,13 +11,14 @@ import scipy.sparse as sp
 import torch
 from scipy.special import logsumexp
 
-from nbmix.core.em_loop import EMRun, Iteration, StoppingRule, iterate, responsibilities_of, run_em
+from nbmix.core.em_loop import EMRun, Iteration, StoppingRule, iterate, run_em
 from nbmix.core.expected import expected_log_likelihood
 from nbmix.core.m_step import GradientMStep
 from nbmix.core.mixture import Posterior
 from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.core.tables import FLOAT32_NATS
+from tests.helpers.assigned import responsibilities_of
 from tests.helpers.mixtures import Data, awkward_data, random_q, simulated
 from tests.helpers.problems import reference_log_likelihood
 

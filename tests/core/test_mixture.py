@@ -9,12 +9,13 @@ import pytest
 import torch
 from scipy.special import logsumexp, softmax
 
-from nbmix.core.em_loop import responsibilities_of, run_em
+from nbmix.core.em_loop import run_em
 from nbmix.core.m_step import NewtonMStep
 from nbmix.core.mixture import Mixture
 from nbmix.core.parameters import Components
 from nbmix.core.settings import AUTO_PSEUDO_CELLS, MixtureSettings
 from nbmix.errors import InputError
+from tests.helpers.assigned import responsibilities_of
 from tests.helpers.mixtures import Data, awkward_data, random_q
 from tests.helpers.problems import make_problem, reference_log_likelihood
 
