@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_a_setting_that_cannot_be_used_ends_in_one_line(folder, tmp_path):
 def test_in_the_package_settings_are_made_and_tests_of_what_is_there_hold(folder, tmp_path):
     for name in ("nbmix", "conf", "docs", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ROOT.glob("*.*"):
+    for file in filter(Path.is_file, ROOT.iterdir()):
         shutil.copy(file, tmp_path)
     for own, place in IN_THE_PACKAGE.items():
         text = (folder / own).read_text().replace("my_starts", "nbmix.starts.furthest")
