@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.expected import expected_log_likelihood
+from nbmix.core.expected_log_likelihood import expected_log_likelihood
 from nbmix.core.fold_statistics import FoldStatistics
 from nbmix.core.folds import copy_ranks
 from nbmix.core.m_step import MStepProblem, NewtonMStep, moment_components

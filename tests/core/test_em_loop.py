@@ -12,7 +12,7 @@ import torch
 from scipy.special import logsumexp
 
 from nbmix.core.em_loop import EMRun, Iteration, StoppingRule, iterate, responsibilities_of, run_em
-from nbmix.core.expected import expected_log_likelihood
+from nbmix.core.expected_log_likelihood import expected_log_likelihood
 from nbmix.core.m_step import GradientMStep
 from nbmix.core.mixture import Posterior
 from nbmix.core.parameters import Components
