@@ -161,7 +161,7 @@ class Mixture(nn.Module):
             )
         return batch.log_prior
 
-    def begin(self) -> None:
+    def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
         settings = self.settings
         self._statistics = FoldStatistics(

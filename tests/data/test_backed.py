@@ -258,7 +258,7 @@ def em(made: CountsDataModule, settings: MixtureSettings, iterations: int = 6) -
     q = one_hot(np.unique(data.labels, return_inverse=True)[1] % settings.n_components, settings.n_components)
     trace = []
     for iteration in range(iterations):
-        mixture.begin()
+        mixture.reset_statistics()
         total, n_cells = 0.0, 0
         for batch in made.train_dataloader():
             own = q[batch.rows]
