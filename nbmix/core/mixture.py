@@ -264,7 +264,7 @@ class Mixture(nn.Module):
 
     def _problem(self, seen: SufficientStatistics, copy: int, warm: bool) -> MStepProblem:
         """What the M step of a copy works on; its weights are fitted here."""
-        settings, basis, prior = self.settings, self.basis, self.prior(copy)
+        settings, basis, prior = self.settings, self.basis, self.gene_prior(copy)
         are_given = self.e_steps_until_comparable == E_STEPS_OF_GIVEN_COMPONENTS
         if settings.learns_prior and (prior is None or are_given):
             first = first_prior(seen, basis, self.total_size)
@@ -281,7 +281,7 @@ class Mixture(nn.Module):
                 begin = Components(prior.log_mean.expand_as(begin.log_mean), begin.log_inv_disp)
         return MStepProblem(seen, begin, prior)
 
-    def prior(self, copy: int = -1) -> GenePrior | None:
+    def gene_prior(self, copy: int = -1) -> GenePrior | None:
         """What a copy's components are drawn from, or None where that is not learned, or not yet."""
         if not self.settings.learns_prior or self.prior_disp[copy, 0] == 0:
             return None
