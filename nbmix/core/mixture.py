@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.expected import expected_log_likelihood
+from nbmix.core.expected_log_likelihood import expected_log_likelihood
 from nbmix.core.fold_statistics import FoldStatistics
 from nbmix.core.folds import copy_ranks
 from nbmix.core.m_step import MStepProblem, NewtonMStep, moment_components
@@ -166,7 +166,7 @@ class Mixture(nn.Module):
             return batch.given_log_prior(self.settings.n_components)
         return self.log_weights.data[copy]
 
-    def begin(self) -> None:
+    def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
         settings = self.settings
         self._statistics = FoldStatistics(
@@ -269,7 +269,7 @@ class Mixture(nn.Module):
 
     def _problem(self, seen: SufficientStatistics, copy: int, warm: bool) -> MStepProblem:
         """What the M step of a copy works on; its weights are fitted here."""
-        settings, basis, prior = self.settings, self.basis, self.prior(copy)
+        settings, basis, prior = self.settings, self.basis, self.gene_prior(copy)
         are_given = self.e_steps_until_comparable == E_STEPS_OF_GIVEN_COMPONENTS
         if settings.learns_prior and (prior is None or are_given):
             first = first_prior(seen, basis, self.total_size)
@@ -286,7 +286,7 @@ class Mixture(nn.Module):
                 begin = Components(prior.log_mean.expand_as(begin.log_mean), begin.log_inv_disp)
         return MStepProblem(seen, begin, prior)
 
-    def prior(self, copy: int = -1) -> GenePrior | None:
+    def gene_prior(self, copy: int = -1) -> GenePrior | None:
         """What a copy's components are drawn from, or None where that is not learned, or not yet."""
         if not self.settings.learns_prior or self.prior_disp[copy, 0] == 0:
             return None

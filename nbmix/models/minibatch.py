@@ -21,7 +21,7 @@ from nbmix.core.minibatch import minibatch_log_likelihood
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
 from nbmix.data.module import CountsDataModule
 from nbmix.models.base import FitDefaults, MixtureModule, Prediction
-from nbmix.models.start import start_components
+from nbmix.models.start_components import start_components
 from nbmix.starts.base import StartState
 
 LEAST_LOG_PRIOR = math.log(torch.finfo(torch.float64).tiny)

@@ -164,7 +164,7 @@ def _learned_prior(model: MixtureModule) -> GenePrior | None:
     mixture, is_prediction = model.mixture, model.n_genes_missing is not None
     if is_prediction:
         return None
-    prior = mixture.prior()
+    prior = mixture.gene_prior()
     return None if prior is None else GenePrior(*(t.cpu() for t in prior))
 
 
