@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nbmix.core.declared import check_value, declared
 from nbmix.core.em_loop import StoppingRule
-from nbmix.core.joins import JoinTree
+from nbmix.core.joins import JoinTree, group_probabilities
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.checkpoint import Checkpoint
@@ -245,7 +245,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         if X is None and not hasattr(self, "responsibilities_"):
             raise InputError("cut: a mixture that was loaded does not know the cells of its fit; give X")
         q = self.responsibilities_ if X is None else self.predict_proba(X, size_factors=size_factors)
-        return np.stack([q[:, list(group)].sum(1) for group in groups], 1)
+        return group_probabilities(q, groups)
 
     def score_samples(self, X: Any, *, size_factors: ArrayLike | None = None) -> np.ndarray:
         """ln p(x_i) = ln sum_k pi_k exp(l_ik) of each cell (cells,), in nats, with the -ln G(x + 1) term.

@@ -146,6 +146,11 @@ def group_log_joint(log_joint: np.ndarray, groups: Sequence[Group]) -> np.ndarra
     return np.stack([np.logaddexp.reduce(log_joint[..., list(group)], axis=-1) for group in groups], axis=-1)
 
 
+def group_probabilities(probabilities: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
+    """(cells, groups), the sum over each group's components of ``probabilities`` (cells, C)."""
+    return np.stack([probabilities[:, list(group)].sum(1) for group in groups], 1)
+
+
 def join_tree(
     log_joint: np.ndarray,
     log_weights: np.ndarray,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nbmix.core.joins import Group, Join, JoinTree, join_tree
+from nbmix.core.joins import Group, Join, JoinTree, group_probabilities, join_tree
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.evaluation.calibration import log_prior_of
@@ -125,7 +125,7 @@ def regroup(
     groups, of_components = cuts[n_groups - 1], np.asarray(adata.obsm[f"X_{key}"])
     n_cells = np.bincount(of_components.argmax(1), minlength=of_components.shape[1])
     labels = [str(max(group, key=lambda k: (n_cells[k], -k))) for group in groups]
-    q = np.stack([of_components[:, group].sum(1) for group in groups], 1)  # (cells, groups)
+    q = group_probabilities(of_components, groups)
     added = key_added or f"{key}_groups"
     adata.obs[added] = pd.Categorical.from_codes(q.argmax(1), labels)
     adata.obs[f"{added}_probability"] = q.max(1)
