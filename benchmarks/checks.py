@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from nbmix.core.batch import CellBatch
-from nbmix.core.em_loop import StoppingRule, responsibilities_of, run_em
+from nbmix.core.em_loop import StoppingRule, run_em
 from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
 from nbmix.core.tables import batch_log_likelihood
@@ -76,9 +76,9 @@ def oracle_check(data: CountData, seed: int = 0) -> dict[str, float]:
     labels = LabelsStart()(data, settings, generator)
     assert labels.responsibilities is not None
     oracle = fitted(labels, 1)
-    assigned, _ = responsibilities_of(oracle, batches, data.n_cells)
+    assigned, _ = common.responsibilities_of(oracle, batches, data.n_cells)
     em = fitted(KMeansStart()(data, settings, generator), 200)
-    q, _ = responsibilities_of(em, batches, data.n_cells)
+    q, _ = common.responsibilities_of(em, batches, data.n_cells)
     oracle_joint = expected_log_joint(oracle, batches, labels.responsibilities)
     fitted_joint = expected_log_joint(em, batches, q)
     same = assigned.argmax(1) == labels.responsibilities.argmax(1)

@@ -125,6 +125,19 @@ def _measured(measure: Measure, arguments: argparse.Namespace) -> dict[str, Any]
     }
 
 
+def responsibilities_of(mixture: Any, batches: Sequence[Any], n_cells: int) -> tuple[Any, float]:
+    """(n_cells, K) responsibilities from copies that have not seen the cell, and nats per cell."""
+    import torch
+
+    q = torch.zeros(n_cells, mixture.settings.n_components, dtype=torch.float64)
+    total = 0.0
+    for batch in batches:
+        found, log_likelihood = mixture.posterior(batch)
+        q[batch.rows] = found.cpu()
+        total += float(log_likelihood.sum())
+    return q, total / n_cells
+
+
 def peak_gb(who: int = resource.RUSAGE_SELF) -> float:
     """Largest resident memory so far, of this process or of its largest child, in 1e9 bytes."""
     return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
@@ -247,7 +260,7 @@ def time_em(
     steps: list[dict[str, float]] = []
     for iteration in range(1 + skipped + iterations):
         parts, cpu = Clock(device), time.process_time()
-        mixture.begin()
+        mixture.reset_statistics()
         for batch in batches:
             q = responsibilities[batch.rows]
             if iteration:

@@ -142,7 +142,7 @@ def measure_fit(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     from sklearn.metrics import adjusted_rand_score
 
-    from nbmix.core.em_loop import StoppingRule, responsibilities_of, run_em
+    from nbmix.core.em_loop import StoppingRule, run_em
     from nbmix.core.settings import MixtureSettings
     from nbmix.starts.base import new_mixture, prepare
     from nbmix.starts.random import RandomStart
@@ -165,7 +165,7 @@ def measure_fit(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
             stopping=StoppingRule(),
         )
     with clock("assign"):
-        q, log_likelihood = responsibilities_of(mixture, batches, data.n_cells)
+        q, log_likelihood = common.responsibilities_of(mixture, batches, data.n_cells)
         assigned = q.argmax(1).numpy()
     seconds = {name: clock.seconds(name) for name in clock.wall}
     return {

@@ -221,6 +221,11 @@ def test_the_numbers_of_train(overrides, settings, tmp_path):
     if "n_components" in settings:
         chosen = pd.read_csv(tmp_path / "n_components.csv")
         pd.testing.assert_frame_equal(mixture.choice_, chosen, rtol=1e-7)
+        mixture.save(tmp_path / "mine.ckpt")
+        for again in (loaded, NBMixture.load(tmp_path / "mine.ckpt")):
+            pd.testing.assert_frame_equal(again.choice_, mixture.choice_)
+    else:
+        assert loaded.choice_ is None
 
 
 def test_the_markers_of_train(tmp_path):

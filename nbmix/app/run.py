@@ -109,12 +109,7 @@ def fit_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
         raise InputError(
             f"data.min_counts={cfg.data.min_counts}: must be 1 or more, for a silent gene has no fit"
         )
-    data: CountsDataModule = instantiate(
-        cfg.data,
-        folds=cfg.model.get("folds", 1),
-        shuffle=model_class(cfg).shuffle,
-        dtype=cfg.model.get("dtype", "float64"),
-    )
+    data: CountsDataModule = instantiate(cfg.data, **model_class(cfg).batch_settings(cfg.model))
     spec = ModelSpec(
         lambda names, k: instantiate(cfg.model, gene_names=names, n_components=k),
         cfg.model.n_components,

@@ -99,6 +99,11 @@ def refuse_other_results(folder: Path, config: DictConfig, earlier: Path) -> Non
         )
 
 
+def _own_name(target: str) -> str:
+    """Of a class or function of nbmix without the module, which an earlier version may have had elsewhere."""
+    return target.rpartition(".")[2] if target.startswith("nbmix.") else target
+
+
 def _settings(config: Any) -> dict[str, str]:
     """Settings by dotted key, those of a sweep included; without what says how to go on."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
@@ -112,7 +117,7 @@ def _settings(config: Any) -> dict[str, str]:
             for key, inner in value.items():
                 add(f"{prefix}.{key}" if prefix else str(key), inner)
         else:
-            flat[prefix] = str(value)
+            flat[prefix] = _own_name(str(value)) if prefix.endswith("_target_") else str(value)
 
     add("", plain)
     return {key: value for key, value in flat.items() if key not in ("ckpt_path", "overwrite")}

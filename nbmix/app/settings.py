@@ -16,7 +16,7 @@ from nbmix.core.declared import (
     shown,
 )
 from nbmix.errors import InputError
-from nbmix.evaluation.embedding import MaxUmapCells
+from nbmix.evaluation.embedding import MOST_UMAP_CELLS, MaxUmapCells
 from nbmix.starts.choice import Range
 
 OBJECTS = ("trainer", "data", "model", "start", "logger")
@@ -76,7 +76,7 @@ class EvaluationSettings:
         Sequence[str],
         Setting("more numbers for metrics.json: functions that take the Results of a run and give a dict"),
     ] = ()
-    max_umap_cells: MaxUmapCells = 20_000
+    max_umap_cells: MaxUmapCells = MOST_UMAP_CELLS
 
 
 @dataclass

@@ -20,6 +20,7 @@ from nbmix.core.csr import CsrMatrix
 from nbmix.core.kernels.sparse import compact_columns
 from nbmix.core.levels import CountCensus, CountLevels
 from nbmix.core.nodes import NODE_TOLERANCE, SizeFactorNodes, padded_nodes
+from nbmix.errors import InputError
 
 FLOAT32_NODE_NATS = 0.01  # that interpolation may cost a cell where products are float32; tests see a quarter
 
@@ -187,7 +188,6 @@ class CellBatch:
         pairs = CsrMatrix(
             torch.from_numpy(indptr.astype(kind)),
             torch.from_numpy(codes.astype(kind, copy=False)),
-            None,
             used.size,
         )
         sizes = np.ascontiguousarray(size_factors[pick], dtype=np.float64)
@@ -218,6 +218,19 @@ class CellBatch:
     @property
     def n_cells(self) -> int:
         return self.pairs.n_rows
+
+    def given_log_prior(self, n_components: int) -> Tensor:
+        """(cells, K) ln pi as the data gives it.
+
+        Raises:
+            InputError: it gives none, or one of other components.
+        """
+        if self.log_prior is None or self.log_prior.shape[1] != n_components:
+            raise InputError(
+                f"model.weights=given: the data holds no prior of {n_components} columns; set data.prior_key "
+                "to such a field of obsm"
+            )
+        return self.log_prior
 
     def turned(self) -> CsrMatrix:
         """(used, cells) the pairs' transpose."""

@@ -110,6 +110,11 @@ def declared(target: Callable[..., Any]) -> dict[str, Declared]:
     return found
 
 
+def settings_among(values: Mapping[str, Any], target: Callable[..., Any]) -> dict[str, Any]:
+    """Those of ``values``, such as a constructor's ``locals()``, that ``target`` declares; in its order."""
+    return {name: values[name] for name in declared(target)}
+
+
 def check_settings(group: str, values: Mapping[str, Any], settings: Mapping[str, Declared]) -> None:
     """Raise ``InputError`` for the first of ``values`` that its setting does not take."""
     for name, one in settings.items():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
@@ -22,7 +21,7 @@ class EMModel(Protocol):
         """Whether the log likelihood of the next E step can be compared with those of later ones."""
         ...
 
-    def begin(self) -> None:
+    def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
         ...
 
@@ -65,7 +64,7 @@ class Iteration:
     """
 
     def __init__(self, model: EMModel, given: Tensor | None = None) -> None:
-        model.begin()
+        model.reset_statistics()
         self.model, self.given = model, given
         self.is_warm = given is None
         self.is_comparable = self.is_warm and model.scores_are_comparable
@@ -185,14 +184,3 @@ def run_em(
     if mixture.settings.folds > 1:
         mixture.fit_whole()
     return run
-
-
-def responsibilities_of(mixture: Mixture, batches: Sequence[CellBatch], n_cells: int) -> tuple[Tensor, float]:
-    """(n_cells, K) responsibilities from copies that have not seen the cell, and nats per cell."""
-    q = torch.zeros(n_cells, mixture.settings.n_components, dtype=torch.float64)
-    total = 0.0
-    for batch in batches:
-        posterior = mixture.posterior(batch)
-        q[batch.rows] = posterior.responsibilities.cpu()
-        total += float(posterior.log_likelihood.sum())
-    return q, total / max(1, sum(batch.n_cells for batch in batches))

@@ -47,13 +47,12 @@ from nbmix.core.kernels.factor import (
 )
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.m_step import NewtonMStep
-from nbmix.core.mixture import WEIGHT_PSEUDO_CELLS, Posterior
+from nbmix.core.mixture import Posterior, log_weights_of
 from nbmix.core.nodes import padded_nodes
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.core.tables import pair_table, tabulate_nodes
-from nbmix.errors import InputError
 
 FIRST_LOADING_VARIANCE = 0.05  # as of ln mu between components
 
@@ -151,12 +150,7 @@ class FactorMixture:
         """(cells, K, L) ln pi_k + ln h_l + ln p(x_i | k, z_l), by the copy that has not seen the cells."""
         copy = self._copy(batch.fold)
         found = self._log_likelihood(batch, copy).view(batch.n_cells, self.n_components, self.n_levels)
-        log_prior = batch.log_prior if self.given_weights else copy.log_weights
-        if log_prior is None or log_prior.shape[-1] != self.n_components:
-            raise InputError(
-                "model.weights=given: the data holds no prior of "
-                f"{self.n_components} columns; set data.prior_key to such a field of obsm"
-            )
+        log_prior = batch.given_log_prior(self.n_components) if self.given_weights else copy.log_weights
         return found + log_prior[..., None] + self.log_level_weights
 
     def _log_likelihood(self, batch: CellBatch, copy: FactorCopy) -> Tensor:
@@ -197,7 +191,7 @@ class FactorMixture:
             found[batch.rows] = self.joint(batch)
         return found
 
-    def begin(self) -> None:
+    def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
         for statistics in self.statistics:
             for tensor in statistics.tensors():
@@ -271,9 +265,7 @@ class FactorMixture:
         return responsibilities[:, :, None] * near[:, None]
 
     def _fit(self, seen: SufficientStatistics, copy: FactorCopy | None) -> FactorCopy:
-        sizes = seen.weight + WEIGHT_PSEUDO_CELLS
-        log_weights = torch.log(sizes / sizes.sum())
-        rounds = 1
+        rounds, log_weights = 1, log_weights_of(seen)
         if copy is None:
             rounds = FIRST_ROUNDS
             prior = first_prior(self._without_levels(seen), self.basis, self.total_size)

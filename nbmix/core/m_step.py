@@ -1,7 +1,8 @@
 """The M step: p x K independent problems in two numbers each, log mean and log inverse dispersion.
 
-Each raises its Q of ``nbmix.core.expected`` from where the component stands. ``NewtonMStep`` maximises all of
-them at once; ``GradientMStep`` climbs for a number of epochs, as the method's first implementation did.
+Each raises its Q of ``nbmix.core.expected_log_likelihood`` from where the component stands. ``NewtonMStep``
+maximises all of them at once; ``GradientMStep`` climbs for a number of epochs, as the method's first
+implementation did.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 
 from nbmix.core.batch import Basis, nodes_of_genes
 from nbmix.core.declared import Setting, checked
-from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature, expected_sums
+from nbmix.core.expected_log_likelihood import Curvature, ExpectedLogLikelihood, curvature, expected_sums
 from nbmix.core.kernels.blocks import GENES_AT_ONCE
 from nbmix.core.kernels.expected import N_CURVES
 from nbmix.core.kernels.newton import NewtonLimits, newton_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
-from nbmix.core.newton import NewtonRule, climb
+from nbmix.core.newton import LONGEST_STEP, NewtonRule, climb
 from nbmix.core.parameters import (
     LOG_INV_DISP_RANGE,
     START_LOG_INV_DISP,
@@ -31,7 +32,6 @@ from nbmix.core.parameters import (
     lowest_log_mean,
 )
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.errors import InputError
 
 
 def moment_components(statistics: SufficientStatistics, basis: Basis, total_size: float) -> Components:
@@ -75,21 +75,12 @@ class MStep(Protocol):
 @checked("model.m_step")
 @dataclass(frozen=True)
 class NewtonMStep:
-    """Damped Newton, see ``nbmix.core.newton``, over all genes and components; no element is ever made worse.
-
-    Attributes:
-        longest: bound on one step in ln mu and ln r.
-    """
+    """Damped Newton, see ``nbmix.core.newton``, over all genes and components; none is ever made worse."""
 
     tolerance: Annotated[float, Setting("nats; a gene is done when its next step promises less", above=0)] = (
         1e-5
     )
     max_steps: Annotated[int, Setting("Newton steps in each M step at most", least=1)] = 50
-    longest: float = 3.0
-
-    def __post_init__(self) -> None:
-        if not self.longest > 0:
-            raise InputError(f"model.m_step: longest={self.longest} must be above 0")
 
     def __call__(
         self,
@@ -115,7 +106,7 @@ class NewtonMStep:
         """As a call, on the CPU, with nodes S_m of every gene's own: (genes, padded), 0 where padded."""
         a, b = (t.double().contiguous().clone() for t in components)
         limits = NewtonLimits(
-            self.tolerance, self.max_steps, self.longest, lowest_log_mean(total_size), *LOG_INV_DISP_RANGE
+            self.tolerance, self.max_steps, LONGEST_STEP, lowest_log_mean(total_size), *LOG_INV_DISP_RANGE
         )
         sums = expected_sums(statistics, levels, nodes, prior)
         rows = max(16, 4 * GENES_AT_ONCE // a.shape[0])
@@ -139,7 +130,7 @@ class NewtonMStep:
         bounds = ((lowest_log_mean(total_size), math.inf), LOG_INV_DISP_RANGE)
         start = torch.stack([log_mean, log_inv_disp], 1)
         low, high = start.new_tensor(bounds).T
-        rule = NewtonRule(self.tolerance, self.max_steps, self.longest)
+        rule = NewtonRule(self.tolerance, self.max_steps)
         fitted = climb(problem, start, low, high, rule).T
         of_tasks = zip(*(t.split(sizes) for t in (*fitted, *problem.curvature(*fitted))), strict=True)
         viewed = ([t.view(shape) for t in flat] for flat, shape in zip(of_tasks, shapes, strict=True))

@@ -41,6 +41,8 @@ from nbmix.core.kernels.newton import (
     PLATEAU_STEP,
 )
 
+LONGEST_STEP = 3.0  # in ln mu or ln r
+
 NEAR_ASYMPTOTE = 0.05  # |-H_xx / |g_x| - 1|
 
 
@@ -73,7 +75,7 @@ class NewtonRule(NamedTuple):
 
     tolerance: float
     max_steps: int
-    longest: float
+    longest: float = LONGEST_STEP
     delta: float = LEAST_RELATIVE
     to_bounds: bool = False
 

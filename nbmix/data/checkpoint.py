@@ -54,6 +54,18 @@ class Checkpoint(NamedTuple):
     sealed: bool = False
 
     @property
+    def section(self) -> dict[str, Any]:
+        """What the file says of the model beside its tensors, in plain values."""
+        return {
+            "model": self.model,
+            "settings": self.settings,
+            "gene_names": self.gene_names.tolist(),
+            "median_size_factor": self.median_size_factor,
+            "cells": self.cells,
+            "choice": self.choice,
+        }
+
+    @property
     def components(self) -> Components:
         """The components fitted to all cells, (K, genes)."""
         return Components(self.state["mixture.log_mean"][-1], self.state["mixture.log_inv_disp"][-1])

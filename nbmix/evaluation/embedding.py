@@ -13,6 +13,7 @@ from nbmix.data.pca import log_pca
 UMAP_NEIGHBORS = 15
 UMAP_MIN_DISTANCE = 0.5  # as in scanpy: groups wide enough to see mixing within them
 
+MOST_UMAP_CELLS = 20_000  # which take a minute
 
 MaxUmapCells = Annotated[
     int, Setting("cells up to which pictures use UMAP; beyond: PCA; 0: always PCA", least=0)
@@ -30,7 +31,7 @@ def embed(
     counts: csr_matrix | csr_array,
     size_factors: ArrayLike,
     *,
-    max_umap_cells: MaxUmapCells = 20_000,
+    max_umap_cells: MaxUmapCells = MOST_UMAP_CELLS,
     n_pcs: int = 50,
     seed: int = 0,
 ) -> Embedding:

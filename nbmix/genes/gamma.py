@@ -27,7 +27,7 @@ from nbmix.genes.labelled import (
 
 # Newton goes farther than in an M step, since values are reported, and curvatures in one number may be a
 # millionth of those in others
-FAR = NewtonRule(tolerance=1e-11, max_steps=200, longest=3.0, delta=1e-12, to_bounds=True)
+FAR = NewtonRule(tolerance=1e-11, max_steps=200, delta=1e-12, to_bounds=True)
 
 TOLERANCE = 1e-10  # nats that a step of the gamma fit without covariates must promise
 
@@ -72,7 +72,7 @@ def fit_gamma_of_cells(
         counts = counts[:, heard]
         basis, statistics = statistics_of_cells(counts, sizes)
         begin = moment_components(statistics, basis, total_size)
-        newton = NewtonMStep(TOLERANCE, FAR.max_steps, FAR.longest)
+        newton = NewtonMStep(TOLERANCE, FAR.max_steps)
         starts = [
             begin._replace(log_inv_disp=torch.full_like(begin.log_mean, b)) for b in START_LOG_INV_DISPS
         ]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
-from nbmix.core.declared import Setting, checked
+from nbmix.core.declared import Setting, checked, settings_among
 from nbmix.core.settings import Dtype, MixtureSettings, NComponents, StartPseudoCells, Weights
-from nbmix.models.base import FitDefaults, Prediction
+from nbmix.models.base import Prediction
 from nbmix.models.minibatch import ElboTerms, MinibatchModule, prior_where_empty
 from nbmix.models.networks import SparseEncoder
 
@@ -31,7 +31,7 @@ class AmortizedMixture(MinibatchModule):
     """
 
     kind: ClassVar[str] = "amortized"
-    defaults: ClassVar[FitDefaults | None] = FitDefaults("subsample", max_epochs=20, batch_size=64)
+    in_python: ClassVar[bool] = True
     free_to_change: ClassVar[frozenset[str]] = frozenset({"lr", "components_lr", "encoder_epochs"})
     gradient_norms: ClassVar[Sequence[str]] = ("encoder", "mixture.log_mean", "mixture.log_inv_disp")
 
@@ -51,17 +51,7 @@ class AmortizedMixture(MinibatchModule):
         train_components: Annotated[bool, Setting("false: components stay what the start made them")] = True,
         pseudo_cells: StartPseudoCells = MixtureSettings.pseudo_cells,
     ) -> None:
-        plain = {
-            "n_components": n_components,
-            "weights": weights,
-            "dtype": dtype,
-            "n_hidden": n_hidden,
-            "lr": lr,
-            "components_lr": components_lr,
-            "encoder_epochs": encoder_epochs,
-            "train_components": train_components,
-            "pseudo_cells": pseudo_cells,
-        }
+        plain = settings_among(locals(), AmortizedMixture)
         settings = MixtureSettings(n_components, 1, pseudo_cells, weights, dtype=dtype)
         super().__init__(gene_names, settings, plain)
         self.lr, self.components_lr = lr, components_lr

@@ -21,6 +21,7 @@ one that takes M steps.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -29,9 +30,10 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.declared import declared
 from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
-from nbmix.data.checkpoint import SECTION
+from nbmix.data.checkpoint import SECTION, Checkpoint
 from nbmix.data.module import CountsDataModule
 from nbmix.starts.base import StartState
 
@@ -45,6 +47,8 @@ class Prediction(NamedTuple):
         log_likelihood: (cells,) ln p(x_i) under the components of all cells, nats.
         unseen_log_likelihood: (cells,) the same under components that have not seen the cell; else NaN.
         elbo: (cells,) nats; NaN where inference is exact.
+        component_log_likelihood: (cells, K) float32 ln p(x_i | k) in nats, under components that have not
+            seen the cell where there are such; NaN where a model has none.
     """
 
     rows: Tensor
@@ -52,6 +56,7 @@ class Prediction(NamedTuple):
     log_likelihood: Tensor
     unseen_log_likelihood: Tensor
     elbo: Tensor
+    component_log_likelihood: Tensor
 
 
 class FitDefaults(NamedTuple):
@@ -82,7 +87,10 @@ class MixtureModule(pl.LightningModule):
         objective_name: of ``objective``, for pictures.
         free_to_change: settings that say how far or how fast a fit goes, not what it is: a fit that goes on
             from a checkpoint may have others.
-        defaults: of a fit by ``nbmix.NBMixture``, which has no models without them.
+        defaults: of a fit.
+        in_python: whether ``nbmix.NBMixture`` has it.
+        posterior_is_exact: whether responsibilities are the posterior under the mixture, which can be
+            tempered.
         mixture: the components and their weights; the last copy is that of all cells.
         objective: what the fit raises, nats per cell for each epoch; an epoch appends to it.
         n_iterations: epochs that are over; an epoch sets it.
@@ -95,7 +103,9 @@ class MixtureModule(pl.LightningModule):
     shuffle: ClassVar[bool]
     objective_name: ClassVar[str]
     free_to_change: ClassVar[frozenset[str]] = frozenset()
-    defaults: ClassVar[FitDefaults | None] = None
+    defaults: ClassVar[FitDefaults]
+    in_python: ClassVar[bool] = False
+    posterior_is_exact: ClassVar[bool] = False
 
     objective: list[float]
     n_iterations: int = 0
@@ -179,6 +189,17 @@ class MixtureModule(pl.LightningModule):
 
     # what it has already
 
+    @classmethod
+    def batch_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of ``CountsDataModule`` for a model of these ``settings``, or their defaults.
+
+        What the model has no setting for is left to the data.
+        """
+        settings_of_class = declared(cls)  # type: ignore[arg-type]  # a class is hashable
+        known = {name: one.default for name, one in settings_of_class.items()}
+        found = {name: settings.get(name, known.get(name)) for name in ("folds", "dtype")}
+        return {name: value for name, value in found.items() if value is not None} | {"shuffle": cls.shuffle}
+
     def setup(self, stage: str) -> None:
         data = self.data
         self.mixture.attach(data.basis, float(data.data.size_factors[data.training_rows].sum()))
@@ -203,15 +224,18 @@ class MixtureModule(pl.LightningModule):
         if n_cells:
             self.log_epoch({"heldout_log_likelihood": total / n_cells})
 
+    def as_checkpoint(self, data: CountsDataModule, state: dict[str, Tensor], cells: str = "") -> Checkpoint:
+        """What a file holds of the model with parameters ``state``, fitted to ``data``.
+
+        Args:
+            cells: fingerprint of these; "" where nothing is to be known of them.
+        """
+        median = float(np.median(data.data.size_factors[data.training_rows]))
+        return Checkpoint(self.kind, self.plain, self.gene_names, median, cells, state, self.choice)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[SECTION] = {
-            "model": self.kind,
-            "settings": self.plain,
-            "gene_names": self.gene_names.tolist(),
-            "median_size_factor": float(np.median(self.data.data.size_factors[self.data.training_rows])),
-            "cells": self.data.fingerprint,
-            "choice": self.choice,
-        }
+        whole = self.as_checkpoint(self.data, checkpoint["state_dict"], self.data.fingerprint)
+        checkpoint[SECTION] = whole.section
         checkpoint[self.kind] = {"objective": self.objective, "n_iterations": self.n_iterations}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

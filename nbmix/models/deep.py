@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch, pair_product
-from nbmix.core.declared import Setting, checked
+from nbmix.core.declared import Setting, checked, settings_among
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, Components
 from nbmix.core.settings import MixtureSettings, NComponents, StartPseudoCells, Weights
 from nbmix.core.special import log_rising_ratio
@@ -129,18 +129,7 @@ class DeepMixture(MinibatchModule):
         n_draws: Annotated[int, Setting("draws of the latents of each cell, for predictions", least=1)] = 8,
         pseudo_cells: StartPseudoCells = MixtureSettings.pseudo_cells,
     ) -> None:
-        plain = {
-            "n_components": n_components,
-            "weights": weights,
-            "n_latent": n_latent,
-            "n_hidden": n_hidden,
-            "lr": lr,
-            "weight_precision": weight_precision,
-            "start_epochs": start_epochs,
-            "kl_epochs": kl_epochs,
-            "n_draws": n_draws,
-            "pseudo_cells": pseudo_cells,
-        }
+        plain = settings_among(locals(), DeepMixture)
         super().__init__(gene_names, MixtureSettings(n_components, 1, pseudo_cells, weights), plain)
         self.n_latent, self.n_hidden, self.n_draws = n_latent, n_hidden, n_draws
         self.lr, self.weight_precision = lr, weight_precision
@@ -292,7 +281,9 @@ class DeepMixture(MinibatchModule):
             elbo += terms.drawn_elbo / n_draws
             weights.append(torch.logsumexp(terms.log_importance, 1))
         log_likelihood = torch.logsumexp(torch.stack(weights), 0) - math.log(n_draws)
-        return Prediction(batch.rows, q, log_likelihood, torch.full_like(elbo, torch.nan), elbo)
+        missing = torch.full_like(elbo, torch.nan)
+        none = torch.full_like(q, torch.nan, dtype=torch.float32)  # a component has no likelihood of its own
+        return Prediction(batch.rows, q, log_likelihood, missing, elbo, none)
 
     def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
         return self.predict(batch, self.n_draws)

@@ -12,8 +12,9 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
-from nbmix.core.declared import Setting, checked
+from nbmix.core.declared import Setting, checked, settings_among
 from nbmix.core.em_loop import EMRun, Iteration, StoppingRule
+from nbmix.core.folds import CELLS_A_BLOCK
 from nbmix.core.m_step import MStep, NewtonMStep
 from nbmix.core.settings import Dtype, Folds, MixtureSettings, NComponents, PseudoCells, Weights
 from nbmix.data.module import CountsDataModule
@@ -39,7 +40,9 @@ class MixtureEM(MixtureModule):
     kind: ClassVar[str] = "em"
     shuffle: ClassVar[bool] = False
     objective_name: ClassVar[str] = "objective"
-    defaults: ClassVar[FitDefaults | None] = FitDefaults("random", max_epochs=100, batch_size=16384)
+    defaults: ClassVar[FitDefaults] = FitDefaults("random", max_epochs=100, batch_size=CELLS_A_BLOCK)
+    in_python: ClassVar[bool] = True
+    posterior_is_exact: ClassVar[bool] = True
     free_to_change: ClassVar[frozenset[str]] = frozenset({"tolerance", "patience"})
 
     def __init__(
@@ -60,15 +63,7 @@ class MixtureEM(MixtureModule):
             Setting("iterations in a row without such a rise, after which the fit has converged", least=1),
         ] = StoppingRule.patience,
     ) -> None:
-        plain = {
-            "n_components": n_components,
-            "folds": folds,
-            "pseudo_cells": pseudo_cells,
-            "weights": weights,
-            "dtype": dtype,
-            "tolerance": tolerance,
-            "patience": patience,
-        }
+        plain = settings_among(locals(), MixtureEM)
         settings = MixtureSettings(n_components, folds, pseudo_cells, weights, m_step or NewtonMStep(), dtype)
         super().__init__(gene_names, settings, plain)
         self.automatic_optimization = False
@@ -143,20 +138,20 @@ class MixtureEM(MixtureModule):
 
     @torch.no_grad()
     def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
-        q, own = self.mixture.posterior(batch)
-        missing = torch.full_like(own, torch.nan)
+        of_components = self.mixture.component_log_likelihood(batch)
+        q, own = self.mixture.posterior_of(batch, of_components)
+        missing, of_components = torch.full_like(own, torch.nan), of_components.float()
         if batch.fold < 0:
-            return Prediction(batch.rows, q, own, missing, missing)
-        return Prediction(batch.rows, q, self.mixture.posterior(batch, fold=-1).log_likelihood, own, missing)
+            return Prediction(batch.rows, q, own, missing, missing, of_components)
+        by_all = self.mixture.posterior(batch, fold=-1).log_likelihood
+        return Prediction(batch.rows, q, by_all, own, missing, of_components)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["em"] = {
-            "objective": self.objective,
+        checkpoint[self.kind] |= {
             "best": self.run.stopping.best,
             "waited": self.run.stopping.waited,
             "converged": self.converged,
-            "n_iterations": self.n_iterations,
             "assigned": self._assigned,
             "start": self._start,
             # E steps whose objectives depend on the start; older checkpoints have this name, too
@@ -164,7 +159,8 @@ class MixtureEM(MixtureModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        em = checkpoint["em"]
+        super().on_load_checkpoint(checkpoint)
+        em = checkpoint[self.kind]
         n_cells = self.data.data.n_cells
         for kept in (em["assigned"], em["start"]):
             if kept is not None and len(kept) != n_cells:
@@ -172,10 +168,10 @@ class MixtureEM(MixtureModule):
                     f"ckpt_path: was saved in a fit of {len(kept)} cells, the data has {n_cells}; "
                     "to go on, give the same data"
                 )
-        self.objective = self.run.objective = em["objective"]
+        self.run.objective = self.objective
         self.converged = self.run.converged = em["converged"]
         self.run.stopping.best, self.run.stopping.waited = em["best"], em["waited"]
-        self.n_iterations, self._assigned, self._start = em["n_iterations"], em["assigned"], em["start"]
+        self._assigned, self._start = em["assigned"], em["start"]
         self._e_steps_until_comparable = em["dependent"]
 
 

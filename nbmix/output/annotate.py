@@ -9,21 +9,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from nbmix.output.groups import joins_table
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import Results, named_markers
 from nbmix.starts.choice import Choice
 
 
 def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike | None = None) -> None:
-    """Write the fields that result.h5ad and ``nbmix.cluster`` have in common, "nbmix" being ``key``.
-
-        obs["nbmix"]                   component of the largest responsibility, "0" to "K - 1"
-        obs["nbmix_probability"]       that responsibility
-        obs["nbmix_log_likelihood"]    ln p(x_i) in nats
-        obsm["X_nbmix"]                (cells, K) responsibilities
-        varm["nbmix_log_mean"]         (genes, K) ln mu, per unit of size factor
-        varm["nbmix_log_inv_disp"]     (genes, K) ln r
-        uns["nbmix"]                   model, log_weights, objective (trace), and as JSON provenance
+    """Write the fields that result.h5ad and ``nbmix.cluster``, which lists them, have in common.
 
     Args:
         adata: the cells of ``results``, in their order.
@@ -47,6 +40,8 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
         "objective": np.array(results.model.objective, dtype=np.float64),
         "provenance": json.dumps(results.provenance, default=repr),
     }
+    if results.joins is not None:
+        adata.uns[key] |= {"joins": joins_table(results.joins), "cuts": json.dumps(results.joins.cuts)}
 
 
 def annotate(

@@ -27,7 +27,7 @@ def score(results: Results, more: Sequence[Score] = ()) -> dict[str, Any]:
     One of ``more`` that fails, or gives what JSON cannot hold, is left out with a warning.
     """
     metrics: dict[str, Any] = {}
-    for part in (sizes, likelihoods, progress, certainty, agreement):
+    for part in (sizes, groups, likelihoods, progress, certainty, agreement):
         metrics |= part(results)
     for own in more:
         try:
@@ -51,6 +51,11 @@ def sizes(results: Results) -> dict[str, Any]:
         "n_components": model.mixture.settings.n_components,
         "n_components_used": len(np.unique(results.assignments)),
     }
+
+
+def groups(results: Results) -> dict[str, Any]:
+    """How many groups are left when components without a gap between them are joined."""
+    return {} if results.joins is None else {"n_groups_with_gaps": results.joins.n_with_gaps}
 
 
 def likelihoods(results: Results) -> dict[str, Any]:

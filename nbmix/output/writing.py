@@ -1,4 +1,4 @@
-"""The run folder: result.h5ad, markers.csv, n_components.csv, figures, report.html and metrics.json."""
+"""The run folder: result.h5ad, tables as .csv, figures, report.html and metrics.json."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from nbmix.data.whole_file import whole_file, why_unwritable
 from nbmix.errors import in_one_line
 from nbmix.evaluation.plots.style import DPI
 from nbmix.output.annotate import add_fields
+from nbmix.output.groups import joins_table
 from nbmix.output.pictures import Draw, title_and_caption
 from nbmix.output.report import TOP_MARKERS, Picture, Report, component_lines
 from nbmix.output.results import Results, named_markers
@@ -44,6 +45,9 @@ def write_outcome(
     """
     if results.choice is not None:
         results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
+    if results.joins is not None:
+        with whole_file(folder / "joins.csv") as part:
+            joins_table(results.joins).to_csv(part, index=False, float_format="%.5g")
     write_result(results, folder / "result.h5ad")
     give_back()
     table = named_markers(results)

@@ -113,7 +113,7 @@ def choose_n_components(
 
     Args:
         data: cells to fit.
-        settings: of the fit, all but K.
+        settings: of the mixture that hands the search on to all cells; K is put in.
         allowed: K.
         generator: of all that is random.
         random_start: whose search it is; the default one.

@@ -9,23 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbmix.errors import InputError
-from nbmix.models.base import FitDefaults, MixtureModule
+from nbmix.models.base import MixtureModule
 from nbmix.models.restore import model_classes
 from nbmix.starts.base import Start
 from nbmix.starts.named import named_starts
 
 
 class ModelArguments(NamedTuple):
-    """A model's class, what a fit of it takes by default, and the settings to make it with."""
+    """A model's class, and the settings to make it with."""
 
     kind: type[MixtureModule]
-    defaults: FitDefaults
     settings: dict[str, Any]
 
 
-def models_with_defaults() -> dict[str, type[MixtureModule]]:
+def models_in_python() -> dict[str, type[MixtureModule]]:
     """Models that can be named in Python, in the order of their names."""
-    return {kind: model for kind, model in sorted(model_classes().items()) if model.defaults is not None}
+    return {kind: model for kind, model in sorted(model_classes().items()) if model.in_python}
 
 
 def model_of(name: str, common: Mapping[str, Any], own: Mapping[str, Any] | None) -> ModelArguments:
@@ -39,18 +38,17 @@ def model_of(name: str, common: Mapping[str, Any], own: Mapping[str, Any] | None
     Raises:
         InputError: there is no such model, or it has no such setting.
     """
-    models = models_with_defaults()
+    models = models_in_python()
     if name not in models:
         raise InputError(f"model={name}: choose one of {', '.join(models)}")
     kind, own = models[name], own or {}
-    assert kind.defaults is not None
     known = set(inspect.signature(kind).parameters) - {"gene_names"}
     if unknown := sorted(own.keys() - known):
         raise InputError(
             f"model_settings: model={name} has no {unknown[0]!r}; its settings are {', '.join(sorted(known))}"
         )
     settings = {key: plain(value) for key, value in {**common, **own}.items() if key in known}
-    return ModelArguments(kind, kind.defaults, settings)
+    return ModelArguments(kind, settings)
 
 
 def start_of(start: str | Start) -> Start:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from nbmix.data.checkpoint import SECTION, Checkpoint, load_checkpoint, write_checkpoint
@@ -44,8 +43,7 @@ class SavedFit(NamedTuple):
 def checkpoint_of(model: MixtureModule, data: CountsDataModule) -> Checkpoint:
     """A copy of a model that was fitted to ``data``, without what would let the fit go on."""
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    median = float(np.median(data.data.size_factors[data.training_rows]))
-    return Checkpoint(model.kind, model.plain, model.gene_names, median, "", state)
+    return model.as_checkpoint(data, state)
 
 
 def save_fit(path: Path, saved: SavedFit) -> None:
@@ -53,13 +51,7 @@ def save_fit(path: Path, saved: SavedFit) -> None:
     fitted, progress, own = saved
     content = {
         "state_dict": fitted.state,
-        SECTION: {
-            "model": fitted.model,
-            "settings": fitted.settings,
-            "gene_names": fitted.gene_names.tolist(),
-            "median_size_factor": fitted.median_size_factor,
-            "cells": fitted.cells,
-        },
+        SECTION: fitted.section,
         fitted.model: progress._asdict(),
         OWN_SECTION: own,
     }

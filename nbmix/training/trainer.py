@@ -28,6 +28,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from nbmix.core.declared import Setting, checked
 from nbmix.data.checkpoint import write_checkpoint
 from nbmix.errors import InputError
+from nbmix.models.mixture_em import MixtureEM
 
 # of Lightning, about what is meant to be so here
 _EXPECTED_WARNINGS = (
@@ -45,7 +46,9 @@ def build_trainer(
     gpus: Annotated[int, Setting("0: run on the CPU; N: use N GPUs on each node; -1: use all", least=-1)] = 0,
     processes: Annotated[int, Setting("processes on each node where there is no GPU", least=1)] = 1,
     num_nodes: Annotated[int, Setting("machines", least=1)] = 1,
-    max_epochs: Annotated[int, Setting("epochs at most; for model=em iterations", least=1)] = 100,
+    max_epochs: Annotated[
+        int, Setting("epochs at most; for model=em iterations", least=1)
+    ] = MixtureEM.defaults.max_epochs,
     default_root_dir: Annotated[str | None, Setting("folder for what Lightning itself writes")] = None,
     multirun: bool = False,
     alone: bool = False,

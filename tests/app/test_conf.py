@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from nbmix.core.m_step import GradientMStep, NewtonMStep
 from nbmix.starts.named import named_starts
-from nbmix.training.arguments import models_with_defaults
 from tests.helpers.running import ROOT, configure
 
 BASES = {("data", "zheng")}  # part of other choices
@@ -54,9 +53,10 @@ def test_m_step_is_chosen_by_its_own_group(name, kind):
     assert isinstance(model.mixture.settings.m_step, kind)
 
 
-@pytest.mark.parametrize("model", models_with_defaults())
+@pytest.mark.parametrize("model", [name for group, name in CHOICES if group == "model"])
 def test_the_command_and_python_have_the_same_defaults(model):
-    cfg, defaults = configure(f"model={model}"), models_with_defaults()[model].defaults
+    cfg = configure(f"model={model}")
+    defaults = get_class(cfg.model._target_).defaults
     assert get_class(cfg.start._target_) is named_starts()[defaults.start]
     assert (cfg.trainer.max_epochs, cfg.data.batch_size) == (defaults.max_epochs, defaults.batch_size)
 

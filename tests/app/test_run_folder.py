@@ -25,6 +25,18 @@ def test_the_same_settings_may_run_again(tmp_path):
     refuse_other_results(tmp_path, configure("seed=1", folder=tmp_path), earlier)
 
 
+def test_a_class_that_has_moved_is_no_other_setting(tmp_path):
+    earlier = finished(tmp_path)
+    there = OmegaConf.load(earlier)
+    there.trainer._target_ = "nbmix.trainer.build_trainer"
+    OmegaConf.save(there, earlier)
+    refuse_other_results(tmp_path, configure(folder=tmp_path), earlier)
+    there.trainer._target_ = "others.build_trainer"
+    OmegaConf.save(there, earlier)
+    with pytest.raises(InputError, match=r"\(trainer._target_=others\."):
+        refuse_other_results(tmp_path, configure(folder=tmp_path), earlier)
+
+
 @pytest.mark.parametrize("settings", [("seed=2",), ("model=amortized",), ("task=predict",)], ids=str)
 def test_other_settings_are_refused(settings, tmp_path):
     earlier = finished(tmp_path, "seed=1")

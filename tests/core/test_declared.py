@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 
-from nbmix.core.declared import REQUIRED, Setting, checked, declared
+from nbmix.core.declared import REQUIRED, Setting, checked, declared, settings_among
 from nbmix.errors import InputError
 
 Share = Annotated[float, Setting("share of the cells", least=0, below=1)]
@@ -69,6 +69,12 @@ def test_what_is_declared():
 def test_what_is_passed_on_is_declared_too():
     assert declared(make).keys() == {"share", "path"}
     assert {name: one.default for name, one in declared(Model).items()} == {"lr": 0.1, "n_hidden": 8}
+
+
+def test_settings_among_other_values():
+    values = {"self": None, "n_hidden": 3, "lr": 0.2, "n_genes": 4}
+    assert settings_among(values, Model) == {"lr": 0.2, "n_hidden": 3}
+    assert settings_among(values, Base) == {"n_hidden": 3}
 
 
 def test_calls_go_through_unchanged():

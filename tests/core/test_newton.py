@@ -10,7 +10,7 @@ from nbmix.core.kernels.newton import PLATEAU_STEP
 from nbmix.core.kernels.newton import newton_step as compiled_step
 from nbmix.core.newton import Curve, NewtonRule, climb, newton_step
 
-RULE = NewtonRule(tolerance=1e-10, max_steps=200, longest=3.0)
+RULE = NewtonRule(tolerance=1e-10, max_steps=200)
 
 
 def curves(n_problems, d, generator, *, bound=0.0):

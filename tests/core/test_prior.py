@@ -3,8 +3,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from nbmix.core.em_loop import responsibilities_of, run_em
-from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature
+from nbmix.core.em_loop import run_em
+from nbmix.core.expected_log_likelihood import Curvature, ExpectedLogLikelihood, curvature
 from nbmix.core.m_step import NewtonMStep
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import dispersion_prior, first_prior, mean_variance, update_prior
@@ -13,6 +13,7 @@ from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.counts import CountData
 from nbmix.data.simulate import simulated_count_data
 from nbmix.starts.base import new_mixture, one_hot, prepare
+from tests.helpers.assigned import responsibilities_of
 
 
 @pytest.fixture(scope="module")

@@ -160,11 +160,13 @@ def test_the_whole_outcome(tmp_path):
     results.model.choice = Choice(np.array([1, 2, 3]), curve, np.array([0.0, 0.1, 0.1]), 2, None).plain
     write_outcome(results, metrics, tmp_path, pictures=(n_components, objective_trace))
     assert {p.name for p in tmp_path.iterdir()} == {
-        *("metrics.json", "n_components.csv", "result.h5ad", "markers.csv", "figures", "report.html")
+        *("metrics.json", "n_components.csv", "joins.csv", "result.h5ad", "markers.csv", "figures"),
+        "report.html",
     }
     tried = pd.read_csv(tmp_path / "n_components.csv")
     assert tried["gain"].tolist()[1:] == [2.0, 0.5]
     assert tried["recommended"].tolist() == [False, True, False]
+    assert pd.read_csv(tmp_path / "joins.csv")["n_groups"].tolist() == [2]
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     table = pd.read_csv(tmp_path / "markers.csv", dtype={"gene": str})
     data, markers = small_data(), results.markers

@@ -9,25 +9,24 @@ from hydra.utils import instantiate
 from nbmix.errors import InputError
 from nbmix.starts.clusters import KMeansStart
 from nbmix.starts.named import named_starts
-from nbmix.training.arguments import given, model_of, models_with_defaults, plain, seed_of, start_of
+from nbmix.training.arguments import given, model_of, models_in_python, plain, seed_of, start_of
 from tests.helpers.running import configure
 
 
 def test_models_that_can_be_named():
-    named = list(models_with_defaults())
+    named = list(models_in_python())
     assert named == sorted(named)
     assert {"amortized", "em"} <= set(named)
     assert not {"gmvae", "vaec"} & set(named)
 
 
-@pytest.mark.parametrize("name", models_with_defaults())
+@pytest.mark.parametrize("name", models_in_python())
 def test_the_defaults_of_conf(name):
     conf = configure(f"model={name}")
-    kind, defaults, settings = model_of(name, {"n_components": 4}, None)
+    kind, settings = model_of(name, {"n_components": 4}, None)
     assert settings == {"n_components": 4}
     assert kind(["g"], **settings).plain == instantiate(conf.model, gene_names=["g"]).plain
-    assert (defaults.max_epochs, defaults.batch_size) == (conf.trainer.max_epochs, conf.data.batch_size)
-    assert start_of(defaults.start) == instantiate(conf.start)
+    assert start_of(kind.defaults.start) == instantiate(conf.start)
 
 
 def test_a_model_takes_what_it_has():

@@ -71,7 +71,11 @@ class LoadingProblem(NamedTuple):
 def loading_rows(begin, end, a, b, problem, n_steps, v, out):
     """Newton on the loadings of the genes begin..end, in place: v (genes, E).
 
-    Q is concave in v: sum_km A_km v e_m - (A_km + r R_km) ln(1 + rho S_m exp(v e_m)) - sum precision v^2 / 2.
+    A loop beside that of ``nbmix.core.kernels.newton``, for a gene has several numbers, and damping is not
+    needed: Q is concave in v,
+
+        sum_km A_km v e_m - (A_km + r R_km) ln(1 + rho S_m exp(v e_m)) - sum precision v^2 / 2.
+
     a, b: (K, genes). problem: ``LoadingProblem``. out: (genes, E), diagonal of minus the Hessian where Newton
     ends. The first loading stays within LARGEST_POWER.
     """

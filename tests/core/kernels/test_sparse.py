@@ -17,8 +17,8 @@ from tests.helpers.elsewhere import back, elsewhere
 def test_the_transpose_is_that_of_scipy_on_any_device(shape, kind):
     matrix = sp.csr_matrix(np.random.default_rng(0).random(shape) < 0.2, dtype=np.float32)
     indptr, indices = (torch.from_numpy(v).to(kind) for v in (matrix.indptr, matrix.indices))
-    here = CsrMatrix(indptr, indices, None, shape[1]).transposed()
-    there = CsrMatrix(elsewhere(indptr), elsewhere(indices), None, shape[1]).transposed()
+    here = CsrMatrix(indptr, indices, shape[1]).transposed()
+    there = CsrMatrix(elsewhere(indptr), elsewhere(indices), shape[1]).transposed()
     want = matrix.T.tocsr()
     want.sort_indices()
     for got in (here, there):
