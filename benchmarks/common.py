@@ -260,7 +260,7 @@ def time_em(
     steps: list[dict[str, float]] = []
     for iteration in range(1 + skipped + iterations):
         parts, cpu = Clock(device), time.process_time()
-        mixture.begin()
+        mixture.reset_statistics()
         for batch in batches:
             q = responsibilities[batch.rows]
             if iteration:

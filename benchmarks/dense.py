@@ -86,7 +86,7 @@ def em_ours(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         q = begin.to(arguments.device)
         for iteration in range(arguments.dense_iterations):
             with clock("iteration"):
-                mixture.begin()
+                mixture.reset_statistics()
                 for batch in batches:
                     mixture.collect(batch, q[batch.rows])
                 mixture.m_step(warm=iteration > 0, whole=True)

@@ -227,7 +227,7 @@ def time_batches(data: CountData, settings: Any, arguments: argparse.Namespace) 
     n_batches = 0
     for iteration in range(1 + arguments.iterations):
         parts, cpu, began = common.Clock(), time.process_time(), time.perf_counter()
-        mixture.begin()
+        mixture.reset_statistics()
         batches, n_batches = iter(loader), 0
         while True:
             with parts("wait", add=True):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nbmix.data.tenx import read_10x
     from nbmix.estimator import NBMixture, cluster
     from nbmix.genes import em, supervised
+    from nbmix.output.groups import regroup
 
 __version__ = version("nbmix")
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "em",
     "likelihood",
     "read_10x",
+    "regroup",
     "simulate",
     "supervised",
 ]
@@ -42,6 +44,7 @@ _HOMES = {
     "cluster": "nbmix.estimator",
     "component_log_likelihood": "nbmix.core.likelihood",
     "read_10x": "nbmix.data.tenx",
+    "regroup": "nbmix.output.groups",
     "simulate": "nbmix.data.simulate",
 }
 

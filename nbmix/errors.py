@@ -1,4 +1,4 @@
-"""The one exception that is meant for people."""
+"""The one exception that is meant for people, and others in one line."""
 
 from __future__ import annotations
 
@@ -14,3 +14,12 @@ class InputError(ValueError):
     def __init__(self, message: str) -> None:
         words = " ".join(message.split())
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in words))
+
+
+def in_one_line(error: Exception) -> str:
+    """Kind and message of an exception.
+
+    >>> in_one_line(KeyError("depth"))
+    "KeyError: 'depth'"
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -26,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nbmix.core.declared import check_value, declared
 from nbmix.core.em_loop import StoppingRule
+from nbmix.core.joins import JoinTree, group_probabilities
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ from nbmix.data.simulate import draw_counts
 from nbmix.errors import InputError
 from nbmix.models.base import Prediction
 from nbmix.output.annotate import annotate
+from nbmix.output.groups import JoinEvidence, joins_table
 from nbmix.output.results import Results
 from nbmix.starts.base import Start
 from nbmix.starts.choice import Choice
@@ -101,6 +103,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
         lower_bound_: the last of them.
         n_iter_: iterations or epochs.
         converged_: whether EM has converged; None for amortized inference.
+        joins_: table of the joins of components to groups, the first one first: their components, separation,
+            p value of there being no gap between them; ``cut`` makes the groups. None where components have
+            seen all cells: folds=1 and amortized inference.
         n_features_in_, feature_names_in_: number of genes, and their names if the input had any.
 
     >>> import nbmix
@@ -109,6 +114,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
     >>> mixture.predict_proba(cells.counts).shape
     (200, 2)
     """
+
+    _joins: JoinTree | None
+    _evidence: JoinEvidence | None  # from which joins are made, once they are asked for
 
     def __init__(
         self,
@@ -205,6 +213,39 @@ class NBMixture(ClusterMixin, BaseEstimator):
         200.0
         """
         return self._predict(X, size_factors).responsibilities.numpy()
+
+    @property
+    def joins_(self) -> pd.DataFrame | None:
+        tree = self._join_tree()
+        return None if tree is None else joins_table(tree)
+
+    def cut(self, n_groups: int, X: Any = None, *, size_factors: ArrayLike | None = None) -> np.ndarray:
+        """Probabilities (cells, n_groups) of groups that components are joined to; 0 is the largest group.
+
+        Args:
+            n_groups: from 1 to the number of components with cells.
+            X: new cells, as for ``predict_proba``; default those of the fit.
+            size_factors: of new cells.
+
+        Raises:
+            InputError: the fit has no joins, see ``joins_``, or not so many groups.
+
+        >>> import nbmix
+        >>> cells = nbmix.simulate(n=300, p=80, k=2, seed=1)
+        >>> mixture = nbmix.NBMixture(4, start="kmeans").fit(cells.counts)
+        >>> mixture.cut(2).shape, mixture.cut(2, cells.counts[:5]).shape
+        ((300, 2), (5, 2))
+        """
+        tree = self._join_tree()
+        if tree is None:
+            raise InputError(
+                "cut: this fit has no joins of components; fit with model='em' and folds of 2 or more"
+            )
+        groups = tree.groups(n_groups)
+        if X is None and not hasattr(self, "responsibilities_"):
+            raise InputError("cut: a mixture that was loaded does not know the cells of its fit; give X")
+        q = self.responsibilities_ if X is None else self.predict_proba(X, size_factors=size_factors)
+        return group_probabilities(q, groups)
 
     def score_samples(self, X: Any, *, size_factors: ArrayLike | None = None) -> np.ndarray:
         """ln p(x_i) = ln sum_k pi_k exp(l_ik) of each cell (cells,), in nats, with the -ln G(x + 1) term.
@@ -304,6 +345,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             "genes": self._taking_part.tolist(),
             "n_genes": self.n_features_in_,
             "gene_names": None if names is None else names.tolist(),
+            "joins": None if (tree := self._join_tree()) is None else tree.plain(),
         }
         progress = Progress(self.lower_bounds_.tolist(), self.n_iter_, self.converged_)
         save_fit(Path(path), SavedFit(self._fitted, progress, own))
@@ -337,7 +379,16 @@ class NBMixture(ClusterMixin, BaseEstimator):
         if (names := own.get("gene_names", fitted.gene_names)) is not None:
             mixture.feature_names_in_ = np.asarray(names, dtype=object)
         mixture._take(fitted, progress, np.asarray(own.get("genes", np.arange(n_genes))))
+        if (joins := own.get("joins")) is not None:
+            mixture._joins = JoinTree.of(joins)
         return mixture
+
+    def _join_tree(self) -> JoinTree | None:
+        """Made when it is asked for, and kept."""
+        check_is_fitted(self, "weights_")
+        if self._joins is None and self._evidence is not None:
+            self._joins = self._evidence.tree()
+        return self._joins
 
     def _fit(self, X: Any, y: Any, size_factors: ArrayLike | None) -> tuple[Fitted, Prediction]:
         arguments = {
@@ -381,6 +432,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.responsibilities_ = found.responsibilities.numpy()
         self.labels_ = self.responsibilities_.argmax(1)
         self.log_likelihoods_ = found.log_likelihood.numpy()
+        self._evidence = JoinEvidence.of(cells, module, found)
         if module.converged is False:
             warnings.warn(
                 f"EM has not converged in max_iter={max_iter} iterations: raise max_iter, or tol",
@@ -400,6 +452,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.weights_ = fitted.state["mixture.log_weights"][-1].exp().numpy()
         self.n_components_ = len(self.weights_)
         self.choice_ = None if fitted.choice is None else Choice.of(fitted.choice).table()
+        self._joins, self._evidence = None, None
         self.lower_bounds_ = np.array(progress.objective, dtype=np.float64)
         self.lower_bound_ = float(self.lower_bounds_[-1]) if self.lower_bounds_.size else np.nan
         self.n_iter_, self.converged_ = progress.n_iterations, progress.converged
@@ -479,6 +532,8 @@ def cluster(
         uns["nbmix"]["markers"]        table of the best markers of each component, as in markers.csv, see
                                        ``nbmix.evaluation.markers.marker_table``
         uns["nbmix"]["choice"]         where K was left open, see ``NBMixture.choice_``
+        uns["nbmix"]["joins"]          how components may be joined to groups, see ``NBMixture.joins_``;
+                                       ``nbmix.regroup`` makes the groups
 
     Args:
         adata: (cells, genes) with raw counts in X, or in ``layer``.

@@ -20,7 +20,7 @@ import torch
 
 from nbmix import component_log_likelihood
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.expected import curvature
+from nbmix.core.expected_log_likelihood import curvature
 from nbmix.core.parameters import Components, lowest_log_mean
 from nbmix.core.settings import MixtureSettings
 from nbmix.core.statistics import SufficientStatistics

@@ -189,6 +189,18 @@ def test_the_citation_is_of_this_version():
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+OF_TODAY = [page for page in PAGES if page.name != "CHANGELOG.md"] + [ROOT / "benchmarks" / "RESULTS.md"]
+
+
+@pytest.mark.parametrize("page", OF_TODAY, ids=lambda page: page.name)
+def test_files_and_names_of_the_project_are_there(page):
+    text = page.read_text()
+    paths = set(re.findall(r"(?<![\w/.-])(?:nbmix|tests|benchmarks|conf)/[\w./-]*", text))
+    assert [path for path in sorted(paths) if not (ROOT / path.rstrip(".")).exists()] == []
+    for name in set(re.findall(r"(?<![\w/.])(?:nbmix|tests|benchmarks)(?:\.[A-Za-z]\w*)+", text)):
+        pkgutil.resolve_name(name)  # raises where there is none
+
+
 MODULES = sorted(m.name for m in pkgutil.walk_packages(nbmix.__path__, "nbmix."))
 
 

@@ -561,11 +561,8 @@ def test_what_is_none_of_a_count_is_refused(counts, words):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"model": "vae"}, "^model=vae: choose one of amortized, em$"),
-        (
-            {"start": "best"},
-            "^start=best: choose one of dirichlet, first_batch, kmeans, labels, random, subsample, topics",
-        ),
+        ({"model": "vae"}, r"^model=vae: choose one of amortized, em\b"),
+        ({"start": "best"}, "^start=best: choose one of dirichlet, first_batch, "),
         ({"n_components": 0}, "^n_components=0: must be 1 or more$"),
         (
             {"n_components": 200},

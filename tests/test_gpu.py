@@ -51,7 +51,7 @@ def test_em_iterations(data):
         mixture = Mixture(data.n_genes, settings).to(device)
         mixture.attach(basis, float(data.size_factors.sum()))
         for iteration in range(3):
-            mixture.begin()
+            mixture.reset_statistics()
             total = 0.0
             for batch in (b.to(device) for b in batches):
                 responsibilities = q.to(device)[batch.rows]

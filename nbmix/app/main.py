@@ -6,8 +6,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from nbmix.app.optuna_search import search
 from nbmix.app.run import run
-from nbmix.app.search import search
 from nbmix.app.trial import run_trial
 from nbmix.errors import InputError
 

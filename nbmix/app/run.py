@@ -86,6 +86,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     """Fit or restore, predict, score, write."""
     pictures = functions_named("evaluation.pictures", cfg.evaluation.pictures)
+    pictures += functions_named("evaluation.more_pictures", cfg.evaluation.more_pictures)
     scores = functions_named("evaluation.scores", cfg.evaluation.scores)
     data, model, _ = fit_from_config(cfg, trainer) if cfg.task == "fit" else restore_from_config(cfg)
     cells = predict(trainer, model, data)

@@ -61,11 +61,20 @@ class EvaluationSettings:
 
     pictures: Annotated[
         Sequence[str],
-        Setting("pictures of the report: functions of such Results that give a figure, or None"),
+        Setting(
+            "pictures of the report: functions that take the Results of a run and give a figure, or None"
+        ),
     ]
+    more_pictures: Annotated[
+        Sequence[str],
+        Setting(
+            "pictures after those of evaluation.pictures: functions that take the Results of a run and give "
+            "a figure, or None"
+        ),
+    ] = ()
     scores: Annotated[
         Sequence[str],
-        Setting("more numbers for metrics.json: functions of an nbmix.output.results.Results"),
+        Setting("more numbers for metrics.json: functions that take the Results of a run and give a dict"),
     ] = ()
     max_umap_cells: MaxUmapCells = MOST_UMAP_CELLS
 

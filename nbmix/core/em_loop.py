@@ -21,7 +21,7 @@ class EMModel(Protocol):
         """Whether the log likelihood of the next E step can be compared with those of later ones."""
         ...
 
-    def begin(self) -> None:
+    def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
         ...
 
@@ -64,7 +64,7 @@ class Iteration:
     """
 
     def __init__(self, model: EMModel, given: Tensor | None = None) -> None:
-        model.begin()
+        model.reset_statistics()
         self.model, self.given = model, given
         self.is_warm = given is None
         self.is_comparable = self.is_warm and model.scores_are_comparable

@@ -191,7 +191,7 @@ class FactorMixture:
             found[batch.rows] = self.joint(batch)
         return found
 
-    def begin(self) -> None:
+    def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
         for statistics in self.statistics:
             for tensor in statistics.tensors():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.expected import slope
+from nbmix.core.expected_log_likelihood import slope
 from nbmix.core.parameters import Components
 from nbmix.core.raw_counts import check_counts
 from nbmix.core.statistics import SufficientStatistics

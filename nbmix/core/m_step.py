@@ -1,7 +1,8 @@
 """The M step: p x K independent problems in two numbers each, log mean and log inverse dispersion.
 
-Each raises its Q of ``nbmix.core.expected`` from where the component stands. ``NewtonMStep`` maximises all of
-them at once; ``GradientMStep`` climbs for a number of epochs, as the method's first implementation did.
+Each raises its Q of ``nbmix.core.expected_log_likelihood`` from where the component stands. ``NewtonMStep``
+maximises all of them at once; ``GradientMStep`` climbs for a number of epochs, as the method's first
+implementation did.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 from nbmix.core.batch import Basis, nodes_of_genes
 from nbmix.core.declared import Setting, checked
-from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature, expected_sums
+from nbmix.core.expected_log_likelihood import Curvature, ExpectedLogLikelihood, curvature, expected_sums
 from nbmix.core.kernels.blocks import GENES_AT_ONCE
 from nbmix.core.kernels.expected import N_CURVES
 from nbmix.core.kernels.newton import NewtonLimits, newton_rows

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.expected import expected_log_likelihood
+from nbmix.core.expected_log_likelihood import expected_log_likelihood
 from nbmix.core.fold_statistics import FoldStatistics
 from nbmix.core.folds import copy_ranks
 from nbmix.core.m_step import MStepProblem, NewtonMStep, moment_components
@@ -143,12 +143,22 @@ class Mixture(nn.Module):
 
         ``fold`` overrides the batch's own (-1: the components of all cells). An empty cell gets the prior.
         """
-        if batch.n_cells == 0:  # one that is there for other ranks is worth no tables
-            nothing = self.log_weights.new_zeros(0, self.settings.n_components)
-            return Posterior(nothing, nothing.sum(1))
+        return self.posterior_of(batch, self.component_log_likelihood(batch, fold=fold), fold=fold)
+
+    @torch.no_grad()
+    def posterior_of(self, batch: CellBatch, log_likelihood: Tensor, *, fold: int | None = None) -> Posterior:
+        """``posterior`` where the components' log likelihood (cells, K) is known already."""
         copy = self.copy_for(batch.fold if fold is None else fold)
-        joint = batch_log_likelihood(batch, self.basis, self.tables(copy)) + self.log_prior(batch, copy)
+        joint = log_likelihood + self.log_prior(batch, copy)
         return Posterior(torch.softmax(joint, 1), torch.logsumexp(joint, 1))
+
+    @torch.no_grad()
+    def component_log_likelihood(self, batch: CellBatch, *, fold: int | None = None) -> Tensor:
+        """(cells, K) l_ik in nats, from the copy that has not seen the batch's fold; as in ``posterior``."""
+        if batch.n_cells == 0:  # one that is there for other ranks is worth no tables
+            return self.log_weights.new_zeros(0, self.settings.n_components)
+        copy = self.copy_for(batch.fold if fold is None else fold)
+        return batch_log_likelihood(batch, self.basis, self.tables(copy))
 
     def log_prior(self, batch: CellBatch, copy: int = -1) -> Tensor:
         """(cells, K) or (K,) ln pi."""
@@ -156,7 +166,7 @@ class Mixture(nn.Module):
             return batch.given_log_prior(self.settings.n_components)
         return self.log_weights.data[copy]
 
-    def begin(self) -> None:
+    def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
         settings = self.settings
         self._statistics = FoldStatistics(
@@ -259,7 +269,7 @@ class Mixture(nn.Module):
 
     def _problem(self, seen: SufficientStatistics, copy: int, warm: bool) -> MStepProblem:
         """What the M step of a copy works on; its weights are fitted here."""
-        settings, basis, prior = self.settings, self.basis, self.prior(copy)
+        settings, basis, prior = self.settings, self.basis, self.gene_prior(copy)
         are_given = self.e_steps_until_comparable == E_STEPS_OF_GIVEN_COMPONENTS
         if settings.learns_prior and (prior is None or are_given):
             first = first_prior(seen, basis, self.total_size)
@@ -276,7 +286,7 @@ class Mixture(nn.Module):
                 begin = Components(prior.log_mean.expand_as(begin.log_mean), begin.log_inv_disp)
         return MStepProblem(seen, begin, prior)
 
-    def prior(self, copy: int = -1) -> GenePrior | None:
+    def gene_prior(self, copy: int = -1) -> GenePrior | None:
         """What a copy's components are drawn from, or None where that is not learned, or not yet."""
         if not self.settings.learns_prior or self.prior_disp[copy, 0] == 0:
             return None

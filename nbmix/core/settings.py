@@ -33,7 +33,12 @@ PseudoCells = Annotated[
 
 StartPseudoCells = Annotated[
     float | str,
-    Setting("as in model=em, for the start alone; the ELBO has no prior", least=0, words=("auto",)),
+    Setting(
+        "prior of the start (the ELBO has none); auto: learn one around the pooled gene; "
+        "N: add N cells of pooled counts; 0: none",
+        least=0,
+        words=("auto",),
+    ),
 ]
 
 Weights = Annotated[
@@ -51,7 +56,7 @@ Dtype = Annotated[
     ),
 ]
 
-AUTO_PSEUDO_CELLS = 20.0  # where "auto" has no folds, and so no honest view of itself, to learn from
+AUTO_PSEUDO_CELLS = 20.0  # where "auto" has no folds, and so no held-out view, to learn from
 
 
 @checked("model")

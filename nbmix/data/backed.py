@@ -45,6 +45,7 @@ class BackedCounts:
         rows: (cells,) ascending rows of the file that belong to the data; None for all.
         columns: (genes,) columns that belong to the data; None for all.
         census: of all its counts.
+        slab_nonzeros: of the file, that are read at once, but for a row that has more.
     """
 
     path: str
@@ -54,6 +55,7 @@ class BackedCounts:
     rows: np.ndarray | None = None
     columns: np.ndarray | None = None
     census: CountCensus | None = field(default=None, repr=False)
+    slab_nonzeros: int = SLAB_NONZEROS
 
     def __getattr__(self, name: str) -> Any:
         """Whoever wants to compute with the matrix itself cannot have it."""
@@ -72,7 +74,7 @@ class BackedCounts:
     def plan(self) -> list[np.ndarray]:
         """Positions of the cells of every slab."""
         rows = np.arange(self.shape[0]) if self.rows is None else self.rows
-        slab = self.indptr[rows] // SLAB_NONZEROS
+        slab = self.indptr[rows] // self.slab_nonzeros
         return np.split(np.arange(rows.size), np.flatnonzero(np.diff(slab)) + 1)
 
     def read(self, positions: np.ndarray) -> Slab:
@@ -142,11 +144,18 @@ class BackedCounts:
         return sp.vstack([slab.counts for slab in self.slabs()], format="csr")
 
 
-def open_backed(file: h5py.File, element: str, where: str, shape: tuple[int, int]) -> BackedCounts:
+def open_backed(
+    file: h5py.File,
+    element: str,
+    where: str,
+    shape: tuple[int, int],
+    slab_nonzeros: int = SLAB_NONZEROS,
+) -> BackedCounts:
     """Look at a matrix of raw counts in an open file, without reading it.
 
     Args:
         shape: cells and genes that the file names.
+        slab_nonzeros: to read at once.
 
     Raises:
         InputError: it is not there, or not a CSR matrix.
@@ -169,7 +178,7 @@ def open_backed(file: h5py.File, element: str, where: str, shape: tuple[int, int
         raise ValueError(f"{element} is a matrix of {cells_and_genes} for {shape[0]} cells, {shape[1]} genes")
     if stored != (n_entries,) or indptr[0] != 0 or indptr[-1] > n_entries or (np.diff(indptr) < 0).any():
         raise ValueError(f"the rows of {element} do not follow each other")
-    return BackedCounts(file.filename, element, indptr, shape[1])
+    return BackedCounts(file.filename, element, indptr, shape[1], slab_nonzeros=slab_nonzeros)
 
 
 class Survey(NamedTuple):

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset
 
 from nbmix.core.declared import Setting
-from nbmix.data.backed import open_backed
+from nbmix.data.backed import SLAB_NONZEROS, open_backed
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_links, check_structure, existing, open_h5, reading
 from nbmix.data.from_anndata import (
@@ -51,6 +51,7 @@ def read_h5ad(
     populations: Annotated[Sequence[str] | str | None, Setting("labels of cells to keep; null: all")] = None,
     subsample: Subsample = None,
     backed: Annotated[bool, Setting("true: leave the counts in the file, read block by block")] = False,
+    slab_nonzeros: int = SLAB_NONZEROS,
     seed: int = 0,
 ) -> CountData:
     """Read the raw counts of an AnnData file, and what it says of its cells and genes.
@@ -66,6 +67,7 @@ def read_h5ad(
         min_counts: over the picked cells.
         subsample: the cells drawn stay in file order.
         backed: the counts are checked; the file must hold them as CSR.
+        slab_nonzeros: of the file, to read at once where they are backed.
         seed: of ``np.random.default_rng`` for the subsample.
 
     Raises:
@@ -88,7 +90,7 @@ def read_h5ad(
             with reading(where):
                 element, others = _element(file, layer), _others(file, layer)
                 adata = _lazy_anndata(file, where, element, layer, prior_key, backed=backed)
-                counts = open_backed(file, element, where, adata.shape) if backed else None
+                counts = open_backed(file, element, where, adata.shape, slab_nonzeros) if backed else None
             rows = picked_rows(
                 adata,
                 where=where,

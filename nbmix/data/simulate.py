@@ -17,7 +17,7 @@ from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, MinCounts, make_count_dat
 from nbmix.errors import InputError
 
 MAX_SIZE_FACTOR = 1e8  # beyond, counts leave the range where float32 is exact
-CHUNK_ENTRIES = 2**21  # five dense float64 arrays of this size: 84 MB
+ENTRIES_AT_ONCE = 2**21  # five dense float64 arrays of this size: 84 MB
 
 
 class Simulation(NamedTuple):
@@ -31,7 +31,14 @@ class Simulation(NamedTuple):
 
 
 def simulate(
-    n: int = 100, p: int = 500, k: int = 4, s: float = 1e4, seed: int = 0, extra_poisson: bool = False
+    n: int = 100,
+    p: int = 500,
+    k: int = 4,
+    s: float = 1e4,
+    seed: int = 0,
+    extra_poisson: bool = False,
+    *,
+    entries_at_once: int = ENTRIES_AT_ONCE,
 ) -> Simulation:
     """Draw a mixture of negative binomials.
 
@@ -54,6 +61,7 @@ def simulate(
         s: size factor, molecules per cell; up to 1e8.
         seed: of ``np.random.default_rng``.
         extra_poisson: draw the printed form, only to reproduce the result printed with it.
+        entries_at_once: dense entries of a block at most, but for a block of one cell.
 
     Raises:
         InputError: an argument out of its range.
@@ -71,7 +79,8 @@ def simulate(
     labels = np.argmax(rng.uniform(size=(n, k)), axis=1)  # (cells,)
     log_mean = rng.uniform(-12, -6, size=(p, k)).T  # (components, genes)
     log_inv_disp = rng.uniform(0, 4, size=(p, k)).T  # (components, genes)
-    counts = draw_counts(labels, np.full(n, float(s)), log_mean, log_inv_disp, rng, extra_poisson)
+    sizes = np.full(n, float(s))
+    counts = draw_counts(labels, sizes, log_mean, log_inv_disp, rng, extra_poisson, entries_at_once)
     counts = check_counts(counts, "simulate: counts")
     return Simulation(counts, labels, log_mean, log_inv_disp, float(s))
 
@@ -83,6 +92,7 @@ def draw_counts(
     log_inv_disp: np.ndarray,
     rng: np.random.Generator,
     extra_poisson: bool = False,
+    entries_at_once: int = ENTRIES_AT_ONCE,
 ) -> sp.csr_matrix:
     """Counts (cells, genes) float32 of cells whose components are known; see ``simulate``.
 
@@ -90,13 +100,13 @@ def draw_counts(
         components: (cells,) numbers of the components.
         size_factors: (cells,).
         log_mean, log_inv_disp: (K, genes); a gene that is NaN in them has no counts.
-        rng: is drawn from in blocks of CHUNK_ENTRIES.
-        extra_poisson: see ``simulate``.
+        rng: is drawn from block by block.
+        extra_poisson, entries_at_once: see ``simulate``.
     """
     known = np.isfinite(log_mean)
     shape = np.exp(np.where(known, log_inv_disp, 0))
     scale = np.exp(np.where(known, log_mean - log_inv_disp, -np.inf))
-    rows = max(1, CHUNK_ENTRIES // log_mean.shape[1])
+    rows = max(1, entries_at_once // log_mean.shape[1])
     blocks = []
     for start in range(0, len(components), rows):
         z, s = components[start : start + rows], size_factors[start : start + rows, None]

@@ -40,7 +40,7 @@ VERSION_2 = ("data", "indices", "indptr", "shape", "genes", "gene_names", "barco
 FEATURE_COLUMNS = ("symbol", "feature_type")  # of features.tsv, after the id; version 2 has symbols alone
 FORMS = (["integer", "general"], ["real", "general"])  # of a matrix.mtx
 LONGEST_LINE = 2**16  # bytes, in the header of a matrix.mtx
-CHUNK_LINES = 2**22
+LINES_AT_ONCE = 2**22
 LARGEST_TABLE = 2**29  # bytes of names; every barcode that there is has 130 MB
 LARGEST_RATIO = 1032  # of gzip
 SHORTEST_LINE = 6  # bytes of an entry in a matrix.mtx: "1 1 1\n", but for the last line break
@@ -198,7 +198,13 @@ def _repeated_names() -> Iterator[None]:
         yield
 
 
-def parse_library(matrix: IO[bytes], features: bytes, barcodes: bytes, n_bytes: int) -> Library:
+def parse_library(
+    matrix: IO[bytes],
+    features: bytes,
+    barcodes: bytes,
+    n_bytes: int,
+    lines_at_once: int = LINES_AT_ONCE,
+) -> Library:
     """The contents of a folder.
 
     Args:
@@ -206,6 +212,7 @@ def parse_library(matrix: IO[bytes], features: bytes, barcodes: bytes, n_bytes: 
         features: features.tsv or genes.tsv.
         barcodes: barcodes.tsv.
         n_bytes: of ``matrix``, at most; what its header claims is held to it before memory is set aside.
+        lines_at_once: of ``matrix``, that are parsed together.
 
     Raises:
         ValueError, IndexError, EOFError, OSError: they are damaged, or do not fit together.
@@ -218,10 +225,13 @@ def parse_library(matrix: IO[bytes], features: bytes, barcodes: bytes, n_bytes: 
         index=[row[0] for row in rows],
         dtype=object,
     )
-    return Library(_read_matrix(matrix, len(names), len(table), n_bytes), table, names).check()
+    counts = _read_matrix(matrix, len(names), len(table), n_bytes, lines_at_once)
+    return Library(counts, table, names).check()
 
 
-def _read_matrix(stream: IO[bytes], n_cells: int, n_genes: int, n_bytes: int) -> sp.csr_matrix:
+def _read_matrix(
+    stream: IO[bytes], n_cells: int, n_genes: int, n_bytes: int, lines_at_once: int
+) -> sp.csr_matrix:
     """(cells, genes) counts out of a matrix.mtx.
 
     Not by ``scipy.io.mmread``, which ends the whole process on some damaged files that it has no path of.
@@ -242,7 +252,7 @@ def _read_matrix(stream: IO[bytes], n_cells: int, n_genes: int, n_bytes: int) ->
     filled = 0
     columns = {0: np.int64, 1: np.int64, 2: np.float64}
     settings: dict[str, Any] = {"sep": r"\s+", "header": None, "dtype": columns, "quoting": csv.QUOTE_NONE}
-    with pd.read_csv(stream, chunksize=CHUNK_LINES, **settings) as chunks:
+    with pd.read_csv(stream, chunksize=lines_at_once, **settings) as chunks:
         for chunk in chunks:
             end = filled + len(chunk)
             if chunk.shape[1] != len(columns) or end > n_entries:
@@ -278,7 +288,7 @@ def _read_folder(folder: Path, where: str, genome: str | None) -> Library:
     barcodes = _member(folder, where, "barcodes.tsv")
     with reading(where), _opened(matrix) as stream:
         n_bytes = matrix.stat().st_size * (LARGEST_RATIO if matrix.suffix == ".gz" else 1)
-        return parse_library(stream, _content(features), _content(barcodes), n_bytes)
+        return parse_library(stream, read_table(features), read_table(barcodes), n_bytes)
 
 
 def _member(folder: Path, where: str, *names: str) -> Path:
@@ -298,11 +308,16 @@ def _opened(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _content(path: Path) -> bytes:
+def read_table(path: Path, largest: int = LARGEST_TABLE) -> bytes:
+    """A file of names, compressed or not, of at most ``largest`` bytes.
+
+    Raises:
+        ValueError: it is larger.
+    """
     with _opened(path) as stream:
-        content = stream.read(LARGEST_TABLE + 1)
-    if len(content) > LARGEST_TABLE:
-        raise ValueError(f"{path.name} is larger than {LARGEST_TABLE >> 20} MiB")
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"{path.name} is larger than {largest / 2**20:g} MiB")
     return content
 
 

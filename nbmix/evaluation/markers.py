@@ -1,7 +1,8 @@
 """Marker genes of the components, with their uncertainty, from sufficient statistics alone.
 
 The counts and the prior leave a normal posterior of every component's ln mu, gene by gene: its centre is
-where Q (``nbmix.core.expected``) with the log prior is highest, its precision the curvature there,
+where Q (``nbmix.core.expected_log_likelihood``) with the log prior is highest, its precision the curvature
+there,
 
     ln mu_kj ~ N(a_kj, V_kj),    1 / V_kj = I_kj + 1 / tau_j^2,    I = aa - ab^2 / (bb + 1 / sigma^2)
 
@@ -34,7 +35,7 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from nbmix.core.batch import Basis
-from nbmix.core.expected import curvature, expected_log_likelihood
+from nbmix.core.expected_log_likelihood import curvature, expected_log_likelihood
 from nbmix.core.levels import CountLevels
 from nbmix.core.m_step import NewtonMStep, moment_components
 from nbmix.core.parameters import Components, GenePrior

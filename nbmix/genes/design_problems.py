@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from nbmix.core.batch import Basis
-from nbmix.core.expected import ExpectedLogLikelihood
+from nbmix.core.expected_log_likelihood import ExpectedLogLikelihood
 from nbmix.core.levels import CountLevels
 from nbmix.core.newton import Curve
 from nbmix.core.nodes import WIDEST_SOFTPLUS, SizeFactorNodes

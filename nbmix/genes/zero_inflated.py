@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from nbmix.core.expected import ExpectedLogLikelihood
+from nbmix.core.expected_log_likelihood import ExpectedLogLikelihood
 from nbmix.core.newton import Curve, climb
 from nbmix.core.nodes import WIDEST_SOFTPLUS, SizeFactorNodes
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean

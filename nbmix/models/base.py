@@ -47,6 +47,8 @@ class Prediction(NamedTuple):
         log_likelihood: (cells,) ln p(x_i) under the components of all cells, nats.
         unseen_log_likelihood: (cells,) the same under components that have not seen the cell; else NaN.
         elbo: (cells,) nats; NaN where inference is exact.
+        component_log_likelihood: (cells, K) float32 ln p(x_i | k) in nats, under components that have not
+            seen the cell where there are such; NaN where a model has none.
     """
 
     rows: Tensor
@@ -54,6 +56,7 @@ class Prediction(NamedTuple):
     log_likelihood: Tensor
     unseen_log_likelihood: Tensor
     elbo: Tensor
+    component_log_likelihood: Tensor
 
 
 class FitDefaults(NamedTuple):

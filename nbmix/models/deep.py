@@ -260,7 +260,7 @@ class DeepMixture(MinibatchModule):
         self.mixture.set_components(self.describe())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # version 0.1.0 had one section for both deep models
+        # older checkpoints have one section, "deep", for both deep models
         super().on_load_checkpoint({self.kind: checkpoint.get("deep"), **checkpoint})
 
     @torch.no_grad()
@@ -281,7 +281,9 @@ class DeepMixture(MinibatchModule):
             elbo += terms.drawn_elbo / n_draws
             weights.append(torch.logsumexp(terms.log_importance, 1))
         log_likelihood = torch.logsumexp(torch.stack(weights), 0) - math.log(n_draws)
-        return Prediction(batch.rows, q, log_likelihood, torch.full_like(elbo, torch.nan), elbo)
+        missing = torch.full_like(elbo, torch.nan)
+        none = torch.full_like(q, torch.nan, dtype=torch.float32)  # a component has no likelihood of its own
+        return Prediction(batch.rows, q, log_likelihood, missing, elbo, none)
 
     def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
         return self.predict(batch, self.n_draws)

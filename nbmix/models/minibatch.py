@@ -21,7 +21,7 @@ from nbmix.core.minibatch import minibatch_log_likelihood
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
 from nbmix.data.module import CountsDataModule
 from nbmix.models.base import FitDefaults, MixtureModule, Prediction
-from nbmix.models.start import start_components
+from nbmix.models.start_components import start_components
 from nbmix.starts.base import StartState
 
 LEAST_LOG_PRIOR = math.log(torch.finfo(torch.float64).tiny)
@@ -72,7 +72,8 @@ class ElboTerms(NamedTuple):
         """Of the cells at ``rows``, whose likelihood is summed over components exactly."""
         log_likelihood = torch.logsumexp(self.log_joint, 1)
         missing = torch.full_like(log_likelihood, torch.nan)
-        return Prediction(rows, self.log_q.exp(), log_likelihood, missing, self.elbo)
+        of_components = self.log_likelihood.float()
+        return Prediction(rows, self.log_q.exp(), log_likelihood, missing, self.elbo, of_components)
 
 
 def prior_where_empty(log_q: Tensor, log_prior: Tensor, batch: CellBatch) -> Tensor:

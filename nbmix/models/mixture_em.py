@@ -138,11 +138,13 @@ class MixtureEM(MixtureModule):
 
     @torch.no_grad()
     def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
-        q, own = self.mixture.posterior(batch)
-        missing = torch.full_like(own, torch.nan)
+        of_components = self.mixture.component_log_likelihood(batch)
+        q, own = self.mixture.posterior_of(batch, of_components)
+        missing, of_components = torch.full_like(own, torch.nan), of_components.float()
         if batch.fold < 0:
-            return Prediction(batch.rows, q, own, missing, missing)
-        return Prediction(batch.rows, q, self.mixture.posterior(batch, fold=-1).log_likelihood, own, missing)
+            return Prediction(batch.rows, q, own, missing, missing, of_components)
+        by_all = self.mixture.posterior(batch, fold=-1).log_likelihood
+        return Prediction(batch.rows, q, by_all, own, missing, of_components)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -152,6 +154,7 @@ class MixtureEM(MixtureModule):
             "converged": self.converged,
             "assigned": self._assigned,
             "start": self._start,
+            # E steps whose objectives depend on the start; older checkpoints have this name, too
             "dependent": self.mixture.e_steps_until_comparable,
         }
 

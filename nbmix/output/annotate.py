@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from nbmix.output.groups import joins_table
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import Results, named_markers
 from nbmix.starts.choice import Choice
@@ -39,6 +40,8 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
         "objective": np.array(results.model.objective, dtype=np.float64),
         "provenance": json.dumps(results.provenance, default=repr),
     }
+    if results.joins is not None:
+        adata.uns[key] |= {"joins": joins_table(results.joins), "cuts": json.dumps(results.joins.cuts)}
 
 
 def annotate(

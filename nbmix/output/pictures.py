@@ -54,6 +54,21 @@ def n_components(results: Results) -> Figure | None:
     )
 
 
+def joins(results: Results) -> Figure | None:
+    """Joins of components.
+
+    Components and the groups that they are joined to; each join is drawn where the separation of the two is.
+    Orange: there is a gap between them. Blue: cells lie all the way from one to the other, as within one
+    kind.
+    """
+    tree = results.joins
+    if tree is None or not tree.joins:
+        return None
+    drawn = [(join.first, join.second, join.separation, tree.has_gap(join)) for join in tree.joins]
+    n_components = results.responsibilities.shape[1]
+    return plots.join_dendrogram(drawn, np.bincount(results.assignments, minlength=n_components))
+
+
 def objective_trace(results: Results) -> Figure | None:
     """Objective.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nbmix.core.batch import CellBatch
 from nbmix.core.folds import CELLS_A_BLOCK, fold_blocks
+from nbmix.core.joins import JoinTree
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.backed import StreamedBatches
@@ -23,6 +24,7 @@ from nbmix.evaluation.calibration import fitted_inverse_temperature, log_prior_o
 from nbmix.evaluation.embedding import MOST_UMAP_CELLS, Embedding, embed
 from nbmix.evaluation.markers import Markers, find_markers, marker_table
 from nbmix.models.base import MixtureModule, Prediction
+from nbmix.output.groups import JoinEvidence
 from nbmix.starts.choice import Choice
 
 MOST_CELLS_SHOWN = 30_000  # in a picture of cells: more cover each other
@@ -132,6 +134,12 @@ class Results:
         most = self.max_umap_cells if n_cells <= self.max_umap_cells else 0
         return embed(some.counts, some.size_factors, max_umap_cells=most)
 
+    @cached_property
+    def joins(self) -> JoinTree | None:
+        """How components may be joined to groups; None where nothing is known of it, see ``JoinEvidence``."""
+        evidence = JoinEvidence.of(self.data, self.model, self.cells)
+        return None if evidence is None else evidence.tree()
+
     @property
     def choice(self) -> Choice | None:
         """Of the number of components, where it was left open."""
@@ -156,7 +164,7 @@ def _learned_prior(model: MixtureModule) -> GenePrior | None:
     mixture, is_prediction = model.mixture, model.n_genes_missing is not None
     if is_prediction:
         return None
-    prior = mixture.prior()
+    prior = mixture.gene_prior()
     return None if prior is None else GenePrior(*(t.cpu() for t in prior))
 
 

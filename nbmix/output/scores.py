@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,18 +11,32 @@ import numpy as np
 import torch
 from scipy.special import entr
 
+from nbmix.errors import in_one_line
 from nbmix.evaluation.calibration import expected_calibration_error
 from nbmix.evaluation.metrics import clustering_metrics, log_loss, match_cells
 from nbmix.output.results import Results
 
 Score = Callable[[Results], dict[str, Any]]
 
+log = logging.getLogger(__name__)
+
 
 def score(results: Results, more: Sequence[Score] = ()) -> dict[str, Any]:
-    """The flat content of metrics.json: what every run has, and what ``more`` functions find."""
+    """The flat content of metrics.json: what every run has, and what ``more`` functions find.
+
+    One of ``more`` that fails, or gives what JSON cannot hold, is left out with a warning.
+    """
     metrics: dict[str, Any] = {}
-    for part in (sizes, likelihoods, progress, certainty, agreement, *more):
+    for part in (sizes, groups, likelihoods, progress, certainty, agreement):
         metrics |= part(results)
+    for own in more:
+        try:
+            found = dict(own(results))
+            json.dumps(found)
+        except Exception as error:  # a fit must not be lost to it
+            log.warning("score %s is left out: %s", own.__name__, in_one_line(error))
+        else:
+            metrics |= found
     return metrics
 
 
@@ -35,6 +51,11 @@ def sizes(results: Results) -> dict[str, Any]:
         "n_components": model.mixture.settings.n_components,
         "n_components_used": len(np.unique(results.assignments)),
     }
+
+
+def groups(results: Results) -> dict[str, Any]:
+    """How many groups are left when components without a gap between them are joined."""
+    return {} if results.joins is None else {"n_groups_with_gaps": results.joins.n_with_gaps}
 
 
 def likelihoods(results: Results) -> dict[str, Any]:

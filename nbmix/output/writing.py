@@ -1,4 +1,4 @@
-"""The run folder: result.h5ad, markers.csv, n_components.csv, figures, report.html and metrics.json."""
+"""The run folder: result.h5ad, tables as .csv, figures, report.html and metrics.json."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nbmix.core.memory import give_back
 from nbmix.data.whole_file import whole_file, why_unwritable
+from nbmix.errors import in_one_line
 from nbmix.evaluation.plots.style import DPI
 from nbmix.output.annotate import add_fields
+from nbmix.output.groups import joins_table
 from nbmix.output.pictures import Draw, title_and_caption
 from nbmix.output.report import TOP_MARKERS, Picture, Report, component_lines
 from nbmix.output.results import Results, named_markers
@@ -43,6 +45,9 @@ def write_outcome(
     """
     if results.choice is not None:
         results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
+    if results.joins is not None:
+        with whole_file(folder / "joins.csv") as part:
+            joins_table(results.joins).to_csv(part, index=False, float_format="%.5g")
     write_result(results, folder / "result.h5ad")
     give_back()
     table = named_markers(results)
@@ -135,16 +140,26 @@ def write_report(
 def write_pictures(
     results: Results, pictures: Sequence[Draw], folder: Path, loggers: Sequence[Logger] = ()
 ) -> list[Picture]:
-    """Draw those of the pictures that there are as PNG files, NAME.png, and hand them to the loggers."""
+    """Draw those of the pictures that there are as PNG files, NAME.png, and hand them to the loggers.
+
+    One that fails is left out with a warning.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
     for draw in pictures:
-        figure = draw(results)
-        if figure is None:
-            continue
         name = draw.__name__
         file = folder / f"{name}.png"
-        figure.savefig(file, dpi=DPI)
+        try:
+            figure = draw(results)
+            if figure is None:
+                continue
+            figure.savefig(file, dpi=DPI)
+        except Exception as error:  # a fit must not be lost to it
+            if why_unwritable(error) is not None:
+                raise
+            file.unlink(missing_ok=True)
+            log.warning("picture %s is left out: %s", name, in_one_line(error))
+            continue
         _log_figure(name, figure, file, loggers)
         shown.append(Picture(*title_and_caption(draw), file.read_bytes()))
     return shown

@@ -33,7 +33,7 @@ class StartState(NamedTuple):
     @classmethod
     def of(cls, mixture: Mixture) -> StartState:
         """To go on from the components of all cells that a mixture has."""
-        return cls(None, mixture.components(), mixture.log_weights.data[-1], mixture.prior())
+        return cls(None, mixture.components(), mixture.log_weights.data[-1], mixture.gene_prior())
 
 
 class Start(Protocol):

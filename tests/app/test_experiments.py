@@ -8,7 +8,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from nbmix.app.search import edges, parse_space
+from nbmix.app.optuna_search import edges, parse_space
 from tests.helpers.running import ROOT, configure
 
 SWEEPS = sorted(file.stem for file in (ROOT / "conf/sweep").glob("*.yaml"))

@@ -13,7 +13,6 @@ import torch
 from nbmix.app.command import Stopped, is_bad_input, one_line
 from nbmix.app.run_folder import held
 from nbmix.data.checkpoint import load_checkpoint
-from nbmix.data.whole_file import part_of, whole_file
 from nbmix.errors import InputError
 from tests.helpers.apart import apart, train
 from tests.helpers.faults import at, differences, hold, no_room, run_until_written
@@ -152,14 +151,3 @@ def test_a_lock_dies_with_its_process(tmp_path):
     assert apart(hold, tmp_path) == -signal.SIGKILL
     with held(tmp_path):
         assert (tmp_path / ".lock").exists()
-
-
-def test_a_file_is_whole_or_as_it_was(tmp_path):
-    path = tmp_path / "a.txt"
-    with whole_file(path) as part:
-        part.write_text("first")
-    with pytest.raises(RuntimeError), whole_file(path) as part:
-        part.write_text("sec")
-        raise RuntimeError
-    assert path.read_text() == "first"
-    assert not part_of(path).exists()

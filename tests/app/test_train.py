@@ -11,7 +11,9 @@ from lightning_fabric.plugins.environments.lightning import find_free_network_po
 
 from tests.helpers.apart import train, train_together
 from tests.helpers.files import write_tenx_folder
-from tests.helpers.running import NO_PICTURES, TINY, run_here, run_train, small_data
+from tests.helpers.running import NO_PICTURES, ROOT, TINY, run_here, run_train, small_data
+
+MODELS = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml"))
 
 
 def our_lines(done, *, log_lines=0):
@@ -64,7 +66,7 @@ def test_amortized_with_wandb_offline(tmp_path):
         (
             ("model=foo",),
             2,
-            "Could not find 'model/foo' Available options in 'model': amortized em gmvae vaec (see conf/",
+            f"Could not find 'model/foo' Available options in 'model': {' '.join(MODELS)} (see conf/",
         ),
         (("start=means",), 2, "Missing mandatory value: start.path"),
         (("data=h5ad", "data.path=/no/such.h5ad"), 2, "data.path=/no/such.h5ad: no such file"),

@@ -12,7 +12,7 @@ import torch
 from scipy.special import logsumexp
 
 from nbmix.core.em_loop import EMRun, Iteration, StoppingRule, iterate, run_em
-from nbmix.core.expected import expected_log_likelihood
+from nbmix.core.expected_log_likelihood import expected_log_likelihood
 from nbmix.core.m_step import GradientMStep
 from nbmix.core.mixture import Posterior
 from nbmix.core.parameters import Components
@@ -230,10 +230,10 @@ class CountingModel:
 
     def __init__(self, log_likelihoods, log_prior_density=0.0):
         self.log_likelihoods, self.log_prior_density = log_likelihoods, log_prior_density
-        self.begun, self.m_steps, self.collected = 0, [], []
+        self.resets, self.m_steps, self.collected = 0, [], []
 
-    def begin(self):
-        self.begun += 1
+    def reset_statistics(self):
+        self.resets += 1
 
     def posterior(self, batch):
         given = self.log_likelihoods[len(self.m_steps)]
@@ -252,7 +252,7 @@ def test_an_iteration_is_e_step_statistics_and_score_of_every_batch():
     model = CountingModel([-3.0], -45.0)
     iteration = Iteration(model)
     found = [iteration.add(batch) for batch in batches]
-    assert (model.begun, len(model.collected)) == (1, len(batches))
+    assert (model.resets, len(model.collected)) == (1, len(batches))
     assert all(one is other for one, (_, other) in zip(found, model.collected, strict=True))
     assert (iteration.n_cells, iteration.log_likelihood) == (90, -270)
     iteration.log_prior_density = model.m_step(warm=iteration.is_warm)

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import torch
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.expected import ExpectedLogLikelihood, expected_log_likelihood
+from nbmix.core.expected_log_likelihood import ExpectedLogLikelihood, expected_log_likelihood
 from nbmix.core.m_step import GradientMStep, MStepProblem, NewtonMStep, moment_components
 from nbmix.core.parameters import FEWEST_COUNTS, LOG_INV_DISP_RANGE, Components, lowest_log_mean
 from nbmix.core.statistics import SufficientStatistics

@@ -126,13 +126,13 @@ def test_the_copy_for_a_fold_is_the_fit_by_hand_without_it(pseudo_cells, weights
     settings = {"pseudo_cells": pseudo_cells, "weights": weights, "dtype": "float64"}
     q = random_q(90, 3)
     crossed = data.mixture(3, folds=4, **settings)
-    crossed.begin()
+    crossed.reset_statistics()
     for batch in data.batches:
         crossed.collect(batch, q[batch.rows])
     crossed.m_step(warm=False, whole=True)
     for copy in range(5):
         alone = data.mixture(3, folds=1, **settings)
-        alone.begin()
+        alone.reset_statistics()
         for batch in data.batches:
             if batch.fold != copy:  # none for the last copy, that of all cells
                 alone.collect(batch, q[batch.rows])
@@ -148,7 +148,7 @@ def test_a_learned_prior_of_a_copy_sees_nothing_of_its_left_out_fold():
     for sharpness in (1.0, 3.0):
         mixture = data.mixture(3, folds=3, pseudo_cells="auto", dtype="float64")
         q, other = random_q(90, 3, sharpness=2.0), random_q(90, 3, sharpness=sharpness, seed=9)
-        mixture.begin()
+        mixture.reset_statistics()
         for batch in data.batches:
             mixture.collect(batch, other[batch.rows] if batch.fold == 0 else q[batch.rows])
         mixture.m_step(warm=False)
@@ -191,7 +191,7 @@ def test_pseudo_cells_keep_a_component_without_cells_at_the_pool():
     q = torch.zeros(90, 2, dtype=torch.float64)
     q[:, 0] = 1
     mixture = data.mixture(2, folds=1, pseudo_cells=20.0, dtype="float64")
-    mixture.begin()
+    mixture.reset_statistics()
     for batch in data.batches:
         mixture.collect(batch, q[batch.rows])
     mixture.m_step(warm=False)
@@ -233,7 +233,7 @@ def test_a_component_within_one_fold_leaves_that_folds_cells_finite():
 
 def test_without_any_cell_there_is_an_input_error():
     mixture = awkward_data().mixture(3, folds=1)
-    mixture.begin()
+    mixture.reset_statistics()
     with pytest.raises(InputError, match="no cell"):
         mixture.m_step(warm=False)
 

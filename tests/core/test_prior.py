@@ -4,7 +4,7 @@ import scipy.sparse as sp
 import torch
 
 from nbmix.core.em_loop import run_em
-from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature
+from nbmix.core.expected_log_likelihood import Curvature, ExpectedLogLikelihood, curvature
 from nbmix.core.m_step import NewtonMStep
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import dispersion_prior, first_prior, mean_variance, update_prior

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.expected import curvature, expected_log_likelihood
+from nbmix.core.expected_log_likelihood import curvature, expected_log_likelihood
 from nbmix.core.nodes import NODE_TOLERANCE
 from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics

@@ -35,10 +35,6 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
     return message
 
 
-def slabs_of(monkeypatch, n_nonzeros: int) -> None:
-    monkeypatch.setattr("nbmix.data.backed.SLAB_NONZEROS", n_nonzeros)
-
-
 def make_adata(n_cells: int = N_CELLS, n_genes: int = N_GENES, seed: int = 0) -> ad.AnnData:
     """Two populations at unequal depths; some cells are empty, some genes rare, one cell is full."""
     rng = np.random.default_rng(seed)
@@ -74,9 +70,10 @@ def path(adata, tmp_path) -> Path:
     return path
 
 
-def both(path: Path, **settings) -> tuple[CountData, CountData]:
+def both(path: Path, slab_nonzeros: int = 10**9, **settings) -> tuple[CountData, CountData]:
     """Backed, and in memory."""
-    backed, memory = read_h5ad(path, backed=True, **settings), read_h5ad(path, **settings)
+    backed = read_h5ad(path, backed=True, slab_nonzeros=slab_nonzeros, **settings)
+    memory = read_h5ad(path, **settings)
     assert backed.is_backed
     assert isinstance(backed.counts, BackedCounts)
     assert not memory.is_backed
@@ -121,9 +118,8 @@ def assert_same(backed: CountData, memory: CountData) -> None:
     ],
     ids=lambda settings: "-".join(settings) or "default",
 )
-def test_backed_is_what_is_read(path, monkeypatch, settings, slab_nonzeros):
-    slabs_of(monkeypatch, slab_nonzeros)
-    assert_same(*both(path, **settings))
+def test_backed_is_what_is_read(path, settings, slab_nonzeros):
+    assert_same(*both(path, slab_nonzeros, **settings))
 
 
 def test_gene_filter_and_totals(adata, path):
@@ -162,10 +158,9 @@ def test_entries_of_a_row_in_any_order(adata, tmp_path):
 
 
 @SLABS
-def test_slabs_hold_every_cell_once_in_order(path, monkeypatch, slab_nonzeros):
-    slabs_of(monkeypatch, slab_nonzeros)
+def test_slabs_hold_every_cell_once_in_order(path, slab_nonzeros):
     for settings in ({}, {"populations": ["b"]}):
-        data = read_h5ad(path, backed=True, **settings)
+        data = read_h5ad(path, backed=True, slab_nonzeros=slab_nonzeros, **settings)
         plan = data.counts.plan()
         assert all(part.size for part in plan)
         np.testing.assert_array_equal(np.concatenate(plan), np.arange(data.n_cells))
@@ -174,41 +169,37 @@ def test_slabs_hold_every_cell_once_in_order(path, monkeypatch, slab_nonzeros):
             assert slab.counts.shape == (positions.size, data.n_genes)
 
 
-def test_slabs_are_bounded_but_for_one_row(adata, path, monkeypatch):
-    slabs_of(monkeypatch, 30)
+def test_slabs_are_bounded_but_for_one_row(adata, path):
     largest = int(np.diff(adata.X.indptr).max())
     assert largest > 30  # one row alone is more than a slab
-    data = read_h5ad(path, backed=True)
+    data = read_h5ad(path, backed=True, slab_nonzeros=30)
     sizes = [slab.counts.nnz for slab in data.counts.slabs()]
     assert len(sizes) > 5
     assert max(sizes) < 30 + largest
 
 
-def test_a_slab_boundary_on_empty_rows(tmp_path, monkeypatch):
+def test_a_slab_boundary_on_empty_rows(tmp_path):
     x = np.zeros((9, 4), np.float32)
     x[[1, 4, 6]] = [1, 2, 3, 4]  # 4 nonzeros each: a slab of 4 ends where empty rows follow
     path = tmp_path / "gaps.h5ad"
     ad.AnnData(sp.csr_matrix(x)).write_h5ad(path)
     for slab_nonzeros in (1, 3, 4, 5, 8, 12, 13):
-        slabs_of(monkeypatch, slab_nonzeros)
-        assert_same(*both(path))
-        assert_same(*(data.select_cells(np.array([0, 2, 3, 4, 8])) for data in both(path)))
+        assert_same(*both(path, slab_nonzeros))
+        assert_same(*(data.select_cells(np.array([0, 2, 3, 4, 8])) for data in both(path, slab_nonzeros)))
 
 
-def test_cells_without_a_count_alone(path, monkeypatch):
+def test_cells_without_a_count_alone(path):
     for slab_nonzeros in (1, 10**9):
-        slabs_of(monkeypatch, slab_nonzeros)
-        assert_same(*(data.select_cells(np.array(EMPTY)) for data in both(path)))
+        assert_same(*(data.select_cells(np.array(EMPTY)) for data in both(path, slab_nonzeros)))
 
 
 # Picking
 
 
 @pytest.mark.parametrize("slab_nonzeros", [20, 10**9])
-def test_select_cells_and_genes(path, monkeypatch, slab_nonzeros):
-    slabs_of(monkeypatch, slab_nonzeros)
+def test_select_cells_and_genes(path, slab_nonzeros):
     rng = np.random.default_rng(1)
-    backed, memory = both(path)
+    backed, memory = both(path, slab_nonzeros)
     cells = np.sort(rng.choice(memory.n_cells, 40, replace=False))
     again = np.sort(rng.choice(40, 11, replace=False))
     genes, fewer = rng.permutation(memory.n_genes)[:50], rng.permutation(50)[:45]
@@ -258,7 +249,7 @@ def em(made: CountsDataModule, settings: MixtureSettings, iterations: int = 6) -
     q = one_hot(np.unique(data.labels, return_inverse=True)[1] % settings.n_components, settings.n_components)
     trace = []
     for iteration in range(iterations):
-        mixture.begin()
+        mixture.reset_statistics()
         total, n_cells = 0.0, 0
         for batch in made.train_dataloader():
             own = q[batch.rows]
@@ -279,10 +270,10 @@ def em(made: CountsDataModule, settings: MixtureSettings, iterations: int = 6) -
 @pytest.mark.parametrize("slab_nonzeros", [300, 10**9])
 @pytest.mark.parametrize("folds", [1, 3])
 @pytest.mark.parametrize("weights", ["learned", "given"])
-def test_em_is_that_in_memory(path, monkeypatch, folds, slab_nonzeros, weights):
-    slabs_of(monkeypatch, slab_nonzeros)
+def test_em_is_that_in_memory(path, folds, slab_nonzeros, weights):
     settings = MixtureSettings(2, folds, "auto", weights, dtype="float64")
-    backed, memory = (module(data, folds=folds, batch_size=16) for data in both(path, prior_key="weights"))
+    data = both(path, slab_nonzeros, prior_key="weights")
+    backed, memory = (module(one, folds=folds, batch_size=16) for one in data)
     np.testing.assert_array_equal(backed.training_rows, memory.training_rows)
     np.testing.assert_array_equal(backed.validation_rows, memory.validation_rows)
     assert folds_of(backed) == folds_of(memory)
@@ -297,9 +288,9 @@ def test_em_is_that_in_memory(path, monkeypatch, folds, slab_nonzeros, weights):
 
 
 @pytest.mark.parametrize("slab_nonzeros", [300, 10**9])
-def test_every_epoch_gives_the_same_batches(path, monkeypatch, slab_nonzeros):
-    slabs_of(monkeypatch, slab_nonzeros)
-    made = module(read_h5ad(path, backed=True, prior_key="weights"), folds=3, batch_size=16)
+def test_every_epoch_gives_the_same_batches(path, slab_nonzeros):
+    data = read_h5ad(path, backed=True, slab_nonzeros=slab_nonzeros, prior_key="weights")
+    made = module(data, folds=3, batch_size=16)
     first, second = list(made.train_dataloader()), list(made.train_dataloader())
     for one, other in zip(first, second, strict=True):
         assert one.fold == other.fold
@@ -308,9 +299,8 @@ def test_every_epoch_gives_the_same_batches(path, monkeypatch, slab_nonzeros):
         assert len(one.rows) <= 16
 
 
-def test_batches_hold_what_the_file_holds(path, monkeypatch):
-    slabs_of(monkeypatch, 300)
-    backed, memory = both(path, prior_key="weights")
+def test_batches_hold_what_the_file_holds(path):
+    backed, memory = both(path, 300, prior_key="weights")
     made = module(backed, folds=3, batch_size=16)
     codes = np.unique(memory.labels, return_inverse=True)[1]
     for loader in (made.train_dataloader(), made.val_dataloader(), made.predict_dataloader()):
@@ -328,9 +318,8 @@ def test_batches_hold_what_the_file_holds(path, monkeypatch):
 @pytest.mark.parametrize("slab_nonzeros", [40, 300, 10**9])
 @pytest.mark.parametrize("folds", [1, 3])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_together_hold_every_cell_once(path, monkeypatch, folds, world_size, slab_nonzeros):
-    slabs_of(monkeypatch, slab_nonzeros)
-    data = read_h5ad(path, backed=True)
+def test_ranks_together_hold_every_cell_once(path, folds, world_size, slab_nonzeros):
+    data = read_h5ad(path, backed=True, slab_nonzeros=slab_nonzeros)
     ranks = [module(data, rank, world_size, folds=folds, batch_size=7) for rank in range(world_size)]
     whole = ranks[0]
     for loader, expected in (
@@ -365,12 +354,10 @@ def source(tmp_path_factory) -> Path:
 def finished(source, tmp_path_factory):
     """Run folders and metrics of the same fit, backed and in memory."""
     runs = {}
-    with pytest.MonkeyPatch.context() as patch:
-        slabs_of(patch, 1500)
-        for backed in (True, False):
-            folder = tmp_path_factory.mktemp("run")
-            settings = (*RUN, f"data.path={source}", f"data.backed={str(backed).lower()}")
-            runs[backed] = folder, run_here(folder, *settings, "model.dtype=float64")
+    for backed in ("true", "false"):
+        folder = tmp_path_factory.mktemp("run")
+        settings = (*RUN, f"data.path={source}", f"data.backed={backed}", "+data.slab_nonzeros=1500")
+        runs[backed == "true"] = folder, run_here(folder, *settings, "model.dtype=float64")
     return runs
 
 
@@ -485,13 +472,12 @@ def test_explicit_zeros_and_repeated_entries(adata, tmp_path):
         (1 + 1e-9, np.float64, "fractional values"),
     ],
 )
-def test_what_is_no_count(adata, tmp_path, monkeypatch, value, kind, what, slab_nonzeros):
-    slabs_of(monkeypatch, slab_nonzeros)
+def test_what_is_no_count(adata, tmp_path, value, kind, what, slab_nonzeros):
     x = adata.X.astype(kind)
     at = x.nnz - 10
     x.data[at] = value
     adata.X = x
-    message = reads_badly(adata, tmp_path)
+    message = reads_badly(adata, tmp_path, slab_nonzeros=slab_nonzeros)
     assert message.startswith(f"X holds {what}")
     row = int(np.searchsorted(x.indptr, at, side="right")) - 1
     assert f"at cell 'cell{row}', gene 'gene{x.indices[at]}'" in message

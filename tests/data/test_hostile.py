@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nbmix.data.files import HEAP, reading
+from nbmix.data.files import HEAP
 from nbmix.data.from_anndata import make_count_data
 from nbmix.data.read import read_h5ad
 from nbmix.errors import InputError
@@ -181,16 +181,6 @@ def test_a_size_that_nothing_can_hold(tmp_path):
     with pytest.raises(InputError, match="more than fits into memory") as error:
         read_h5ad(path)
     assert "\n" not in str(error.value)
-
-
-def test_errors_of_any_kind_become_one_line():
-    for error, words in ((KeyError("a\nb"), "cannot be read"), (MemoryError(), "more than fits into memory")):
-        with pytest.raises(InputError, match=words) as refused, reading("data.path=x"):
-            raise error
-        assert "\n" not in str(refused.value)
-        assert refused.value.__cause__ is error
-    with pytest.raises(InputError, match="as it is"), reading("data.path=x"):
-        raise InputError("as it is")
 
 
 def test_the_good_files_have_what_is_broken():

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nbmix.data import simulate as module
-from nbmix.data.simulate import simulate, simulated_count_data
+from nbmix.data.simulate import ENTRIES_AT_ONCE, MAX_SIZE_FACTOR, simulate, simulated_count_data
 from nbmix.errors import InputError
 
 
@@ -31,11 +30,11 @@ def test_printed_form_is_the_printed_form():
 
 
 @pytest.mark.parametrize("extra_poisson", [False, True])
-@pytest.mark.parametrize("chunk", [module.CHUNK_ENTRIES, 40 * 1000])
-def test_moments(monkeypatch, chunk, extra_poisson):
-    monkeypatch.setattr(module, "CHUNK_ENTRIES", chunk)
-    n = 20_000
-    counts, labels, log_mean, log_inv_disp, s = simulate(n=n, p=40, k=2, seed=2, extra_poisson=extra_poisson)
+@pytest.mark.parametrize("entries_at_once", [ENTRIES_AT_ONCE, 40 * 1000])
+def test_moments(entries_at_once, extra_poisson):
+    counts, labels, log_mean, log_inv_disp, s = simulate(
+        n=20_000, p=40, k=2, seed=2, extra_poisson=extra_poisson, entries_at_once=entries_at_once
+    )
     for k in range(2):
         x = counts[labels == k].toarray().astype(float)
         mean, r = s * np.exp(log_mean[k]), np.exp(log_inv_disp[k])
@@ -47,12 +46,11 @@ def test_moments(monkeypatch, chunk, extra_poisson):
         assert np.abs(z_score).max() < 4.5
 
 
-def test_same_seed_same_draw_and_parameters_do_not_depend_on_the_blocks(monkeypatch):
+def test_same_seed_same_draw_and_parameters_do_not_depend_on_the_blocks():
     one, again, other = simulate(seed=5), simulate(seed=5), simulate(seed=6)
     assert (one.counts != again.counts).nnz == 0
     assert (one.counts != other.counts).nnz > 0
-    monkeypatch.setattr(module, "CHUNK_ENTRIES", 1)
-    blocks = simulate(seed=5)
+    blocks = simulate(seed=5, entries_at_once=1)
     np.testing.assert_array_equal(blocks.labels, one.labels)
     np.testing.assert_array_equal(blocks.log_mean, one.log_mean)
     assert blocks.counts.shape == one.counts.shape
@@ -87,7 +85,7 @@ def test_bad_arguments(settings, what):
 
 
 def test_largest_size_factor_stays_exact():
-    assert simulate(n=50, p=200, s=module.MAX_SIZE_FACTOR).counts.max() < 2**24
+    assert simulate(n=50, p=200, s=MAX_SIZE_FACTOR).counts.max() < 2**24
 
 
 def test_count_data_drops_silent_genes_after_the_row_sums(caplog):

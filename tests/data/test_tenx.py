@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 from pathlib import Path
 
 import anndata as ad
@@ -13,10 +14,9 @@ import pytest
 import scipy.io
 import scipy.sparse as sp
 
-from nbmix.data import tenx
 from nbmix.data.module import from_tenx
 from nbmix.data.read import read_h5ad
-from nbmix.data.tenx import parse_library, read_tenx
+from nbmix.data.tenx import parse_library, read_table, read_tenx
 from nbmix.errors import InputError
 from tests.helpers.files import KINDS, N_CELLS, N_GENES, counts, write_tenx_folder, write_tenx_h5
 from tests.helpers.running import run_here
@@ -64,9 +64,8 @@ def test_line_ends_of_windows(tmp_path):
     assert data.cell_names[0] == "AC0-1"
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 10**6])
-def test_matrix_in_chunks_and_in_any_order(monkeypatch, chunk):
-    monkeypatch.setattr(tenx, "CHUNK_LINES", chunk)
+@pytest.mark.parametrize("lines_at_once", [1, 3, 10**6])
+def test_matrix_in_chunks_and_in_any_order(lines_at_once):
     x, rng = sp.coo_matrix(counts().T), np.random.default_rng(0)
     order = rng.permutation(x.nnz)
     x = sp.coo_matrix((x.data[order], (x.row[order], x.col[order])), x.shape)
@@ -76,7 +75,7 @@ def test_matrix_in_chunks_and_in_any_order(monkeypatch, chunk):
     matrix.seek(0)
     names = "\n".join(map(str, range(N_CELLS))).encode()
     features = "\n".join(f"g{j}\ts{j}" for j in range(N_GENES)).encode()
-    library = parse_library(matrix, features, names, n_bytes)
+    library = parse_library(matrix, features, names, n_bytes, lines_at_once)
     np.testing.assert_array_equal(library.counts.toarray(), counts())
     assert library.counts.dtype == np.float32
 
@@ -256,12 +255,13 @@ def test_an_entry_given_twice(tmp_path):
         read_tenx(tmp_path / "v2")
 
 
-def test_names_that_never_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(tenx, "LARGEST_TABLE", 1000)
-    write_tenx_folder(tmp_path / "v3")
-    (tmp_path / "v3" / "barcodes.tsv.gz").write_bytes(gzip.compress(bytes(10**6)))
-    with pytest.raises(InputError, match=r"barcodes\.tsv\.gz is larger than"):
-        read_tenx(tmp_path / "v3")
+@pytest.mark.parametrize("name", ["barcodes.tsv.gz", "barcodes.tsv"])
+def test_names_that_never_end(tmp_path, name):
+    content = bytes(2**20)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert read_table(tmp_path / name, largest=2**20) == content
+    with pytest.raises(ValueError, match=rf"^{re.escape(name)} is larger than 0\.5 MiB$"):
+        read_table(tmp_path / name, largest=2**19)
 
 
 def test_the_other_reader_is_named(tmp_path):

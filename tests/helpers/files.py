@@ -480,3 +480,12 @@ def main(n_cases: int, seed: int = 0, *names: str) -> int:
 if __name__ == "__main__":
     Path("hostile").mkdir(exist_ok=True)
     sys.exit(main(*map(int, sys.argv[1:3]), *sys.argv[3:]) > 0)
+
+
+def assert_canonical(x: sp.csr_matrix) -> None:
+    """Sorted, distinct and without zeros, in the types of ``check_counts``."""
+    assert type(x) is sp.csr_matrix
+    assert x.dtype == np.float32
+    assert x.indices.dtype == x.indptr.dtype == np.int32
+    assert x.has_canonical_format
+    assert x.data.all()

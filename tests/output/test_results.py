@@ -71,7 +71,7 @@ def test_statistics_of_minibatches_and_of_counts_on_disk(tmp_path):
 
 def test_markers_take_over_the_prior_of_the_fit(results):
     mixture = results.model.mixture
-    prior, begin = mixture.prior(), mixture.components()
+    prior, begin = mixture.gene_prior(), mixture.components()
     known = results.statistics, results.data.basis, results.total_size
     wanted, own = (find_markers(*known, begin, given) for given in (prior, None))
     assert not torch.allclose(wanted.standard_error, own.standard_error, rtol=1e-2)

@@ -67,6 +67,21 @@ def test_more_scores_follow_the_others(results):
     assert metrics["largest"] == 1
 
 
+def test_a_score_that_fails_is_left_out(results, caplog):
+    def donors(results):
+        return {"n_donors": len(results.donors)}
+
+    def of_numpy(results):
+        return {"largest": results.assignments.max()}
+
+    metrics = score(results, [donors, of_numpy, lambda r: {"last": 1}])
+    assert list(metrics) == [*score(results), "last"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "score donors is left out: AttributeError: 'Results' object has no attribute 'donors'",
+        "score of_numpy is left out: TypeError: Object of type int64 is not JSON serializable",
+    ]
+
+
 def test_no_score_of_tempering_from_cells_that_were_seen():
     metrics = score(results_of(small_data(), epochs=1, folds=1, validation_share=0.0))
     assert not {"inverse_temperature", "ece_tempered", "log_loss_tempered"} & metrics.keys()

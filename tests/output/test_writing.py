@@ -9,6 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -126,6 +127,24 @@ def test_pictures(results, unlabelled, tmp_path):
         assert imread(folder / "objective_trace.png").shape[:2] == (600, 960)  # 4 x 6.4 inches
 
 
+def test_a_picture_that_fails_is_left_out(results, tmp_path, caplog):
+    def donors(results):
+        raise KeyError("donor")
+
+    def bad_text(results):
+        figure = Figure()
+        figure.text(0, 0, "$\\no$")
+        return figure
+
+    write_outcome(results, score(results), tmp_path, pictures=(donors, component_sizes, bad_text))
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "picture donors is left out: KeyError: 'donor'"
+    assert second.startswith("picture bad_text is left out: ValueError:") and "\n" not in second
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["component_sizes.png"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 1
+    assert (tmp_path / "metrics.json").is_file()
+
+
 def test_loggers_get_the_pictures(results, tmp_path):
     logger = TensorBoardLogger(tmp_path, name=None, version="")
     write_pictures(results, [objective_trace, n_components], tmp_path / "figures", [logger])
@@ -141,11 +160,13 @@ def test_the_whole_outcome(tmp_path):
     results.model.choice = Choice(np.array([1, 2, 3]), curve, np.array([0.0, 0.1, 0.1]), 2, None).plain
     write_outcome(results, metrics, tmp_path, pictures=(n_components, objective_trace))
     assert {p.name for p in tmp_path.iterdir()} == {
-        *("metrics.json", "n_components.csv", "result.h5ad", "markers.csv", "figures", "report.html")
+        *("metrics.json", "n_components.csv", "joins.csv", "result.h5ad", "markers.csv", "figures"),
+        "report.html",
     }
     tried = pd.read_csv(tmp_path / "n_components.csv")
     assert tried["gain"].tolist()[1:] == [2.0, 0.5]
     assert tried["recommended"].tolist() == [False, True, False]
+    assert pd.read_csv(tmp_path / "joins.csv")["n_groups"].tolist() == [2]
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     table = pd.read_csv(tmp_path / "markers.csv", dtype={"gene": str})
     data, markers = small_data(), results.markers

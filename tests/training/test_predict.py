@@ -25,7 +25,8 @@ def fitted():
 
 def prediction(rows):
     column = torch.tensor(rows, dtype=torch.float64)
-    return Prediction(torch.tensor(rows), torch.stack([column, -column], 1), column, column, column)
+    both = torch.stack([column, -column], 1)
+    return Prediction(torch.tensor(rows), both, column, column, column, both)
 
 
 def test_predictions_are_put_back_in_order():

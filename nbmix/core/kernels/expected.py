@@ -1,4 +1,4 @@
-"""The expected log likelihood Q of ``nbmix.core.expected`` with its derivatives, many genes at a time."""
+"""Q of ``nbmix.core.expected_log_likelihood`` with its derivatives, many genes at a time."""
 
 from __future__ import annotations
 

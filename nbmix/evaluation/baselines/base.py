@@ -54,9 +54,8 @@ class Baseline(NamedTuple):
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
 
 
-def find_baselines() -> list[Baseline]:
-    """All at the top of the modules of this package, by module and as they stand there."""
-    package = nbmix.evaluation.baselines
+def find_baselines(package: ModuleType = nbmix.evaluation.baselines) -> list[Baseline]:
+    """All at the top of the modules of a package, by module and as they stand there."""
     modules = [
         importlib.import_module(f"{package.__name__}.{found.name}")
         for found in pkgutil.iter_modules(package.__path__)

@@ -11,7 +11,7 @@ from nbmix.evaluation.plots.cells import (
     posterior_histogram,
     posterior_on_embedding,
 )
-from nbmix.evaluation.plots.fit import held_out_curve, objective_trace
+from nbmix.evaluation.plots.fit import held_out_curve, join_dendrogram, objective_trace
 from nbmix.evaluation.plots.genes import (
     latent_distribution,
     log_mean_differences,
@@ -33,6 +33,7 @@ __all__ = [
     "component_label_table",
     "component_sizes",
     "held_out_curve",
+    "join_dendrogram",
     "latent_distribution",
     "log_likelihood_margins",
     "log_mean_differences",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
@@ -36,6 +37,51 @@ def objective_trace(iterations: Sequence[int], series: Mapping[str, Sequence[flo
     open_frame(axes)
     if series:
         axes.legend(frameon=False, loc="best")
+    return figure
+
+
+def join_dendrogram(
+    joins: Sequence[tuple[Sequence[int], Sequence[int], float, bool]], n_cells: ArrayLike
+) -> Figure:
+    """Components at the left, joined from there to one group at the right, where the separation is.
+
+    Args:
+        joins: components of the two groups, their separation, and whether there is a gap between them, in the
+            order of the joins, at least one. A join that is less separate than one of its parts is drawn
+            where that is.
+        n_cells: (components,) cells of each, written beside it.
+    """
+    counts = np.asarray(n_cells)
+    place = {frozenset([*a, *b]): (list(a), list(b)) for a, b, _, _ in joins}
+
+    def ordered(group: frozenset[int]) -> list[int]:
+        if group not in place:
+            return sorted(group)
+        return [leaf for part in place[group] for leaf in ordered(frozenset(part))]
+
+    leaves = ordered(frozenset([*joins[-1][0], *joins[-1][1]]))
+    figure = new_figure(6.4, 1.4 + 0.26 * len(leaves))
+    axes = figure.add_subplot()
+    at: dict[frozenset[int], tuple[float, float]] = {}  # separation, height
+
+    def start_of(group: Sequence[int]) -> tuple[float, float]:
+        return at.get(frozenset(group), (0.0, float(np.mean([leaves.index(leaf) for leaf in group]))))
+
+    for a, b, separation, has_gap in joins:
+        (x_a, y_a), (x_b, y_b) = start_of(a), start_of(b)
+        x = max(separation, x_a, x_b)
+        color = PALETTE[3] if has_gap else PALETTE[0]
+        axes.plot([x_a, x, x, x_b], [y_a, y_a, y_b, y_b], color=color, linewidth=1.6)
+        at[frozenset([*a, *b])] = (x, (y_a + y_b) / 2)
+    names = [f"{leaf} ({counts[leaf]:,} cells)" for leaf in leaves]
+    axes.set_yticks(range(len(leaves)), names, fontsize="small")
+    axes.set_ylim(len(leaves) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("separation (standard deviations)")
+    shown = (PALETTE[3], "gap"), (PALETTE[0], "no gap")
+    handles = [Line2D([], [], color=color, label=label) for color, label in shown]
+    axes.legend(handles=handles, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    open_frame(axes)
     return figure
 
 

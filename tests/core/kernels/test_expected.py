@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbmix.core.expected import ExpectedLogLikelihood, curvature, slope
+from nbmix.core.expected_log_likelihood import ExpectedLogLikelihood, curvature, slope
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, Components
 from nbmix.core.tables import (
     likelihood_tables,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nbmix.core.expected import ExpectedLogLikelihood
+from nbmix.core.expected_log_likelihood import ExpectedLogLikelihood
 from nbmix.core.m_step import MStepProblem, NewtonMStep, moment_components
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, Components, lowest_log_mean
 from tests.helpers.cases import CASES, Case, a_prior, random_components

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nbmix.core.batch import CellBatch
-from nbmix.core.expected import curvature, slope
+from nbmix.core.expected_log_likelihood import curvature, slope
 from nbmix.core.kernels.blocks import GENES_AT_ONCE
 from nbmix.core.kernels.threads import Helpers, in_threads, over_rows
 from nbmix.core.m_step import NewtonMStep

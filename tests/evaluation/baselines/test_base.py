@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import numpy as np
 import pytest
 
-import nbmix.evaluation.baselines
 from nbmix.errors import InputError
 from nbmix.evaluation.baselines.base import Baseline, find_baselines, require
 from nbmix.evaluation.baselines.topics import topic_weights
@@ -35,15 +35,19 @@ def test_all_are_there_once_and_say_what_they_are():
 
 
 def test_a_new_file_is_a_new_baseline(tmp_path, monkeypatch):
-    (tmp_path / "by_size.py").write_text(NEW)
-    monkeypatch.setattr(
-        nbmix.evaluation.baselines, "__path__", [*nbmix.evaluation.baselines.__path__, str(tmp_path)]
-    )
+    package = tmp_path / "own_baselines"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "by_size.py").write_text(NEW)
+    monkeypatch.syspath_prepend(tmp_path)
+    (found,) = find_baselines(importlib.import_module("own_baselines"))
+    assert (found.name, found.about) == ("by-size", "cells in order of their size factors")
     data = small_data()
-    outcome = by_name()["by-size"].run(data, 3, 0)
+    outcome = found.run(data, 3, 0)
     assert np.bincount(outcome.found).tolist() == [20, 20, 20]
     assert data.size_factors[outcome.found == 0].max() < data.size_factors[outcome.found == 1].min()
-    del sys.modules["nbmix.evaluation.baselines.by_size"]
+    for name in ("own_baselines", "own_baselines.by_size"):
+        del sys.modules[name]
 
 
 def test_a_baseline_runs_its_method():

@@ -70,3 +70,27 @@ def test_held_out_curve_rings_what_is_recommended():
     (axes,) = plots.held_out_curve([1, 2, 3], [-9.0, -3.0, -2.9], recommended=2).axes
     assert axes.get_title(loc="left") == "recommended: 2 components"
     assert dots(axes, -1).tolist() == [[2.0, -3.0]]
+
+
+def test_joins_are_drawn_where_the_separation_is():
+    joins = [
+        ((0,), (2,), 1.5, False),
+        ((3,), (4,), 2.0, False),
+        ((0, 2), (3, 4), 1.0, False),
+        ((0, 2, 3, 4), (1,), 8.0, True),
+    ]
+    figure = plots.join_dendrogram(joins, [50, 40, 30, 20, 1000])
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["0 (50 cells)", "2 (30 cells)", "3 (20 cells)", "4 (1,000 cells)", "1 (40 cells)"]
+    first, second, third, last = axes.lines
+    assert first.get_xdata().tolist() == [0, 1.5, 1.5, 0]
+    assert first.get_ydata().tolist() == [0, 0, 1, 1]
+    assert second.get_xdata().tolist() == [0, 2.0, 2.0, 0]
+    assert third.get_xdata().tolist() == [1.5, 2.0, 2.0, 2.0]  # not left of its parts
+    assert third.get_ydata().tolist() == [0.5, 0.5, 2.5, 2.5]
+    assert last.get_xdata().tolist() == [2.0, 8.0, 8.0, 0]
+    assert to_hex(last.get_color()) != to_hex(first.get_color()) == to_hex(third.get_color())
+    assert legend_texts(axes) == ["gap", "no gap"]
+    assert axes.get_xlabel() == "separation (standard deviations)"
+    assert_drawn(figure)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from nbmix.core.expected import Curvature, ExpectedLogLikelihood, curvature
+from nbmix.core.expected_log_likelihood import Curvature, ExpectedLogLikelihood, curvature
 from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hydra.errors import HydraException
 
-from nbmix.app.search import parse_space, search, suggest
+from nbmix.app.optuna_search import parse_space, search, suggest
 from nbmix.errors import InputError
 from tests.helpers.apart import train
 from tests.helpers.running import configure

@@ -8,7 +8,7 @@ import torch
 from nbmix.core.em_loop import run_em
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
-from nbmix.models.start import START_FOLDS, START_ITERATIONS, start_cells, start_components
+from nbmix.models.start_components import START_FOLDS, START_ITERATIONS, start_cells, start_components
 from nbmix.starts.base import StartState, new_mixture, one_hot, random_responsibilities
 from tests.helpers.running import small_data
 
