@@ -92,7 +92,8 @@ def refuse_other_results(folder: Path, config: DictConfig, earlier: Path) -> Non
     now = _settings(config)
     other = [key for key in {**there, **now} if there.get(key) != now.get(key)]
     if other:
-        example = f" ({other[0]}={there.get(other[0], 'unset')})" if there else ""
+        known = [key for key in other if key in there]  # an earlier version may have had fewer settings
+        example = f" ({known[0]}={there[known[0]]})" if known else f" ({other[0]} was unset)" if there else ""
         raise InputError(
             f"hydra.run.dir={folder}: holds the results of a run with other settings{example}; choose "
             "another folder, or set overwrite=true"

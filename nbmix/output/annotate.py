@@ -61,3 +61,27 @@ def annotate(
     }
     if choice is not None:
         adata.uns[key]["choice"] = choice.table()
+
+
+def own_result(results: Results) -> ad.AnnData:
+    """Counts that are in memory, with what nbmix itself knows of cells and genes, as in result.h5ad.
+
+    Beside the fields of ``add_fields``, all beginning with "nbmix",
+
+        obs["nbmix_held_out"]       whether the cell was held out of the fit
+        obs["nbmix_size_factor"]    its size factor
+        obs["cell_type"]            known labels, where there are any
+    """
+    data = results.data.data
+    own = ad.AnnData(
+        None if data.is_backed else data.counts,
+        obs=pd.DataFrame(index=data.cell_names),
+        var=pd.DataFrame(index=data.gene_names),
+    )
+    add_fields(own, "nbmix", results)
+    own.obs["nbmix_held_out"] = np.isin(np.arange(data.n_cells), results.data.validation_rows)
+    own.obs["nbmix_size_factor"] = data.size_factors
+    if data.labels is not None:
+        names, codes = np.unique(data.labels, return_inverse=True)
+        own.obs["cell_type"] = pd.Categorical.from_codes(codes, names)
+    return own

@@ -18,7 +18,7 @@ from nbmix.core.memory import give_back
 from nbmix.data.whole_file import whole_file, why_unwritable
 from nbmix.errors import in_one_line
 from nbmix.evaluation.plots.style import DPI
-from nbmix.output.annotate import add_fields
+from nbmix.output.annotate import own_result
 from nbmix.output.groups import joins_table
 from nbmix.output.pictures import Draw, title_and_caption
 from nbmix.output.report import TOP_MARKERS, Picture, Report, component_lines
@@ -79,23 +79,6 @@ def write_result(results: Results, path: Path) -> None:
                 "%s: goes without what else the input holds, which cannot be written (%s)", path, reason
             )
             _write_h5ad(own, part)
-
-
-def own_result(results: Results) -> ad.AnnData:
-    """Counts that are in memory, with what nbmix itself knows of cells and genes."""
-    data = results.data.data
-    own = ad.AnnData(
-        None if data.is_backed else data.counts,
-        obs=pd.DataFrame(index=data.cell_names),
-        var=pd.DataFrame(index=data.gene_names),
-    )
-    add_fields(own, "nbmix", results)
-    own.obs["nbmix_held_out"] = np.isin(np.arange(data.n_cells), results.data.validation_rows)
-    own.obs["nbmix_size_factor"] = data.size_factors
-    if data.labels is not None:
-        names, codes = np.unique(data.labels, return_inverse=True)
-        own.obs["cell_type"] = pd.Categorical.from_codes(codes, names)
-    return own
 
 
 def _merged(own: ad.AnnData, given: ad.AnnData) -> ad.AnnData:

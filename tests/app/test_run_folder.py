@@ -43,6 +43,15 @@ def test_a_class_that_has_moved_is_no_other_setting(tmp_path):
         refuse_other_results(tmp_path, configure(folder=tmp_path), earlier)
 
 
+def test_a_setting_that_the_earlier_run_did_not_have(tmp_path):
+    earlier = finished(tmp_path)
+    there = OmegaConf.load(earlier)
+    del there.evaluation.scores
+    OmegaConf.save(there, earlier)
+    with pytest.raises(InputError, match=r"other settings \(evaluation.scores was unset\)"):
+        refuse_other_results(tmp_path, configure(folder=tmp_path), earlier)
+
+
 @pytest.mark.parametrize("settings", [("seed=2",), ("model=amortized",), ("task=predict",)], ids=str)
 def test_other_settings_are_refused(settings, tmp_path):
     earlier = finished(tmp_path, "seed=1")
