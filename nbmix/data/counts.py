@@ -97,3 +97,10 @@ class CountData:
             gene_symbols=None if self.gene_symbols is None else self.gene_symbols[columns],
             annotations=None if self.annotations is None else self.annotations[:, columns],
         )
+
+
+def some_rows(rows: np.ndarray, most: int) -> np.ndarray:
+    """All of them, or a random choice in their order."""
+    if rows.size <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))

@@ -11,14 +11,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nbmix.core.joins import Group, Join, JoinTree, group_probabilities, join_tree
+from nbmix.data.counts import some_rows
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.evaluation.calibration import log_prior_of
 from nbmix.models.base import MixtureModule, Prediction
 
+MOST_CELLS = 100_000  # of a kind of 0.5 % that leaves 500
+
 
 class JoinEvidence(NamedTuple):
     """What cells say of the joins of components that have not seen them; see ``nbmix.core.joins.join_tree``.
+
+    Of a random ``MOST_CELLS`` of them, where there are more.
 
     Attributes:
         log_joint: (cells, K) ln pi_k + ln p(x_i | k), nats.
@@ -40,11 +45,14 @@ class JoinEvidence(NamedTuple):
         is_fit = model.n_genes_missing is None
         if is_fit and cells.unseen_log_likelihood[data.training_rows].isnan().any():
             return None
+        rows = some_rows(np.arange(data.data.n_cells), MOST_CELLS)
         log_weights = log_prior_of(model.mixture, data.data)
-        log_joint = cells.component_log_likelihood.double().numpy() + log_weights
+        if log_weights.ndim == 2:
+            log_weights = log_weights[rows]
+        log_joint = cells.component_log_likelihood[rows].double().numpy() + log_weights
         if not np.isfinite(log_joint).all():
             return None
-        return cls(log_joint, log_weights, data.data.size_factors)
+        return cls(log_joint, log_weights, data.data.size_factors[rows])
 
     def tree(self) -> JoinTree:
         """The joins."""

@@ -15,11 +15,12 @@ import torch
 from matplotlib.figure import Figure
 
 from nbmix.core.likelihood import component_log_likelihood
+from nbmix.data.counts import some_rows
 from nbmix.evaluation import plots
 from nbmix.evaluation.calibration import reliability as reliability_bins
 from nbmix.evaluation.markers import Markers, compare_with_poisson
 from nbmix.evaluation.metrics import match_cells, overlap_table
-from nbmix.output.results import Results, loaded, some_rows
+from nbmix.output.results import Results, loaded
 
 
 class Draw(Protocol):

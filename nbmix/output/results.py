@@ -18,7 +18,7 @@ from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.backed import StreamedBatches
 from nbmix.data.batches import CellBatches
-from nbmix.data.counts import CountData
+from nbmix.data.counts import CountData, some_rows
 from nbmix.data.module import CountsDataModule
 from nbmix.evaluation.calibration import fitted_inverse_temperature, log_prior_of, tempered
 from nbmix.evaluation.embedding import MOST_UMAP_CELLS, Embedding, embed
@@ -176,13 +176,6 @@ def named_markers(results: Results) -> pd.DataFrame:
         symbols = dict(zip(data.gene_names, data.gene_symbols, strict=True))
         table.insert(table.columns.get_loc("gene") + 1, "symbol", table["gene"].map(symbols))
     return table
-
-
-def some_rows(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """All of them, or a random choice in their order."""
-    if rows.size <= most:
-        return rows
-    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
 
 
 def loaded(data: CountData, rows: NDArray[np.int64]) -> CountData:

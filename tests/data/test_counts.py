@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from nbmix.data.counts import CountData
+from nbmix.data.counts import CountData, some_rows
 
 X = np.array([[1, 0, 2], [0, 0, 0], [3, 4, 0], [0, 5, 0]], np.float32)
 CELLS, GENES = np.array(["c0", "c1", "c2", "c3"]), np.array(["g0", "g1", "g2"])
@@ -70,3 +70,12 @@ def test_genes(data):
     assert some.annotations.var["number"].tolist() == [2, 0]
     assert some.size_factors.tolist() == data.size_factors.tolist()
     assert some.empty_cells.tolist() == [False, True, False, True]
+
+
+def test_some_rows_are_all_or_a_choice_in_their_order():
+    rows = np.arange(10, 40)
+    assert some_rows(rows, 30) is rows
+    some = some_rows(rows, 7)
+    assert len(set(some)) == 7 and set(some) < set(rows)
+    assert (np.diff(some) > 0).all()
+    np.testing.assert_array_equal(some, some_rows(rows, 7))

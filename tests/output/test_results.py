@@ -15,7 +15,7 @@ from nbmix.data.read import read_h5ad
 from nbmix.evaluation.embedding import embed
 from nbmix.evaluation.markers import find_markers
 from nbmix.models.amortized import AmortizedMixture
-from nbmix.output.results import Results, named_markers, some_rows
+from nbmix.output.results import Results, named_markers
 from nbmix.starts.random import DirichletStart
 from tests.helpers.results import results_of
 from tests.helpers.running import fit, small_data
@@ -90,15 +90,6 @@ def test_shown_cells_are_in_memory_and_in_the_plane(results):
     np.testing.assert_array_equal(
         pca.embedding.coordinates, embed(data.counts, data.size_factors, max_umap_cells=0).coordinates
     )
-
-
-def test_some_rows_are_all_or_a_choice_in_their_order():
-    rows = np.arange(10, 40)
-    assert some_rows(rows, 30) is rows
-    some = some_rows(rows, 7)
-    assert len(set(some)) == 7 and set(some) < set(rows)
-    assert (np.diff(some) > 0).all()
-    np.testing.assert_array_equal(some, some_rows(rows, 7))
 
 
 def test_named_markers_have_symbols_beside_the_names_where_there_are_any(results):
