@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 import common
+import sources
 
 SHOWN = (
     ("ln p(x | k), nats", "value"),
@@ -33,7 +34,7 @@ FORMS = {
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The one measurement, or the making of its data."""
     if name == "build":
-        return common.build_large(arguments)
+        return sources.build_large(arguments)
     import numpy as np
     import torch
 
@@ -42,7 +43,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from nbmix.core.likelihood import component_log_likelihood, dense_component_log_likelihood
     from nbmix.core.tables import batch_log_likelihood, likelihood_tables
 
-    data, _ = common.read_large(arguments)
+    data, _ = sources.read_large(arguments)
     components = fitted(data, arguments)
 
     def by_products(rows: Any, dtype: Any) -> Any:
@@ -74,7 +75,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             exact = dense_component_log_likelihood(counts, sizes, *components)
             for name_, dtype in (("float64_dense", torch.float64), ("float32_dense", torch.float32)):
                 differences.add(name_, by_products(part, dtype), exact)
-    return {"forms": differences.summary(), "dense_cells": n_dense, "data": common.describe(data)}
+    return {"forms": differences.summary(), "dense_cells": n_dense, "data": sources.describe(data)}
 
 
 def fitted(data: Any, arguments: argparse.Namespace) -> Any:
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--dense-cells", type=int, default=256, help="compared with the dense form")
     arguments = parser.parse_args()
     if arguments.measure is None:
-        common.ensure_large(arguments)
+        sources.ensure_large(arguments)
     results = common.run_all(["accuracy"], measure, arguments)
     if results is None:
         return

@@ -25,6 +25,7 @@ import sys
 from typing import Any
 
 import common
+import sources
 
 N_GENES, DENSITY = 13705, 0.040  # mix4 of pbmc_facs, for the simulation
 EM_NAMES = {"em_dense": "EM, dense", "em_ours": "EM, nbmix"}
@@ -41,7 +42,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         data = read(max(arguments.batch_sizes), arguments)
         steps = (amortized_dense if kind == "amortized_dense" else amortized_ours)(data, int(size), arguments)
         measured = steps | {"batch_size": int(size)}
-    return measured | {"data": common.describe(data)}
+    return measured | {"data": sources.describe(data)}
 
 
 def read(n_cells: int, arguments: argparse.Namespace) -> Any:
@@ -49,7 +50,7 @@ def read(n_cells: int, arguments: argparse.Namespace) -> Any:
     from nbmix.data.read import read_h5ad
 
     if arguments.data is None:
-        return common.simulated(n_cells, N_GENES, arguments.components, density=DENSITY, seed=arguments.seed)
+        return sources.simulated(n_cells, N_GENES, arguments.components, density=DENSITY, seed=arguments.seed)
     return read_h5ad(arguments.data, populations=common.MIX4, subsample=n_cells, seed=arguments.seed)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import sources
 
 EM_FACTORS = ("cells", "genes", "components", "density")
 FACTORS = (*EM_FACTORS, "batch")
@@ -52,11 +53,11 @@ def points(arguments: argparse.Namespace) -> dict[str, list[str]]:
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One point, in the process that it has to itself."""
     sizes = json.loads(name)
-    data = common.simulated(
+    data = sources.simulated(
         sizes["cells"], sizes["genes"], sizes["components"], density=sizes["density"], seed=arguments.seed
     )
     measured = (measure_batch if "batch" in sizes else measure_em)(data, sizes, arguments)
-    return measured | {"sizes": sizes, "data": common.describe(data)}
+    return measured | {"sizes": sizes, "data": sources.describe(data)}
 
 
 def measure_em(data: Any, sizes: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:

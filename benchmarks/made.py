@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import anndata as ad
-import common
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import sources
 
 import nbmix
 from nbmix.data.zheng import MIXTURES
@@ -95,7 +95,7 @@ def with_counts(adata: ad.AnnData, counts: sp.csr_matrix, **obs: np.ndarray) -> 
 
 def many(data_dir: Path) -> ad.AnnData:
     """N_MANY cells of the ten sorted populations, each the sum of two half-thinned cells of one of them."""
-    data = common.large_counts(data_dir / "pbmc_facs.h5ad", N_MANY)
+    data = sources.large_counts(data_dir / "pbmc_facs.h5ad", N_MANY)
     assert data.labels is not None
     return labelled(data.counts, data.labels)
 

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import sources
 
 MEASUREMENTS = (
     "product",
@@ -54,12 +55,12 @@ GROUPS = {"iteration": ("plain", "crossfit"), "amortized": ("amortized_epoch", "
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One measurement, in the process that it has to itself."""
     if name == "build":
-        return common.build_large(arguments)
+        return sources.build_large(arguments)
     if name in ("command", "amortized_epoch", "amortized_fit"):
         return measure_command(name, arguments)
     if name == "scanpy":
         return measure_scanpy(arguments)
-    data, reading = common.read_large(arguments)
+    data, reading = sources.read_large(arguments)
     if name == "product":
         measured = measure_product(data, arguments)
     elif name == "bandwidth":
@@ -68,7 +69,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         measured = measure_fit(data, arguments)
     else:
         measured = measure_iteration(data, name == "crossfit", arguments)
-    return measured | {"read_seconds": reading, "data": common.describe(data)}
+    return measured | {"read_seconds": reading, "data": sources.describe(data)}
 
 
 def measure_product(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -184,7 +185,12 @@ def measure_command(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="nbmix-benchmarks-") as folder:
         record = Path(folder) / "clock.json"
         command = [
-            *(sys.executable, "train.py", "data=h5ad", f"data.path={common.large_path(arguments).resolve()}"),
+            *(
+                sys.executable,
+                "train.py",
+                "data=h5ad",
+                f"data.path={sources.large_path(arguments).resolve()}",
+            ),
             *("model=em" if name == "command" else "model=amortized",),
             *(f"model.n_components={arguments.components}", f"seed={arguments.seed}"),
             *("evaluation.max_umap_cells=0", "logger=csv", f"hydra.run.dir={folder}/run"),
@@ -230,7 +236,7 @@ def measure_scanpy(arguments: argparse.Namespace) -> dict[str, Any]:
     from sklearn.metrics import adjusted_rand_score
 
     began = time.perf_counter()
-    adata = ad.read_h5ad(common.large_path(arguments))
+    adata = ad.read_h5ad(sources.large_path(arguments))
     reading = time.perf_counter() - began
     began = time.perf_counter()
     # below 8,192 cells scanpy finds neighbours by a way that needs no compiling
@@ -357,7 +363,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.measure is None:
-        common.ensure_large(arguments)
+        sources.ensure_large(arguments)
     chosen = [part for name in arguments.only for part in GROUPS.get(name, (name,))]
     results = common.run_all([m for m in MEASUREMENTS if m in chosen], measure, arguments)
     if results is None:

@@ -127,7 +127,7 @@ def _growing(group: h5py.Group, name: str, kind: str) -> h5py.Dataset:
 def simulated_blocks(
     codes: np.ndarray, n_genes: int, n_components: int, density: float, generator: np.random.Generator
 ) -> Iterator[tuple[int, sp.csr_matrix]]:
-    """Blocks of cells of the given components, and where each begins; drawn as ``common.simulated`` does."""
+    """Blocks of cells of the given components, and where each begins; drawn as ``sources.simulated`` does."""
     import numpy as np
     import scipy.optimize
     import scipy.sparse as sp

@@ -118,6 +118,27 @@ def read_zheng(
             subsample=subsample,
             seed=seed,
         )
+    where, adata = _populations(populations, cache_dir, url)
+    adata = pick_cells(
+        adata, where=where, label_key=label_key, populations=None, subsample=subsample, seed=seed
+    )
+    return make_count_data(
+        adata,
+        where=where,
+        label_key=label_key,
+        layer=layer,
+        size_factor_key=size_factor_key,
+        prior_key=prior_key,
+        gene_symbol_key=gene_symbol_key,
+        min_counts=min_counts,
+        annotate=True,
+    )
+
+
+def _populations(
+    populations: Sequence[str] | str, cache_dir: str | os.PathLike[str] | None, url: str
+) -> tuple[str, ad.AnnData]:
+    """The cells of the archives of some populations, one population after the other; what they are called."""
     names = list(dict.fromkeys([populations] if isinstance(populations, str) else populations))
     if not names or not set(names) <= set(POPULATIONS):
         unknown = ", ".join(str(name) for name in names if name not in POPULATIONS) or "(empty)"
@@ -151,20 +172,7 @@ def read_zheng(
         ),
         var=libraries[0].features,
     )
-    adata = pick_cells(
-        adata, where=where, label_key=label_key, populations=None, subsample=subsample, seed=seed
-    )
-    return make_count_data(
-        adata,
-        where=where,
-        label_key=label_key,
-        layer=layer,
-        size_factor_key=size_factor_key,
-        prior_key=prior_key,
-        gene_symbol_key=gene_symbol_key,
-        min_counts=min_counts,
-        annotate=True,
-    )
+    return where, adata
 
 
 def _load(cache: Path, url: str) -> Library:

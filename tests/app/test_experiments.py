@@ -29,7 +29,9 @@ def together(values):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_composes(name):
-    OmegaConf.to_container(configure(f"experiment={name}"), resolve=True, throw_on_missing=True)
+    whole = OmegaConf.to_container(configure(f"experiment={name}"), resolve=True, throw_on_missing=True)
+    assert whole["task"] == "fit"
+    assert {"data", "model", "start", "trainer"} <= whole.keys()
 
 
 def test_experiments_choose_their_groups():

@@ -20,9 +20,15 @@ def finished(folder, *settings):
     return folder / ".hydra/config.yaml"
 
 
+def contents(folder):
+    """What is still there where nothing is refused: a look changes nothing."""
+    return sorted(path.name for path in folder.rglob("*"))
+
+
 def test_the_same_settings_may_run_again(tmp_path):
     earlier = finished(tmp_path, "seed=1")
     refuse_other_results(tmp_path, configure("seed=1", folder=tmp_path), earlier)
+    assert contents(tmp_path) == [".hydra", "config.yaml", "metrics.json"]
 
 
 def test_a_class_that_has_moved_is_no_other_setting(tmp_path):
@@ -57,6 +63,7 @@ def test_other_settings_are_refused(settings, tmp_path):
 def test_other_settings_that_are_meant(more, tmp_path):
     earlier = finished(tmp_path, "seed=1")
     refuse_other_results(tmp_path, configure("seed=2", more.format(tmp_path), folder=tmp_path), earlier)
+    assert contents(tmp_path) == [".hydra", "config.yaml", "metrics.json"]
 
 
 def test_new_cells_are_not_written_over_the_fit_that_they_are_given_to(tmp_path):
@@ -70,6 +77,7 @@ def test_what_is_not_finished_may_be_begun_anew(tmp_path):
     earlier = finished(tmp_path, "seed=1")
     (tmp_path / "metrics.json").unlink()
     refuse_other_results(tmp_path, configure("seed=2", folder=tmp_path), earlier)
+    assert contents(tmp_path) == [".hydra", "config.yaml"]
 
 
 def test_results_without_settings_are_kept(tmp_path):

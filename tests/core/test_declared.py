@@ -94,7 +94,8 @@ def test_calls_go_through_unchanged():
     ],
 )  # fmt: skip
 def test_values_that_are_taken(setting):
-    Start(**setting)
+    (name,) = setting
+    assert getattr(Start(**setting), name) is setting[name]
 
 
 @pytest.mark.parametrize(
