@@ -29,7 +29,7 @@ class Watch(pl.Callback):
         self.begun.append(model.has_begun)
 
     def on_train_end(self, trainer, model):
-        self.checkpoint = {model.kind: {}}
+        self.checkpoint = {"state_dict": model.state_dict()}  # as Lightning begins it
         model.on_save_checkpoint(self.checkpoint)
         self.progress = model.objective, model.n_iterations
         model.objective, model.n_iterations = [], 0
