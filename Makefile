@@ -9,7 +9,7 @@ run: $(VENV)/.run ## fit the default simulated data; the last line says where th
 	$(VENV)/bin/python train.py
 
 test: $(VENV)/.test ## all tests, on two cores; those that need a GPU skip themselves where there is none
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

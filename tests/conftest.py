@@ -22,3 +22,8 @@ def problem() -> Problem:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The notebooks first: they take longest of all files, and another process has the rest meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")

@@ -49,6 +49,7 @@ def test_run_folder(finished):
         "metrics.json",
         "result.h5ad",
         "markers.csv",
+        "joins.csv",
         "report.html",
         "checkpoints",
         "figures",
