@@ -214,7 +214,7 @@ def ours(cfg: DictConfig, method: str, clock: common.Clock, n_groups: int) -> Fo
 def joined(results: Results, n_groups: int, clock: common.Clock) -> Found:
     """The components of a fit joined to ``n_groups``, and beside it to as many as have gaps between them."""
     q, labels = results.responsibilities, results.data.data.labels
-    with clock("run"):
+    with clock("run", add=True):
         tree = results.joins
     assert tree is not None  # folds are those of the default
     posterior = group_probabilities(q, tree.groups(min(n_groups, tree.most_groups)))
