@@ -35,7 +35,7 @@ from nbmix.errors import InputError
 
 Group = tuple[int, ...]
 
-GAP_LEVEL = 0.01  # the usual level of a test of many pairs; none was chosen by its scores
+GAP_LEVEL = 0.01  # a usual level; others were tried, see benchmarks/RESULTS.md
 
 N_NEIGHBOURS = 15  # of a cell; 10 to 30 make no difference
 
