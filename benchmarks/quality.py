@@ -8,16 +8,17 @@ DATA holds pbmc_facs.h5ad (sorted populations of Zheng et al. 2017 in obs["cell_
 al. 2019) cellbench_3cl_dropseq, cellbench_5cl_celseq2 and cellbench_rnamix_celseq2, and pbmc3k_annot,
 kang_ctrl_12k and worm_neuron_sci; a data set whose file is missing is skipped. "made" are those of made.py.
 
-All methods are given the true number of components but leiden and em-auto, and none the labels but
-em-from-labels, which asks what the model itself prefers. em-joined fits twice as many components, or six
-more, and joins them to the true number. ``ours`` are fits as train.py makes them, without pictures and
+All methods are given the true number of groups but leiden and em-auto, and none the labels but
+em-from-labels, which asks what the model itself prefers. em-unjoined has one component for each group.
+``ours`` are fits as train.py makes them, without pictures and
 report; ``ablations`` leave out one ingredient of em each; ``peers`` are those of baselines.py.
 
     ARI, NMI, accuracy  of all cells, each in its most probable component; accuracy matches components with
                         labels one to one. "lowest" is the lowest ARI of the seeds
     least recall        share of a label's cells in its component, of the label that fares worst
-    found               components, or communities, with cells
-    with gaps           groups of em-joined when it joins whatever has no gap between it, and their ARI
+    found               groups, or communities, with cells
+    fitted              components that groups were joined from
+    with gaps           groups when whatever has no gap between it is joined, and their ARI
     log loss            nats a cell of the matched component, all cells
     held-out            log likelihood, nats a cell, of a tenth of the cells that no part of the fit has seen.
                         The seed chooses the cells, so compare methods by "- em", the difference at each seed
@@ -69,7 +70,6 @@ from nbmix.evaluation.metrics import clustering_metrics, match_cells
 from nbmix.output.results import Results
 from nbmix.output.scores import score
 from nbmix.output.writing import write_json
-from nbmix.training.predict import predict
 
 NINE = ",".join(name for name in POPULATIONS if name != "cd34")  # which is impure
 
@@ -102,6 +102,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "em-plain": ("model.folds=1", "model.pseudo_cells=0", "start=dirichlet"),
 }
 ABLATIONS = {
+    "em-unjoined": ("model.components_per_group=1",),
     "em-no-axis": ("start.n_axes=0",),
     "em-no-surplus": ("start.surplus=0",),
     "em-two-starts": ("start.n_starts=2",),
@@ -113,14 +114,12 @@ ABLATIONS = {
 OTHERS = {
     "em-auto": ("model.n_components=auto",),
     "em-from-labels": ("start=labels",),
-    "em-joined": (),
 }
 PEERS = ("leiden", "leiden-k", "kmeans", "gmm", "topics")
 SETTINGS = OURS | ABLATIONS | OTHERS
 GROUPS = {"ours": tuple(OURS), "ablations": tuple(ABLATIONS), "others": tuple(OTHERS), "peers": PEERS}
 METHODS = tuple(method for methods in GROUPS.values() for method in methods)
 SCORES = ("ari", "nmi", "accuracy", "log_loss")
-LEAST_SURPLUS = 6  # components of em-joined beyond the groups
 WARM_UP = ("data=sim", "data.n_cells=60", "data.n_genes=80", "model.n_components=2", "trainer.max_epochs=2")
 
 
@@ -137,10 +136,11 @@ class Found(NamedTuple):
 
 def settings_of(data: DataSet, method: str, folder: Path) -> tuple[str, ...]:
     """The arguments that train.py would get; of a peer, those that read its data."""
-    n_components = data.n_components
-    if method == "em-joined":
-        n_components = max(2 * n_components, n_components + LEAST_SURPLUS)
-    where = (*data.settings, f"data.path={folder / data.file}.h5ad", f"model.n_components={n_components}")
+    where = (
+        *data.settings,
+        f"data.path={folder / data.file}.h5ad",
+        f"model.n_components={data.n_components}",
+    )
     return (*where, *SETTINGS.get(method, ()))
 
 
@@ -150,14 +150,13 @@ def configure(settings: Iterable[str], folder: str) -> DictConfig:
         return compose("config", overrides=[*settings, "logger=csv", f"output_dir={folder}"])
 
 
-def measure(method: str, settings: tuple[str, ...], seed: int, n_groups: int) -> dict[str, Any]:
+def measure(method: str, settings: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Run one method on one data set: scores, seconds, and warnings; or an error in their place.
 
     Args:
         method: its name.
         settings: arguments of train.py.
         seed: of the run.
-        n_groups: that em-joined makes.
     """
     log = _Messages(logging.WARNING)
     logging.getLogger().addHandler(log)
@@ -166,7 +165,7 @@ def measure(method: str, settings: tuple[str, ...], seed: int, n_groups: int) ->
         with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("always")
             cfg = configure((*settings, f"seed={seed}"), folder)
-            found = (ours if method in SETTINGS else peer)(cfg, method, clock, n_groups)
+            found = (ours if method in SETTINGS else peer)(cfg, method, clock)
         row = scores(found) | found.said
         row |= {"cpu_seconds": clock.cpu_seconds("run"), "seconds": clock.seconds("run")}
     except Exception as error:  # others are still to be measured
@@ -188,18 +187,22 @@ class _Messages(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def ours(cfg: DictConfig, method: str, clock: common.Clock, n_groups: int) -> Found:
+def ours(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
     """Fit and predict as ``nbmix.app.run`` does; only scalars are written, to a folder that is deleted."""
     pl.seed_everything(cfg.seed, verbose=False)
     trainer = instantiate(cfg.trainer, enable_checkpointing=False)
     with clock("run"):
-        module, model, _ = fit_from_config(cfg, trainer)
-        cells = predict(trainer, model, module)
-    results = Results(module, model, cells, {})
-    if method == "em-joined":
-        return joined(results, n_groups, clock)
+        module, model, cells = fit_from_config(cfg, trainer)
+    results = Results(module, model, cells)
     metrics, rows, q = score(results), module.validation_rows, results.responsibilities
-    kept = ("n_components", "log_likelihood", "heldout_log_likelihood", "crossfit_log_likelihood")
+    kept = (
+        "n_components",
+        "n_components_fitted",
+        "n_groups_with_gaps",
+        "log_likelihood",
+        "heldout_log_likelihood",
+        "crossfit_log_likelihood",
+    )
     kept += ("n_iterations", "converged", "inverse_temperature", "ece")
     said = {name: metrics[name] for name in kept if name in metrics}
     if module.data.labels is not None and rows.size:
@@ -208,24 +211,13 @@ def ours(cfg: DictConfig, method: str, clock: common.Clock, n_groups: int) -> Fo
         if results.inverse_temperature is not None:
             tempered = expected_calibration_error(results.probabilities[rows], correct)
             said |= {"ece_heldout_tempered": tempered, "log_loss_tempered": metrics["log_loss_tempered"]}
+    if module.data.labels is not None and (tree := results.joins) is not None:
+        with_gaps = group_probabilities(results.of_components, tree.groups(tree.n_with_gaps))
+        said["ari_with_gaps"] = adjusted_rand_score(module.data.labels, with_gaps.argmax(1))
     return Found(module.data, q, said)
 
 
-def joined(results: Results, n_groups: int, clock: common.Clock) -> Found:
-    """The components of a fit joined to ``n_groups``, and beside it to as many as have gaps between them."""
-    q, labels = results.responsibilities, results.data.data.labels
-    with clock("run", add=True):
-        tree = results.joins
-    assert tree is not None  # folds are those of the default
-    posterior = group_probabilities(q, tree.groups(min(n_groups, tree.most_groups)))
-    said: dict[str, Any] = {"n_components": q.shape[1], "n_groups_with_gaps": tree.n_with_gaps}
-    if labels is not None:
-        with_gaps = group_probabilities(q, tree.groups(tree.n_with_gaps)).argmax(1)
-        said["ari_with_gaps"] = adjusted_rand_score(labels, with_gaps)
-    return Found(results.data.data, posterior, said)
-
-
-def peer(cfg: DictConfig, method: str, clock: common.Clock, n_groups: int) -> Found:
+def peer(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
     """A method of baselines.py on the same cells and genes."""
     with clock("run"):
         data = instantiate(cfg.data).data
@@ -284,7 +276,7 @@ def warm_up(methods: Sequence[str]) -> None:
     """Imports, and what numba compiles, by small fits that are not kept."""
     own = {"amortized", *PEERS}  # all others run what em does
     for method in sorted({method if method in own else "em" for method in methods}):
-        row = measure(method, (*WARM_UP, *SETTINGS.get(method, ())), 0, 2)
+        row = measure(method, (*WARM_UP, *SETTINGS.get(method, ())), 0)
         if "error" in row:
             sys.exit(f"{method}: {row['error']}")
 
@@ -299,7 +291,7 @@ def run_all(record: Record, chosen: dict[str, DataSet], methods: Sequence[str], 
                 if record.holds(name, method, seed):
                     continue
                 settings = settings_of(data, method, folder)
-                row = measure(method, settings, seed, data.n_components)
+                row = measure(method, settings, seed)
                 # where the data lie is a matter of this machine
                 told = [part.replace(f"{folder}/", "") for part in settings]
                 run = {"data": name, "method": method, "seed": seed, "settings": told, "code": code}
@@ -339,6 +331,7 @@ COLUMNS: dict[str, tuple[str, int]] = {  # title -> name in a row, digits
     "accuracy": ("accuracy", 3),
     "least recall": ("least_recall", 2),
     "found": ("n_found", 1),
+    "fitted": ("n_components_fitted", 1),
     "with gaps": ("n_groups_with_gaps", 1),
     "its ARI": ("ari_with_gaps", 3),
     "log loss": ("log_loss", 2),

@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nbmix.core.declared import check_value, declared
 from nbmix.core.em_loop import StoppingRule
-from nbmix.core.joins import JoinTree, group_probabilities
+from nbmix.core.joins import Group, JoinTree, group_components, group_log_joint, group_probabilities
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.checkpoint import Checkpoint
@@ -38,14 +38,14 @@ from nbmix.data.simulate import draw_counts
 from nbmix.errors import InputError
 from nbmix.models.base import Prediction
 from nbmix.output.annotate import annotate
-from nbmix.output.groups import JoinEvidence, joins_table
+from nbmix.output.groups import joins_table
 from nbmix.output.results import Results
 from nbmix.starts.base import Start
 from nbmix.starts.choice import Choice
 from nbmix.starts.clusters import LabelsStart
 from nbmix.training.arguments import given, model_of, models_in_python, plain, seed_of, start_of
 from nbmix.training.fit import Fitted, ModelSpec, fit
-from nbmix.training.predict import predict, predict_here, restore_for
+from nbmix.training.predict import predict_here, restore_for
 from nbmix.training.provenance import provenance
 from nbmix.training.saved_fit import Progress, SavedFit, checkpoint_of, load_fit, save_fit
 from nbmix.training.trainer import build_trainer, embedded
@@ -56,7 +56,10 @@ RENAMED = {"tolerance": "tol"}  # settings of the models that have another name 
 class NBMixture(ClusterMixin, BaseEstimator):
     """Mixture of negative binomials for raw counts, fitted by EM or by amortized inference.
 
-        x_ij | z_i = k ~ NB(mean s_i mu_kj, inverse dispersion r_kj),    z_i ~ Categorical(pi)
+    The mixture has more components than the K groups that are asked for; components between which cells show
+    no gap are joined, and a group is the weighted sum of its components:
+
+        x_ij | z_i = c ~ NB(mean s_i mu_cj, inverse dispersion r_cj),    z_i ~ Categorical(pi)
 
     All cells are fitted: nothing is held out, other than what cross-fitting keeps from each fold's copy.
     The same ``random_state`` gives the same bits on the same machine and number of threads.
@@ -67,7 +70,11 @@ class NBMixture(ClusterMixin, BaseEstimator):
     genes are in the order of the fit.
 
     Args:
-        n_components: K; or "auto", or a range such as "2-10", to have it chosen: ``n_components_``.
+        n_components: K, the number of groups; or "auto", or a range such as "2-10", for as many as have gaps
+            between them: ``n_components_``.
+        components_per_group: components that are fitted for each group, on average, and then joined where
+            cells show no gap; "auto" fits max(2 K, K + 6) of them, 1 makes each group one component. They
+            are not joined where folds = 1, where weights are given, and where ``start`` brings components.
         model: "em" or "amortized".
         start: "random", "kmeans", "topics", "labels", "subsample", "dirichlet" or "first_batch", or an
             object of ``nbmix.starts`` with settings of its own; default "random" for EM, else "subsample".
@@ -86,13 +93,15 @@ class NBMixture(ClusterMixin, BaseEstimator):
 
     Attributes:
         n_components_: K.
-        choice_: where K was left open, a row for each candidate: log likelihood of the search on cells that
-            it has not seen, its gain over one component less with standard error, and whether it was taken:
-            the elbow. It is worth a look, for there may be several. Else None.
-        weights_: (K,) pi; of the copy of the components that is fitted to all cells, as the next two.
-            1 / K where it is uniform, or given for each cell.
+        choice_: where K was left open and components are not joined, a row for each candidate: log
+            likelihood of the search on cells that it has not seen, its gain over one component less with
+            standard error, and whether it was taken: the elbow. It is worth a look, for there may be several.
+            Else None.
+        weights_: (K,) pi of each group; of the copy of the components that is fitted to all cells, as the
+            next two. 1 / K where each group is one component and it is uniform, or given for each cell.
         log_mean_: (K, genes) ln mu, per unit of size factor; NaN for genes that take no part.
-        log_inv_disp_: (K, genes) ln r.
+        log_inv_disp_: (K, genes) ln r; of a group of several components r and mu are those of the Gamma with
+            its mean and variance.
         responsibilities_: (cells, K) of the cells of the fit. Where folds > 1 a cell's come from
             components that have not seen it; ``predict_proba`` of the same cell may differ.
         labels_: (cells,) the component of the largest responsibility.
@@ -116,12 +125,14 @@ class NBMixture(ClusterMixin, BaseEstimator):
     """
 
     _joins: JoinTree | None
-    _evidence: JoinEvidence | None  # from which joins are made, once they are asked for
+    _groups: tuple[Group, ...]
+    _of_components: np.ndarray | None  # (cells, C) responsibilities of the fit
 
     def __init__(
         self,
         n_components: int | str = MixtureSettings.n_components,
         *,
+        components_per_group: float | str = "auto",
         model: str = "em",
         start: str | Start | None = None,
         folds: int = MixtureSettings.folds,
@@ -137,6 +148,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.n_components = n_components
+        self.components_per_group = components_per_group
         self.model = model
         self.start = start
         self.folds = folds
@@ -212,12 +224,12 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> float(mixture.predict_proba(cells.counts).sum().round(6))
         200.0
         """
-        return self._predict(X, size_factors).responsibilities.numpy()
+        return group_probabilities(self._predict(X, size_factors).responsibilities.numpy(), self._groups)
 
     @property
     def joins_(self) -> pd.DataFrame | None:
-        tree = self._join_tree()
-        return None if tree is None else joins_table(tree)
+        check_is_fitted(self, "weights_")
+        return None if self._joins is None else joins_table(self._joins)
 
     def cut(self, n_groups: int, X: Any = None, *, size_factors: ArrayLike | None = None) -> np.ndarray:
         """Probabilities (cells, n_groups) of groups that components are joined to; 0 is the largest group.
@@ -236,15 +248,18 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> mixture.cut(2).shape, mixture.cut(2, cells.counts[:5]).shape
         ((300, 2), (5, 2))
         """
-        tree = self._join_tree()
-        if tree is None:
+        check_is_fitted(self, "weights_")
+        if self._joins is None:
             raise InputError(
                 "cut: this fit has no joins of components; fit with model='em' and folds of 2 or more"
             )
-        groups = tree.groups(n_groups)
-        if X is None and not hasattr(self, "responsibilities_"):
+        groups = self._joins.groups(n_groups)
+        if X is not None:
+            q = self._predict(X, size_factors).responsibilities.numpy()
+        elif self._of_components is not None:
+            q = self._of_components
+        else:
             raise InputError("cut: a mixture that was loaded does not know the cells of its fit; give X")
-        q = self.responsibilities_ if X is None else self.predict_proba(X, size_factors=size_factors)
         return group_probabilities(q, groups)
 
     def score_samples(self, X: Any, *, size_factors: ArrayLike | None = None) -> np.ndarray:
@@ -273,7 +288,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
         return float(self.score_samples(X, size_factors=size_factors).mean())
 
     def bic(self, X: Any, *, size_factors: ArrayLike | None = None) -> float:
-        """-2 ln p(X) + (2 K genes + K - 1) ln n, without K - 1 unless pi is learned (Schwarz 1978).
+        """-2 ln p(X) + (2 C genes + C - 1) ln n for C components (Schwarz 1978).
+
+        C - 1 is left out unless pi is learned.
 
         It counts every mean and dispersion as a free number, which they are not under the prior that
         ``pseudo_cells="auto"`` learns, so that it favours few components: ``score`` on held-out cells is
@@ -286,9 +303,10 @@ class NBMixture(ClusterMixin, BaseEstimator):
         True
         """
         log_likelihood = self.score_samples(X, size_factors=size_factors)
-        n_free = 2 * int(np.isfinite(self.log_mean_).sum())
+        components = self._fitted.components
+        n_free = 2 * components.log_mean.numel()
         if self.weights == "learned":
-            n_free += len(self.weights_) - 1
+            n_free += len(components.log_mean) - 1
         return float(-2 * log_likelihood.sum() + n_free * np.log(len(log_likelihood)))
 
     def sample(
@@ -316,11 +334,18 @@ class NBMixture(ClusterMixin, BaseEstimator):
         if n_samples < 1:
             raise InputError(f"n_samples={n_samples}: must be 1 or more")
         generator = np.random.default_rng(seed_of(self.random_state))
-        pi = self.weights_ / self.weights_.sum()
+        pi = self._fitted.log_weights.exp().numpy()
+        pi = pi / pi.sum()
         drawn = generator.permutation(np.sort(generator.choice(len(pi), n_samples, p=pi)))
         sizes = self._fitted.median_size_factor if size_factors is None else size_factors
-        components = self.log_mean_, self.log_inv_disp_
-        return draw_counts(drawn, each_cell(sizes, n_samples), *components, generator), drawn
+        components = [np.full((len(pi), self.n_features_in_), np.nan) for _ in range(2)]
+        for of_all, values in zip(components, self._fitted.components, strict=True):
+            of_all[:, self._taking_part] = values.numpy()
+        group_of = np.empty(len(pi), dtype=np.int64)
+        for number, group in enumerate(self._groups):
+            group_of[list(group)] = number
+        counts = draw_counts(drawn, each_cell(sizes, n_samples), components[0], components[1], generator)
+        return counts, group_of[drawn]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, which ``load``, ``train.py task=predict`` and ``start=checkpoint`` read.
@@ -345,7 +370,6 @@ class NBMixture(ClusterMixin, BaseEstimator):
             "genes": self._taking_part.tolist(),
             "n_genes": self.n_features_in_,
             "gene_names": None if names is None else names.tolist(),
-            "joins": None if (tree := self._join_tree()) is None else tree.plain(),
         }
         progress = Progress(self.lower_bounds_.tolist(), self.n_iter_, self.converged_)
         save_fit(Path(path), SavedFit(self._fitted, progress, own))
@@ -379,20 +403,12 @@ class NBMixture(ClusterMixin, BaseEstimator):
         if (names := own.get("gene_names", fitted.gene_names)) is not None:
             mixture.feature_names_in_ = np.asarray(names, dtype=object)
         mixture._take(fitted, progress, np.asarray(own.get("genes", np.arange(n_genes))))
-        if (joins := own.get("joins")) is not None:
-            mixture._joins = JoinTree.of(joins)
         return mixture
 
-    def _join_tree(self) -> JoinTree | None:
-        """Made when it is asked for, and kept."""
-        check_is_fitted(self, "weights_")
-        if self._joins is None and self._evidence is not None:
-            self._joins = self._evidence.tree()
-        return self._joins
-
-    def _fit(self, X: Any, y: Any, size_factors: ArrayLike | None) -> tuple[Fitted, Prediction]:
+    def _fit(self, X: Any, y: Any, size_factors: ArrayLike | None) -> Fitted:
         arguments = {
             "n_components": self.n_components,
+            "components_per_group": self.components_per_group,
             "folds": self.folds,
             "pseudo_cells": self.pseudo_cells,
             "weights": self.weights,
@@ -417,42 +433,46 @@ class NBMixture(ClusterMixin, BaseEstimator):
             seed=seed,
             **kind.batch_settings(settings),
         )
-        spec = ModelSpec(
-            lambda names, k: kind(names, **settings | {"n_components": k}),
-            settings["n_components"],
-            self.weights,
-        )
+        spec = ModelSpec(kind, settings, lambda names, size: kind(names, **settings | size))
         with torch.random.fork_rng(devices=[]), embedded():  # encoder and loaders draw from torch's generator
             torch.manual_seed(seed)
             trainer = build_trainer(max_epochs=max_iter, enable_checkpointing=False, alone=True)
             fitted = fit(spec, start, cells, trainer, seed=seed)
-            found = predict(trainer, fitted.model, cells)
-        module = fitted.model
+        _, module, found = fitted
         self._take(checkpoint_of(module, cells), Progress.of(module), taking_part)
-        self.responsibilities_ = found.responsibilities.numpy()
+        self._of_components = found.responsibilities.numpy()
+        self.responsibilities_ = group_probabilities(self._of_components, self._groups)
         self.labels_ = self.responsibilities_.argmax(1)
         self.log_likelihoods_ = found.log_likelihood.numpy()
-        self._evidence = JoinEvidence.of(cells, module, found)
         if module.converged is False:
             warnings.warn(
                 f"EM has not converged in max_iter={max_iter} iterations: raise max_iter, or tol",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        return fitted, found
+        return fitted
 
     def _take(self, fitted: Checkpoint, progress: Progress, taking_part: np.ndarray) -> None:
         """Keep a fit of the genes at positions ``taking_part``."""
         self._fitted, self._taking_part = fitted, taking_part
-        components = fitted.components
-        shape = (components.log_mean.shape[0], self.n_features_in_)
+        components, log_weights = fitted.components, fitted.log_weights.numpy()
+        joined = fitted.groups
+        self._joins = None if joined is None else JoinTree.of(joined["tree"])
+        self._groups = (
+            tuple((c,) for c in range(len(log_weights)))
+            if joined is None
+            else tuple(tuple(group) for group in joined["groups"])
+        )
+        profiles = group_components(
+            components.log_mean.numpy(), components.log_inv_disp.numpy(), log_weights, self._groups
+        )
+        shape = (len(self._groups), self.n_features_in_)
         self.log_mean_, self.log_inv_disp_ = np.full(shape, np.nan), np.full(shape, np.nan)
-        self.log_mean_[:, taking_part] = components.log_mean.numpy()
-        self.log_inv_disp_[:, taking_part] = components.log_inv_disp.numpy()
-        self.weights_ = fitted.state["mixture.log_weights"][-1].exp().numpy()
+        self.log_mean_[:, taking_part], self.log_inv_disp_[:, taking_part] = profiles
+        self.weights_ = np.exp(group_log_joint(log_weights, self._groups))
         self.n_components_ = len(self.weights_)
         self.choice_ = None if fitted.choice is None else Choice.of(fitted.choice).table()
-        self._joins, self._evidence = None, None
+        self._of_components = None
         self.lower_bounds_ = np.array(progress.objective, dtype=np.float64)
         self.lower_bound_ = float(self.lower_bounds_[-1]) if self.lower_bounds_.size else np.nan
         self.n_iter_, self.converged_ = progress.n_iterations, progress.converged
@@ -562,9 +582,9 @@ def cluster(
         raise InputError(f"adata is a {type(adata).__name__}; for other data use nbmix.NBMixture")
     mixture = NBMixture(n_components, **arguments)
     with settings_as_arguments(RENAMED):
-        (data, model, choice), found = mixture._fit(adata, None, None)
+        fitted = mixture._fit(adata, None, None)
     if copy:
         adata = adata.copy()
-    results = Results(data, model, found, provenance(mixture.get_params(deep=False)))
-    annotate(adata, key_added, results, mixture._taking_part, choice)
+    results = Results(*fitted, provenance(mixture.get_params(deep=False)))
+    annotate(adata, key_added, results, mixture._taking_part)
     return adata if copy else None

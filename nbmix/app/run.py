@@ -88,8 +88,7 @@ def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     pictures = functions_named("evaluation.pictures", cfg.evaluation.pictures)
     pictures += functions_named("evaluation.more_pictures", cfg.evaluation.more_pictures)
     scores = functions_named("evaluation.scores", cfg.evaluation.scores)
-    data, model, _ = fit_from_config(cfg, trainer) if cfg.task == "fit" else restore_from_config(cfg)
-    cells = predict(trainer, model, data)
+    data, model, cells = (fit_from_config if cfg.task == "fit" else predict_from_config)(cfg, trainer)
     give_back()
     seconds = time.perf_counter() - began
     made_by = provenance(OmegaConf.to_container(cfg, resolve=True))
@@ -111,9 +110,7 @@ def fit_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
         )
     data: CountsDataModule = instantiate(cfg.data, **model_class(cfg).batch_settings(cfg.model))
     spec = ModelSpec(
-        lambda names, k: instantiate(cfg.model, gene_names=names, n_components=k),
-        cfg.model.n_components,
-        cfg.model.get("weights", "learned"),
+        model_class(cfg), cfg.model, lambda names, size: instantiate(cfg.model, gene_names=names, **size)
     )
     path = checkpoint_path(cfg)
 
@@ -133,8 +130,8 @@ def fit_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
     )
 
 
-def restore_from_config(cfg: DictConfig) -> Fitted:
-    """Restore a checkpoint and bring new cells to its genes, matched by name."""
+def predict_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
+    """Restore a checkpoint, and ask it of new cells, brought to its genes by name."""
     if cfg.ckpt_path is None:
         raise InputError("task=predict: set ckpt_path to a checkpoint of a fit")
     path = checkpoint_path(cfg)
@@ -147,7 +144,13 @@ def restore_from_config(cfg: DictConfig) -> Fitted:
     model, cells = restore_for(checkpoint, data.data, f"ckpt_path={cfg.ckpt_path}")
     data.use(cells)
     compare_size_factors(checkpoint.median_size_factor, cells.size_factors)
-    return Fitted(data, model, None)
+    if model.joins is None and model.mixture.settings.is_joined:
+        log.warning(
+            "ckpt_path=%s: is of a fit that did not end, whose components are not joined to groups yet: each "
+            "counts as one; go on with the fit first",
+            cfg.ckpt_path,
+        )
+    return Fitted(data, model, predict(trainer, model, data))
 
 
 def checkpoint_path(cfg: DictConfig) -> str | None:

@@ -12,11 +12,11 @@ sum of its components, a small mixture:
     score_AB = D_AB - ln max(crossing_AB, 0.001)    [+ ln(n_A n_B / (n_A + n_B)) among pairs with a gap]
 
 So what has no gap goes first, the least separate before others; and of gaps those that are small and between
-few cells. D is the separation of two *components*, averaged over pairs of them: the programmes of a group
-would hide how far it is from others. The crossing share is that of all neighbours, in the space of log
-likelihood ratios, of the cells of one group that are cells of the other, for the group with fewer neighbours.
-Gaps are those of *groups*, tested again after every join: between two components of one kind, most of the
-cells that are between them lie in a third.
+few cells. Groups of fewer cells than a gap could be shown with go before all others. D is the separation of
+two *components*, averaged over pairs of them: the programmes of a group would hide how far it is from others.
+The crossing share is that of all neighbours, in the space of log likelihood ratios, of the cells of one group
+that are cells of the other, for the group with fewer neighbours. Gaps are those of *groups*, tested again
+after every join: between two components of one kind, most of the cells that are between them lie in a third.
 
 Joining what has no gap is an idea of Hennig 2010, one fit and all its joins that of Baudry et al. 2010.
 """
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbmix.core.separation import gap_p_value, neighbours, ratio_space, separation
+from nbmix.core.separation import FEWEST_CELLS, gap_p_value, neighbours, ratio_space, separation
 from nbmix.errors import InputError
 
 Group = tuple[int, ...]
@@ -148,7 +148,59 @@ def group_log_joint(log_joint: np.ndarray, groups: Sequence[Group]) -> np.ndarra
 
 def group_probabilities(probabilities: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
     """(cells, groups), the sum over each group's components of ``probabilities`` (cells, C)."""
+    if all(group == (number,) for number, group in enumerate(groups)):
+        return probabilities
     return np.stack([probabilities[:, list(group)].sum(1) for group in groups], 1)
+
+
+def group_components(
+    log_mean: np.ndarray, log_inv_disp: np.ndarray, log_weights: np.ndarray, groups: Sequence[Group]
+) -> tuple[np.ndarray, np.ndarray]:
+    """ln mu and ln r (groups, genes) of the Gamma with the mean and the variance of a group's expression.
+
+    With w_c = pi_c / pi_A the expression of a gene in group A is a mixture of its components' Gammas:
+
+        mu_A = sum_c w_c mu_c,    r_A = mu_A^2 / (sum_c w_c mu_c^2 (1 + 1 / r_c) - mu_A^2)
+
+    Args:
+        log_mean, log_inv_disp: (C, genes).
+        log_weights: (C,) ln pi.
+    """
+    means, inv_disps = [], []
+    for group in groups:
+        some = list(group)
+        if len(some) == 1:
+            means.append(log_mean[some[0]])
+            inv_disps.append(log_inv_disp[some[0]])
+            continue
+        log_w = log_weights[some] - np.logaddexp.reduce(log_weights[some])
+        own = log_mean[some] + log_w[:, None]
+        mean = np.logaddexp.reduce(own, axis=0)
+        relative = np.exp(log_mean[some] - mean)  # mu_c / mu_A
+        # a sum of what is not negative: of the components' own variances, and of that between them
+        within = relative**2 * np.exp(-log_inv_disp[some])
+        variance = np.exp(log_w) @ (within + (relative - 1) ** 2)
+        means.append(mean)
+        inv_disps.append(-np.log(variance))
+    return np.stack(means), np.stack(inv_disps)
+
+
+class JoinEvidence(NamedTuple):
+    """What cells say of the joins of components that have not seen them.
+
+    Attributes:
+        log_joint: (cells, C) ln pi_c + ln p(x_i | c), nats.
+        log_weights: (C,) ln pi_c, or (cells, C) where cells have those of different copies.
+        size_factors: (cells,).
+    """
+
+    log_joint: np.ndarray
+    log_weights: np.ndarray
+    size_factors: np.ndarray
+
+    def tree(self) -> JoinTree:
+        """All joins."""
+        return join_tree(*self)
 
 
 def join_tree(
@@ -166,9 +218,7 @@ def join_tree(
     join. Cells without counts (size factor 0) show nothing either.
 
     Args:
-        log_joint: (cells, C), ln pi_c + ln p(x_i | c) in nats, from components that have not seen cell i.
-        log_weights: (C,), ln pi_c, or (cells, C) where cells have those of different copies.
-        size_factors: (cells,).
+        log_joint, log_weights, size_factors: see ``JoinEvidence``.
         gap_level: p value below which two groups have a gap between them.
         seed: of the choice of cells whose neighbours are sought, where there are more than ``MOST_CELLS``.
     """
@@ -185,8 +235,11 @@ def join_tree(
         found |= {
             name: cells.gap(*pair) for name, pair in zip(names, pairs, strict=True) if name not in found
         }
-        gaps = [found[name].p_value < gap_level for name in names]
-        keys = [(gap, order.score(*name, gap)) for name, gap in zip(names, gaps, strict=True)]
+        keys = []
+        for name in names:
+            gap = found[name]
+            has_gap = gap.p_value < gap_level
+            keys.append((gap.n_cells >= FEWEST_CELLS, has_gap, order.score(*name, has_gap)))
         best = keys.index(min(keys))
         first, second = names[best]
         of_pair = order.separation(first, second), order.crossing(first, second)

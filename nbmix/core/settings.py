@@ -12,7 +12,17 @@ from nbmix.core.m_step import MStep, NewtonMStep
 
 NComponents = Annotated[
     int,
-    Setting("a number; auto, or a range as in 2-10: choose the elbow of the held-out likelihood", least=1),
+    Setting("groups of cells: a number; auto, or a range as in 2-10, to have it chosen", least=1),
+]
+
+ComponentsPerGroup = Annotated[
+    float | str,
+    Setting(
+        "components fitted for each group, on average, and then joined; 1: a group is one component; "
+        "auto: 2, or more where groups are few, or 1 where held-out cells gain nothing by more",
+        least=1,
+        words=("auto",),
+    ),
 ]
 
 Folds = Annotated[
@@ -56,6 +66,8 @@ Dtype = Annotated[
     ),
 ]
 
+LEAST_SURPLUS = 6  # components beyond the groups, where "auto" says how many are fitted
+
 AUTO_PSEUDO_CELLS = 20.0  # where "auto" has no folds, and so no held-out view, to learn from
 
 
@@ -68,6 +80,10 @@ class MixtureSettings:
     also says how closely batches interpolate in the size factor (``nbmix.core.batch.Precision``).
 
     Attributes:
+        n_components: that are fitted.
+        n_groups: what they are then joined to; None: each is a group.
+        may_be_fewer: a start may find fewer components, and no fewer than groups, where cells gain nothing by
+            more.
         m_step: how the expected log likelihood is raised.
     """
 
@@ -77,6 +93,13 @@ class MixtureSettings:
     weights: Weights = "learned"
     m_step: MStep = field(default_factory=NewtonMStep)
     dtype: Dtype = "float32"
+    n_groups: int | None = None
+    may_be_fewer: bool = False
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether components are to be joined to groups."""
+        return self.n_groups is not None and self.n_groups < self.n_components
 
     @property
     def learns_prior(self) -> bool:
@@ -98,3 +121,18 @@ class MixtureSettings:
     def n_copies(self) -> int:
         """Copies of the components: one a fold and one of all cells, or that one alone."""
         return 1 if self.folds == 1 else self.folds + 1
+
+
+def n_to_fit(n_groups: int, components_per_group: float | str) -> int:
+    """Components of a model of ``n_groups`` groups; "auto" is one each, until a fit says how many."""
+    if isinstance(components_per_group, str):
+        return n_groups
+    return max(n_groups, round(n_groups * components_per_group))
+
+
+def n_to_join(n_groups: int) -> int:
+    """Components that are fitted where "auto" is to say how many, and cells to say which belong together.
+
+    Of a single group nothing is to be known, so it has one.
+    """
+    return 1 if n_groups == 1 else max(2 * n_groups, n_groups + LEAST_SURPLUS)

@@ -41,6 +41,8 @@ class Checkpoint(NamedTuple):
         cells: fingerprint of the cells that were fitted, in their order.
         state: tensors by name.
         choice: of the number of components, where it was left open; see ``nbmix.starts.choice``.
+        groups: the joins of the components to groups, and these, see ``MixtureModule.joined_plain``; None
+            before they are joined, and where each is a group.
         sealed: the file has a checksum, and it is right.
     """
 
@@ -51,6 +53,7 @@ class Checkpoint(NamedTuple):
     cells: str
     state: dict[str, torch.Tensor]
     choice: dict[str, Any] | None = None
+    groups: dict[str, Any] | None = None
     sealed: bool = False
 
     @property
@@ -63,12 +66,18 @@ class Checkpoint(NamedTuple):
             "median_size_factor": self.median_size_factor,
             "cells": self.cells,
             "choice": self.choice,
+            "groups": self.groups,
         }
 
     @property
     def components(self) -> Components:
         """The components fitted to all cells, (K, genes)."""
         return Components(self.state["mixture.log_mean"][-1], self.state["mixture.log_inv_disp"][-1])
+
+    @property
+    def log_weights(self) -> torch.Tensor:
+        """(K,) ln pi of these."""
+        return self.state["mixture.log_weights"][-1]
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -85,6 +94,13 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         return
     with whole_file(path) as part:
         part.write_bytes(buffer.getbuffer())
+
+
+def update_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the settings and groups of ``checkpoint`` into a file of the same fit."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    content[SECTION] |= {"settings": checkpoint.settings, "groups": checkpoint.groups}
+    write_checkpoint(content, path)
 
 
 def checksum(value: Any, crc: int = 0) -> int:
@@ -131,6 +147,7 @@ def load_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") ->
                 section["cells"],
                 content["state_dict"],
                 section.get("choice"),
+                section.get("groups"),
                 seal is not None,
             )
         )

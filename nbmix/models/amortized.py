@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,15 @@ from torch import Tensor
 
 from nbmix.core.batch import CellBatch
 from nbmix.core.declared import Setting, checked, settings_among
-from nbmix.core.settings import Dtype, MixtureSettings, NComponents, StartPseudoCells, Weights
+from nbmix.core.settings import (
+    ComponentsPerGroup,
+    Dtype,
+    MixtureSettings,
+    NComponents,
+    StartPseudoCells,
+    Weights,
+    n_to_fit,
+)
 from nbmix.models.base import Prediction
 from nbmix.models.minibatch import ElboTerms, MinibatchModule, prior_where_empty
 from nbmix.models.networks import SparseEncoder
@@ -40,6 +48,7 @@ class AmortizedMixture(MinibatchModule):
         gene_names: np.ndarray,
         *,
         n_components: NComponents = MixtureSettings.n_components,
+        components_per_group: ComponentsPerGroup = "auto",
         weights: Weights = MixtureSettings.weights,
         dtype: Dtype = MixtureSettings.dtype,
         n_hidden: Annotated[int, Setting("units in the hidden layer of the encoder", least=1)] = 128,
@@ -52,13 +61,18 @@ class AmortizedMixture(MinibatchModule):
         pseudo_cells: StartPseudoCells = MixtureSettings.pseudo_cells,
     ) -> None:
         plain = settings_among(locals(), AmortizedMixture)
-        settings = MixtureSettings(n_components, 1, pseudo_cells, weights, dtype=dtype)
+        n_fitted = n_to_fit(n_components, components_per_group)
+        settings = MixtureSettings(n_fitted, 1, pseudo_cells, weights, dtype=dtype, n_groups=n_components)
         super().__init__(gene_names, settings, plain)
         self.lr, self.components_lr = lr, components_lr
         self.encoder_epochs = encoder_epochs
-        self.encoder = SparseEncoder(len(self.gene_names), n_components, n_hidden)
+        self.encoder = SparseEncoder(len(self.gene_names), n_fitted, n_hidden)
         self.mixture.requires_grad_(train_components)
         self.mixture.log_weights.requires_grad_(train_components and weights == "learned")
+
+    @classmethod
+    def can_join(cls, settings: Mapping[str, Any]) -> bool:
+        return settings.get("weights", "learned") != "given"
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": list(self.encoder.parameters()), "lr": self.lr}]

@@ -14,6 +14,9 @@ Others ask this of it, in this order:
     on_save_checkpoint                 a checkpoint holds kind, plain and parameters; ``restore`` reads it
     restrict_genes(positions)          brings it to data that lacks some of its genes
 
+A mixture is made of components, its user asks for groups. ``join`` joins the components of a fit to groups;
+until then, and where a model does not join, each component is a group.
+
 ``nbmix.models.minibatch`` has most of it for a model that follows gradients; ``nbmix.models.mixture_em`` is
 one that takes M steps.
 """
@@ -31,6 +34,7 @@ from torch import Tensor
 
 from nbmix.core.batch import CellBatch
 from nbmix.core.declared import declared
+from nbmix.core.joins import Group, JoinTree, by_size, group_probabilities
 from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import SECTION, Checkpoint
@@ -39,15 +43,15 @@ from nbmix.starts.base import StartState
 
 
 class Prediction(NamedTuple):
-    """What a model says of a batch of cells.
+    """What a model says of a batch of cells, and of its C components.
 
     Attributes:
         rows: (cells,) positions in the data, so that shards can be put back in order.
-        responsibilities: (cells, K).
+        responsibilities: (cells, C).
         log_likelihood: (cells,) ln p(x_i) under the components of all cells, nats.
         unseen_log_likelihood: (cells,) the same under components that have not seen the cell; else NaN.
         elbo: (cells,) nats; NaN where inference is exact.
-        component_log_likelihood: (cells, K) float32 ln p(x_i | k) in nats, under components that have not
+        component_log_likelihood: (cells, C) float32 ln p(x_i | c) in nats, under components that have not
             seen the cell where there are such; NaN where a model has none.
     """
 
@@ -97,6 +101,9 @@ class MixtureModule(pl.LightningModule):
         converged: None where a fit has no such notion.
         n_genes_missing: of a restored model, in the data that it is applied to.
         choice: of the number of components, see ``nbmix.starts.choice``.
+        groups: the components of each group, ascending; see ``join``.
+        joins: of components to groups, from cells that these have not seen: those of the fit once it has
+            ended, or of the start, which ``begin`` sets where components of the fit see all cells.
     """
 
     kind: ClassVar[str]
@@ -112,6 +119,8 @@ class MixtureModule(pl.LightningModule):
     converged: bool | None = None
     n_genes_missing: int | None = None
     choice: dict[str, Any] | None = None
+    groups: tuple[Group, ...]
+    joins: JoinTree | None = None
     _first_epoch: int | None = None  # of this process's fit
 
     def __init__(self, gene_names: np.ndarray, settings: MixtureSettings, plain: dict[str, Any]) -> None:
@@ -119,6 +128,7 @@ class MixtureModule(pl.LightningModule):
         self.gene_names = np.asarray(gene_names)
         self.plain = plain
         self.mixture = Mixture(len(self.gene_names), settings)
+        self.groups = tuple((c,) for c in range(settings.n_components))
         self.objective = []
 
     # what a model gives
@@ -200,6 +210,49 @@ class MixtureModule(pl.LightningModule):
         found = {name: settings.get(name, known.get(name)) for name in ("folds", "dtype")}
         return {name: value for name, value in found.items() if value is not None} | {"shuffle": cls.shuffle}
 
+    @classmethod
+    def can_join(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether a model of these ``settings``, or their defaults, can join its components to groups."""
+        return False
+
+    def join(self, tree: JoinTree | None, n_groups: int, responsibilities: np.ndarray) -> None:
+        """Join components to groups, and number these by their cells, the one with most first.
+
+        Where fewer components than that have cells, others are groups without cells.
+
+        Args:
+            tree: the joins; None where there are as many groups as components, and none is needed.
+            n_groups: wanted.
+            responsibilities: (cells, C) of the fit.
+        """
+        groups = list(self.groups if tree is None else tree.groups(min(n_groups, tree.most_groups)))
+        n_cells = np.bincount(responsibilities.argmax(1), minlength=responsibilities.shape[1])
+        spare = [c for c in np.argsort(n_cells, kind="stable").tolist() if (c,) not in groups]
+        for c in spare[: n_groups - len(groups)]:
+            groups = [tuple(other for other in group if other != c) for group in groups] + [(c,)]
+        q = group_probabilities(responsibilities, groups)
+        self.joins, self.groups = tree, by_size(groups, np.bincount(q.argmax(1), minlength=len(groups)))
+
+    @property
+    def joined_plain(self) -> dict[str, Any] | None:
+        """Joins and groups in lists and numbers alone, as a checkpoint keeps them."""
+        if self.joins is None:
+            return None
+        return {"tree": self.joins.plain(), "groups": [list(group) for group in self.groups]}
+
+    def take_joined(self, plain: Mapping[str, Any] | None) -> None:
+        """Take the joins and groups that a checkpoint has kept.
+
+        Raises:
+            LookupError, TypeError, ValueError: they are not those of as many components.
+        """
+        if plain is None:
+            return
+        groups = tuple(tuple(int(c) for c in group) for group in plain["groups"])
+        if sorted(c for group in groups for c in group) != list(range(self.mixture.settings.n_components)):
+            raise ValueError("groups that are not those of the components")
+        self.joins, self.groups = JoinTree.of(plain["tree"]), groups
+
     def setup(self, stage: str) -> None:
         data = self.data
         self.mixture.attach(data.basis, float(data.data.size_factors[data.training_rows].sum()))
@@ -231,7 +284,9 @@ class MixtureModule(pl.LightningModule):
             cells: fingerprint of these; "" where nothing is to be known of them.
         """
         median = float(np.median(data.data.size_factors[data.training_rows]))
-        return Checkpoint(self.kind, self.plain, self.gene_names, median, cells, state, self.choice)
+        return Checkpoint(
+            self.kind, self.plain, self.gene_names, median, cells, state, self.choice, self.joined_plain
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         whole = self.as_checkpoint(self.data, checkpoint["state_dict"], self.data.fingerprint)

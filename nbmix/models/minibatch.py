@@ -19,6 +19,7 @@ from torch import Tensor
 from nbmix.core.batch import CellBatch
 from nbmix.core.minibatch import minibatch_log_likelihood
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
+from nbmix.data.checkpoint import SECTION
 from nbmix.data.module import CountsDataModule
 from nbmix.models.base import FitDefaults, MixtureModule, Prediction
 from nbmix.models.start_components import start_components
@@ -107,8 +108,14 @@ class MinibatchModule(MixtureModule):
         return -terms.elbo.sum()
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
-        components, log_weights = start_components(start, data, self.mixture.settings)
-        self.mixture.set_components(components, log_weights)
+        found = start_components(start, data, self.mixture.settings)
+        assert found.components is not None
+        self.mixture.set_components(found.components, found.log_weights)
+        self.joins = None if found.join_evidence is None else found.join_evidence.tree()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.take_joined(checkpoint[SECTION].get("groups"))  # of the start; this fit's cells cannot tell them
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameter_groups(), fused=True)  # one pass over each parameter

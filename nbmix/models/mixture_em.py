@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -16,7 +16,16 @@ from nbmix.core.declared import Setting, checked, settings_among
 from nbmix.core.em_loop import EMRun, Iteration, StoppingRule
 from nbmix.core.folds import CELLS_A_BLOCK
 from nbmix.core.m_step import MStep, NewtonMStep
-from nbmix.core.settings import Dtype, Folds, MixtureSettings, NComponents, PseudoCells, Weights
+from nbmix.core.settings import (
+    ComponentsPerGroup,
+    Dtype,
+    Folds,
+    MixtureSettings,
+    NComponents,
+    PseudoCells,
+    Weights,
+    n_to_fit,
+)
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.models.base import FitDefaults, MixtureModule, Prediction
@@ -50,6 +59,7 @@ class MixtureEM(MixtureModule):
         gene_names: np.ndarray,
         *,
         n_components: NComponents = MixtureSettings.n_components,
+        components_per_group: ComponentsPerGroup = "auto",
         folds: Folds = MixtureSettings.folds,
         pseudo_cells: PseudoCells = MixtureSettings.pseudo_cells,
         weights: Weights = MixtureSettings.weights,
@@ -64,7 +74,15 @@ class MixtureEM(MixtureModule):
         ] = StoppingRule.patience,
     ) -> None:
         plain = settings_among(locals(), MixtureEM)
-        settings = MixtureSettings(n_components, folds, pseudo_cells, weights, m_step or NewtonMStep(), dtype)
+        settings = MixtureSettings(
+            n_to_fit(n_components, components_per_group),  # of "auto" a fit has made a number
+            folds,
+            pseudo_cells,
+            weights,
+            m_step or NewtonMStep(),
+            dtype,
+            n_components,
+        )
         super().__init__(gene_names, settings, plain)
         self.automatic_optimization = False
         self.run = EMRun(StoppingRule(tolerance, patience), self.objective)
@@ -72,6 +90,11 @@ class MixtureEM(MixtureModule):
         self._start: Tensor | None = None  # (cells, K) given responsibilities, until an M step has used them
         self._assigned: Tensor | None = None  # (cells,) component in the last iteration
         self._e_steps_until_comparable = 0  # of the mixture, as a checkpoint brought it
+
+    @classmethod
+    def can_join(cls, settings: Mapping[str, Any]) -> bool:
+        folds, weights = settings.get("folds", MixtureSettings.folds), settings.get("weights", "learned")
+        return folds > 1 and weights != "given"
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         if start.components is not None:

@@ -43,7 +43,8 @@ def restore(checkpoint: Checkpoint) -> MixtureModule:
     try:
         module: MixtureModule = model_class(checkpoint.model)(checkpoint.gene_names, **checkpoint.settings)
         module.load_state_dict(checkpoint.state)
-    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        module.take_joined(checkpoint.groups)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
             "ckpt_path: its settings and parameters do not fit together; it is damaged, or of another "
             "version of nbmix"

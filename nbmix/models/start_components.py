@@ -8,7 +8,6 @@ import numpy as np
 from torch import Tensor
 
 from nbmix.core.em_loop import run_em
-from nbmix.core.parameters import Components
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
 from nbmix.starts.base import StartState, new_mixture, prepare
@@ -19,27 +18,30 @@ START_CELLS, START_FOLDS, START_ITERATIONS = 10_000, 5, 200
 START_CELLS_OF_A_COMPONENT = 50.0  # where a draw holds fewer, all of its cells are taken
 
 
-def start_components(
-    start: StartState, data: CountsDataModule, settings: MixtureSettings
-) -> tuple[Components, Tensor | None]:
-    """The components of a start, and ln of their weights (K,) if it has them.
+def start_components(start: StartState, data: CountsDataModule, settings: MixtureSettings) -> StartState:
+    """A start with components, and with what cells say of their joins where they are to be joined.
 
     Where it has responsibilities of the training cells, cross-fitted EM begins at them, on some of the cells:
     a single M step would leave random ones alike, and gradients of minibatches do not part what is alike.
     Where it sees all cells, its folds are those of ``MixtureEM``: where EM ends may depend on them, and both
-    models are to find the same.
+    models are to find the same. EM also tells joins, of components that come without.
     """
-    if start.components is not None:
-        return start.components, start.log_weights
-    assert start.responsibilities is not None
+    if start.components is not None and (start.join_evidence is not None or not settings.is_joined):
+        return start
     training = data.training_data
-    rows = start_cells(start.responsibilities, data.seed)
+    if start.components is None:
+        assert start.responsibilities is not None
+        rows = start_cells(start.responsibilities, data.seed)
+        given = start.responsibilities[rows]
+    else:
+        rows = np.sort(np.random.default_rng(data.seed).permutation(training.n_cells)[:START_CELLS])
+        given = None
     seen = training.select_cells(rows)
     settings = replace(settings, folds=min(START_FOLDS, seen.n_cells))
     basis, batches = prepare(seen, settings.folds, data.fold_generator(), dtype=settings.torch_dtype)
-    fitted = new_mixture(seen, settings, basis)
-    run_em(fitted, batches, responsibilities=start.responsibilities[rows], max_iterations=START_ITERATIONS)
-    return fitted.components(), fitted.log_weights.data[-1]
+    fitted = new_mixture(seen, settings, basis, start)
+    run_em(fitted, batches, responsibilities=given, max_iterations=START_ITERATIONS)
+    return StartState.of(fitted, batches)
 
 
 def start_cells(

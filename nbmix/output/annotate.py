@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from nbmix.output.groups import joins_table
+from nbmix.core.joins import group_log_joint
+from nbmix.output.groups import group_name, joins_table
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import Results, named_markers
-from nbmix.starts.choice import Choice
 
 
 def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike | None = None) -> None:
@@ -25,33 +25,32 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
         genes: (genes of ``results``,) their positions in ``adata``, whose other genes get NaN; None where
             there are no others.
     """
-    q, mixture = results.responsibilities, results.model.mixture
+    q, groups = results.responsibilities, results.groups
     adata.obs[key] = pd.Categorical.from_codes(results.assignments, [str(k) for k in range(q.shape[1])])
     adata.obs[f"{key}_probability"] = q.max(1)
     adata.obs[f"{key}_log_likelihood"] = results.cells.log_likelihood.numpy()
     adata.obsm[f"X_{key}"] = q
-    for name, values in results.components._asdict().items():  # (K, genes of the results)
+    for name, values in results.profiles._asdict().items():  # (K, genes of the results)
         of_all = np.full((adata.n_vars, q.shape[1]), np.nan)
         of_all[slice(None) if genes is None else np.asarray(genes)] = values.T.numpy()
         adata.varm[f"{key}_{name}"] = of_all
     adata.uns[key] = {
         "model": results.model.kind,
-        "log_weights": mixture.log_weights.data[-1].cpu().numpy(),
+        "log_weights": group_log_joint(results.log_weights, groups),
+        "groups": {str(k): group_name(group) for k, group in enumerate(groups)},
         "objective": np.array(results.model.objective, dtype=np.float64),
         "provenance": json.dumps(results.provenance, default=repr),
     }
     if results.joins is not None:
+        adata.obsm[f"X_{key}_components"] = results.of_components
         adata.uns[key] |= {"joins": joins_table(results.joins), "cuts": json.dumps(results.joins.cuts)}
 
 
-def annotate(
-    adata: ad.AnnData, key: str, results: Results, genes: ArrayLike, choice: Choice | None = None
-) -> None:
+def annotate(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike) -> None:
     """Write all that ``nbmix.cluster`` says: the same fields, iterations, markers, and the choice of K.
 
     Args:
         adata, key, results, genes: see ``add_fields``.
-        choice: of the number of components, where it was left open.
     """
     add_fields(adata, key, results, genes)
     table = named_markers(results)
@@ -59,8 +58,8 @@ def annotate(
         "n_iterations": results.model.n_iterations,
         "markers": table[table["rank"] <= TOP_MARKERS].reset_index(drop=True),
     }
-    if choice is not None:
-        adata.uns[key]["choice"] = choice.table()
+    if results.choice is not None:
+        adata.uns[key]["choice"] = results.choice.table()
 
 
 def own_result(results: Results) -> ad.AnnData:

@@ -1,62 +1,17 @@
-"""Components joined to groups, as many as one likes, without a new fit."""
+"""Joins as tables, and other groups of a fit that is there already."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from nbmix.core.joins import Group, Join, JoinTree, group_probabilities, join_tree
-from nbmix.data.counts import some_rows
-from nbmix.data.module import CountsDataModule
+from nbmix.core.joins import Join, JoinTree, group_probabilities
 from nbmix.errors import InputError
-from nbmix.evaluation.calibration import log_prior_of
-from nbmix.models.base import MixtureModule, Prediction
-
-MOST_CELLS = 100_000  # of a kind of 0.5 % that leaves 500
-
-
-class JoinEvidence(NamedTuple):
-    """What cells say of the joins of components that have not seen them; see ``nbmix.core.joins.join_tree``.
-
-    Of a random ``MOST_CELLS`` of them, where there are more.
-
-    Attributes:
-        log_joint: (cells, K) ln pi_k + ln p(x_i | k), nats.
-        log_weights: (K,) ln pi_k, or (cells, K).
-        size_factors: (cells,).
-    """
-
-    log_joint: NDArray[np.float64]
-    log_weights: NDArray[np.float64]
-    size_factors: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, data: CountsDataModule, model: MixtureModule, cells: Prediction) -> JoinEvidence | None:
-        """Of a fit, or of new cells.
-
-        None where components have seen the cells, and so cannot say whether two of them are one kind (plain
-        EM, amortized inference), or have no likelihood of their own (deep models).
-        """
-        is_fit = model.n_genes_missing is None
-        if is_fit and cells.unseen_log_likelihood[data.training_rows].isnan().any():
-            return None
-        rows = some_rows(np.arange(data.data.n_cells), MOST_CELLS)
-        log_weights = log_prior_of(model.mixture, data.data)
-        if log_weights.ndim == 2:
-            log_weights = log_weights[rows]
-        log_joint = cells.component_log_likelihood[rows].double().numpy() + log_weights
-        if not np.isfinite(log_joint).all():
-            return None
-        return cls(log_joint, log_weights, data.data.size_factors[rows])
-
-    def tree(self) -> JoinTree:
-        """The joins."""
-        return join_tree(*self)
 
 
 def joins_table(tree: JoinTree) -> pd.DataFrame:
@@ -64,8 +19,8 @@ def joins_table(tree: JoinTree) -> pd.DataFrame:
     rows: list[dict[str, Any]] = [
         {
             **join._asdict(),
-            "first": _shown(join.first),
-            "second": _shown(join.second),
+            "first": group_name(join.first),
+            "second": group_name(join.second),
             "gap": tree.has_gap(join),
         }
         for join in tree.joins
@@ -73,7 +28,8 @@ def joins_table(tree: JoinTree) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*Join._fields, "gap"])
 
 
-def _shown(group: Group) -> str:
+def group_name(group: Sequence[int]) -> str:
+    """A group by its components, as in 0+3."""
     return "+".join(map(str, group))
 
 
@@ -85,11 +41,12 @@ def regroup(
     key_added: str | None = None,
     copy: bool = False,
 ) -> ad.AnnData | None:
-    """Join the components of a fit to groups, without a new fit.
+    """Join the components of a fit to another number of groups, without a new fit.
 
     Components between which cells show no gap are joined first, see ``nbmix.core.joins``. The probability of
-    a group is the sum of those of its components. A group keeps the label of the component that has most of
-    its cells.
+    a group is the sum of those of its components. A group has the label of that group of the fit which most
+    of its cells come from; where two have the same, the one with more of these cells keeps it, and the other
+    gets the next free number.
 
         obs["nbmix_groups"]                the group of the largest probability
         obs["nbmix_groups_probability"]    that probability
@@ -107,8 +64,8 @@ def regroup(
         InputError: the fit has no joins, or not so many groups.
 
     >>> import anndata, nbmix
-    >>> adata = anndata.AnnData(nbmix.simulate(n=300, p=80, k=2, seed=1).counts)
-    >>> nbmix.cluster(adata, n_components=4, start="kmeans")
+    >>> adata = anndata.AnnData(nbmix.simulate(n=300, p=80, k=3, seed=1).counts)
+    >>> nbmix.cluster(adata, n_components=3)
     >>> nbmix.regroup(adata, 2)
     >>> adata.obs["nbmix_groups"].nunique(), adata.obsm["X_nbmix_groups"].shape
     (2, (300, 2))
@@ -130,13 +87,32 @@ def regroup(
         )
     if copy:
         adata = adata.copy()
-    groups, of_components = cuts[n_groups - 1], np.asarray(adata.obsm[f"X_{key}"])
-    n_cells = np.bincount(of_components.argmax(1), minlength=of_components.shape[1])
-    labels = [str(max(group, key=lambda k: (n_cells[k], -k))) for group in groups]
-    q = group_probabilities(of_components, groups)
-    added = key_added or f"{key}_groups"
-    adata.obs[added] = pd.Categorical.from_codes(q.argmax(1), labels)
+    q = group_probabilities(np.asarray(adata.obsm[f"X_{key}_components"]), cuts[n_groups - 1])
+    labels = kept_labels(q.argmax(1), np.asarray(adata.obsm[f"X_{key}"]).argmax(1), q.shape[1])
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    added, names = key_added or f"{key}_groups", [str(labels[g]) for g in order]
+    adata.obs[added] = pd.Categorical.from_codes(q[:, order].argmax(1), names)
     adata.obs[f"{added}_probability"] = q.max(1)
-    adata.obsm[f"X_{added}"] = q
-    adata.uns[added] = {label: _shown(group) for label, group in zip(labels, groups, strict=True)}
+    adata.obsm[f"X_{added}"] = q[:, order]
+    adata.uns[added] = {str(labels[g]): group_name(cuts[n_groups - 1][g]) for g in order}
     return adata if copy else None
+
+
+def kept_labels(groups: np.ndarray, earlier: np.ndarray, n_groups: int) -> list[int]:
+    """A label for each of ``n_groups``: that of the earlier group which most of its cells come from.
+
+    The group with most such cells chooses first; one whose label is taken gets the lowest free number, above
+    all earlier ones.
+
+    Args:
+        groups, earlier: (cells,) number of the group of each cell, now and before.
+    """
+    table = np.zeros((n_groups, int(earlier.max()) + 1), dtype=np.int64)
+    np.add.at(table, (groups, earlier), 1)
+    labels: dict[int, int] = {}
+    for group in np.argsort(-table.max(1), kind="stable").tolist():
+        wanted = int(table[group].argmax())
+        taken = set(labels.values())
+        free = max([table.shape[1] - 1, *taken]) + 1
+        labels[group] = free if wanted in taken or not table[group].any() else wanted
+    return [labels[group] for group in range(n_groups)]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from nbmix.core.joins import group_log_joint
 from nbmix.core.likelihood import component_log_likelihood
 from nbmix.data.counts import some_rows
 from nbmix.evaluation import plots
@@ -35,7 +36,7 @@ def title_and_caption(draw: Draw) -> tuple[str, str]:
     """What its docstring says; its name where there is none.
 
     >>> title_and_caption(component_sizes)
-    ('Component sizes', 'Cells assigned to each component, and how surely.')
+    ('Group sizes', 'Cells assigned to each group, and how surely.')
     """
     title, _, caption = (inspect.getdoc(draw) or draw.__name__).partition("\n")
     return title.rstrip("."), " ".join(caption.split())
@@ -58,16 +59,17 @@ def n_components(results: Results) -> Figure | None:
 def joins(results: Results) -> Figure | None:
     """Joins of components.
 
-    Components and the groups that they are joined to; each join is drawn where the separation of the two is.
+    Components, and the groups that they are joined to; each join is drawn where the separation of the two is.
     Orange: there is a gap between them. Blue: cells lie all the way from one to the other, as within one
-    kind.
+    kind. Joins within the groups of this result are thick, and its groups are named.
     """
     tree = results.joins
     if tree is None or not tree.joins:
         return None
     drawn = [(join.first, join.second, join.separation, tree.has_gap(join)) for join in tree.joins]
-    n_components = results.responsibilities.shape[1]
-    return plots.join_dendrogram(drawn, np.bincount(results.assignments, minlength=n_components))
+    n_components = results.of_components.shape[1]
+    n_cells = np.bincount(results.of_components.argmax(1), minlength=n_components)
+    return plots.join_dendrogram(drawn, n_cells, results.groups)
 
 
 def objective_trace(results: Results) -> Figure | None:
@@ -85,9 +87,9 @@ def objective_trace(results: Results) -> Figure | None:
 
 
 def component_sizes(results: Results) -> Figure:
-    """Component sizes.
+    """Group sizes.
 
-    Cells assigned to each component, and how surely.
+    Cells assigned to each group, and how surely.
     """
     return plots.component_sizes(results.responsibilities)
 
@@ -95,7 +97,7 @@ def component_sizes(results: Results) -> Figure:
 def posterior_embedding(results: Results) -> Figure:
     """Cells.
 
-    Cells placed by their counts alone; a component has the colour of the label that it matches.
+    Cells placed by their counts alone; a group has the colour of the label that it matches.
     """
     place = results.embedding
     posterior = results.responsibilities[results.shown_rows]
@@ -103,9 +105,9 @@ def posterior_embedding(results: Results) -> Figure:
 
 
 def component_label_table(results: Results) -> Figure | None:
-    """Labels and components.
+    """Labels and groups.
 
-    Cells of each label in each component; the colour is the share of the label.
+    Cells of each label in each group; the colour is the share of the label.
     """
     labels, assignments = results.data.data.labels, results.assignments
     if labels is None:
@@ -114,9 +116,9 @@ def component_label_table(results: Results) -> Figure | None:
 
 
 def component_label_correlation(results: Results) -> Figure | None:
-    """Correlation of labels and components.
+    """Correlation of labels and groups.
 
-    Over the cells, between having a label and the posterior of a component.
+    Over the cells, between having a label and the posterior of a group.
     """
     labels = results.data.data.labels
     return None if labels is None else plots.component_label_correlation(labels, results.responsibilities)
@@ -134,9 +136,9 @@ def posterior_histogram(results: Results) -> Figure:
 def reliability(results: Results) -> Figure | None:
     """Reliability.
 
-    Share of cells assigned to the component that matches their label, against the probability of their
+    Share of cells assigned to the group that matches their label, against the probability of their
     assignment; on the diagonal probabilities are what they say. Tempering takes off what genes add that rise
-    and fall together; it cannot mend components that are none of the labels.
+    and fall together; it cannot mend groups that are none of the labels.
     """
     labels, q = results.data.data.labels, results.responsibilities
     if labels is None:
@@ -151,35 +153,37 @@ def reliability(results: Results) -> Figure | None:
 def log_likelihood_margins(results: Results) -> Figure:
     """Margins.
 
-    How much better than any other component its own explains a cell; of held-out cells where there are any,
-    else of cells that the components have seen.
+    How much better than any other group its own explains a cell; of held-out cells where there are any, else
+    of cells that the components have seen.
     """
     data, held_out = results.data.data, results.data.validation_rows
     rows = some_rows(held_out if held_out.size else np.arange(data.n_cells), plots.MOST_DOTS)
     some = loaded(data, rows)
-    log_mean, log_inv_disp = (t.numpy() for t in results.components)
+    log_mean, log_inv_disp = (t.cpu().numpy() for t in results.model.mixture.components())
     of_cells = component_log_likelihood(
         some.counts, some.size_factors, log_mean, log_inv_disp, dtype=torch.float32
     )
-    return plots.log_likelihood_margins(of_cells.numpy(), results.assignments[rows])
+    weights = results.log_weights
+    joint, of_groups = (group_log_joint(t, results.groups) for t in (of_cells.numpy() + weights, weights))
+    return plots.log_likelihood_margins(joint - of_groups, results.assignments[rows])
 
 
 def log_mean_differences(results: Results) -> Figure:
     """Differences in expression.
 
-    ln mu of every gene in a component minus its mean over the others, sorted.
+    ln mu of every gene in a group minus its mean over the others, sorted.
     """
-    return plots.log_mean_differences(results.components.log_mean.numpy())
+    return plots.log_mean_differences(results.profiles.log_mean.numpy())
 
 
 def marker_gene(results: Results) -> Figure:
     """A marker gene.
 
-    Fitted distribution of its expression in every component (lines), and of the counts over size factors
+    Fitted distribution of its expression in every group (lines), and of the counts over size factors
     (dots), which counting widens.
     """
     gene, some = _telling_gene(results.markers), results.shown_cells
-    log_mean, log_inv_disp = (t.numpy() for t in results.components)
+    log_mean, log_inv_disp = (t.numpy() for t in results.profiles)
     return plots.latent_distribution(
         results.data.data.gene_labels[gene],
         some.counts[:, [gene]].toarray()[:, 0],
@@ -191,7 +195,7 @@ def marker_gene(results: Results) -> Figure:
 
 
 def _telling_gene(markers: Markers) -> int:
-    """Of the components' best markers the one that differs most surely."""
+    """Of the groups' best markers the one that differs most surely."""
     best = markers.score.nan_to_num(0.0).argmax(1)  # (K,)
     sure = (markers.from_rest.log_fold_change / markers.from_rest.standard_error).nan_to_num(0.0)
     return int(best[sure[torch.arange(len(best)), best].argmax()])
@@ -200,7 +204,7 @@ def _telling_gene(markers: Markers) -> int:
 def poisson_comparison(results: Results) -> Figure:
     """Poisson and negative binomial.
 
-    Log likelihood of every gene in the cells of a component under both; genes above the line vary between
+    Log likelihood of every gene in the cells of a group under both; genes above the line vary between
     the cells by more than counting does.
     """
     both = compare_with_poisson(results.statistics, results.data.basis, results.total_size)

@@ -20,9 +20,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from nbmix.evaluation.plots.style import DPI
 from nbmix.output.results import Results
 
-TOP_MARKERS = 25  # of each component in the report; markers.csv has all
+TOP_MARKERS = 25  # of each group in the report; markers.csv has all
 
-NAMED_MARKERS = 8  # in the line of each component
+NAMED_MARKERS = 8  # in the line of each group
 
 PIXELS_AN_INCH = 80  # of a figure
 
@@ -48,16 +48,16 @@ class Picture(NamedTuple):
         return pixels * PIXELS_AN_INCH // DPI
 
 
-class ComponentLine(NamedTuple):
-    """One component at a glance.
+class GroupLine(NamedTuple):
+    """One group at a glance.
 
     Attributes:
         number: its index.
         n_cells: assigned to it.
         share: of all cells.
         certainty: mean of its cells' largest posterior; None without cells.
-        label: most frequent known label and its share of the component's cells; None without labels.
-        nearest: the component that would explain its cells next best; None where there is no other.
+        label: most frequent known label and its share of the group's cells; None without labels.
+        nearest: the group that would explain its cells next best; None where there is no other.
         markers: names of its best marker genes.
     """
 
@@ -70,17 +70,17 @@ class ComponentLine(NamedTuple):
     markers: Sequence[str]
 
 
-def component_lines(results: Results, table: pd.DataFrame) -> list[ComponentLine]:
-    """Size, certainty, label, neighbour and best markers of every component."""
+def group_lines(results: Results, table: pd.DataFrame) -> list[GroupLine]:
+    """Size, certainty, label, neighbour and best markers of every group."""
     q, own, labels = results.responsibilities, results.assignments, results.data.data.labels
-    n_cells, n_components = q.shape
+    n_cells, n_groups = q.shape
     best = (
         table[table["rank"] <= NAMED_MARKERS]
         .groupby("component")["symbol" if "symbol" in table else "gene"]
         .apply(list)
     )
     lines = []
-    for k in range(n_components):
+    for k in range(n_groups):
         members = own == k
         size = int(members.sum())
         label = None
@@ -89,7 +89,7 @@ def component_lines(results: Results, table: pd.DataFrame) -> list[ComponentLine
             label = (str(names[counted.argmax()]), float(counted.max() / size))
         nearest = int(results.markers.nearest[k])
         lines.append(
-            ComponentLine(
+            GroupLine(
                 k,
                 size,
                 size / n_cells,
@@ -108,7 +108,7 @@ class Report:
 
     Attributes:
         metrics: content of metrics.json.
-        components: one line each.
+        groups: one line each.
         pictures: in their order.
         markers: rows of ``nbmix.evaluation.markers.marker_table``.
         n_genes: of the data, to say how many the table leaves out.
@@ -116,7 +116,7 @@ class Report:
     """
 
     metrics: Mapping[str, Any]
-    components: Sequence[ComponentLine]
+    groups: Sequence[GroupLine]
     pictures: Sequence[Picture]
     markers: pd.DataFrame
     n_genes: int
@@ -169,18 +169,18 @@ class Column(NamedTuple):
 
 
 MARKER_COLUMNS = (
-    Column("component", "component", "index of the component"),
+    Column("component", "group", "number of the group"),
     Column("rank", "rank", "by sure fold change times share of cells"),
     Column("gene", "gene", "name in the data", kind="name"),
     Column("symbol", "symbol", "of the gene", kind="name short"),
-    Column("log2_fc_rest", "log2 FC", "log2 fold change against all other components", form="{:+.2f}"),
+    Column("log2_fc_rest", "log2 FC", "log2 fold change against all other groups", form="{:+.2f}"),
     Column("log2_fc_rest_se", "± SE", "standard error of the log2 fold change", form="{:.2f}"),
     Column("lfsr_rest", "lfsr", "local false sign rate against the rest", form="{:.4f}"),
-    Column("share", "% cells", "of the component that have a count", form="{:.0%}"),
+    Column("share", "% cells", "of the group that have a count", form="{:.0%}"),
     Column("share_rest", "% rest", "of all other cells that have a count", form="{:.0%}"),
-    Column("nearest", "nearest", "the component that would explain these cells next best"),
+    Column("nearest", "nearest", "the group that would explain these cells next best"),
     Column(
-        "log2_fc_nearest", "log2 FC nearest", "log2 fold change against the nearest component", form="{:+.2f}"
+        "log2_fc_nearest", "log2 FC nearest", "log2 fold change against the nearest group", form="{:+.2f}"
     ),
     Column("lfsr_nearest", "lfsr nearest", "local false sign rate against the nearest", form="{:.4f}"),
 )
@@ -188,7 +188,7 @@ MARKER_COLUMNS = (
 HIGHLIGHTS = (
     ("n_cells", "cells"),
     ("n_genes", "genes"),
-    ("n_components_used", "components with cells"),
+    ("n_components_used", "groups with cells"),
     ("heldout_log_likelihood", "held-out log likelihood, nats per cell"),
     ("log_likelihood", "log likelihood, nats per cell"),
     ("elbo", "ELBO, nats per cell"),

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from nbmix.core.batch import CellBatch
 from nbmix.core.folds import CELLS_A_BLOCK, fold_blocks
-from nbmix.core.joins import JoinTree
+from nbmix.core.joins import Group, JoinTree, group_components, group_probabilities
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.backed import StreamedBatches
@@ -24,7 +25,6 @@ from nbmix.evaluation.calibration import fitted_inverse_temperature, log_prior_o
 from nbmix.evaluation.embedding import MOST_UMAP_CELLS, Embedding, embed
 from nbmix.evaluation.markers import Markers, find_markers, marker_table
 from nbmix.models.base import MixtureModule, Prediction
-from nbmix.output.groups import JoinEvidence
 from nbmix.starts.choice import Choice
 
 MOST_CELLS_SHOWN = 30_000  # in a picture of cells: more cover each other
@@ -49,19 +49,36 @@ class Results:
     max_umap_cells: int = MOST_UMAP_CELLS
 
     @property
-    def responsibilities(self) -> np.ndarray:
-        """(cells, K) float64."""
+    def groups(self) -> tuple[Group, ...]:
+        """The components of each of the K groups."""
+        return self.model.groups
+
+    @property
+    def of_components(self) -> np.ndarray:
+        """(cells, C) float64, the posterior of components."""
         return self.cells.responsibilities.numpy()
+
+    @cached_property
+    def responsibilities(self) -> np.ndarray:
+        """(cells, K) float64, the posterior of groups: sums over their components."""
+        return group_probabilities(self.of_components, self.groups)
 
     @property
     def assignments(self) -> np.ndarray:
-        """(cells,) the component with the largest responsibility."""
+        """(cells,) the group with the largest responsibility."""
         return self.responsibilities.argmax(1)
 
     @property
-    def components(self) -> Components:
-        """Of all cells, on the CPU."""
-        return Components(*(t.cpu() for t in self.model.mixture.components()))
+    def log_weights(self) -> np.ndarray:
+        """(C,) ln pi of the components."""
+        return self.model.mixture.log_weights.data[-1].cpu().numpy()
+
+    @property
+    def profiles(self) -> Components:
+        """(K, genes) of each group the negative binomial of its mean and variance; on the CPU."""
+        log_mean, log_inv_disp = (t.cpu().numpy() for t in self.model.mixture.components())
+        profiles = group_components(log_mean, log_inv_disp, self.log_weights, self.groups)
+        return Components(*(torch.from_numpy(values) for values in profiles))
 
     @cached_property
     def inverse_temperature(self) -> float | None:
@@ -87,7 +104,8 @@ class Results:
         if self.inverse_temperature is None:
             return None
         log_prior = log_prior_of(self.model.mixture, self.data.data)
-        return tempered(self.responsibilities, log_prior, self.inverse_temperature)
+        of_components = tempered(self.of_components, log_prior, self.inverse_temperature)
+        return group_probabilities(of_components, self.groups)
 
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:
@@ -99,7 +117,7 @@ class Results:
     @cached_property
     def statistics(self) -> SufficientStatistics:
         """Of all cells, weighted by their responsibilities; one pass over the counts."""
-        q, basis = self.cells.responsibilities, self.data.basis
+        q, basis = torch.from_numpy(self.responsibilities), self.data.basis
         statistics = SufficientStatistics.zeros(basis, q.shape[1], "cpu")
         for batch in _all_batches(self.data):
             statistics.add_batch_(batch, basis, q[batch.rows])
@@ -107,9 +125,9 @@ class Results:
 
     @cached_property
     def markers(self) -> Markers:
-        """What tells the components' genes apart."""
+        """What tells the groups' genes apart."""
         return find_markers(
-            self.statistics, self.data.basis, self.total_size, self.components, _learned_prior(self.model)
+            self.statistics, self.data.basis, self.total_size, self.profiles, _learned_prior(self.model)
         )
 
     @property
@@ -134,11 +152,10 @@ class Results:
         most = self.max_umap_cells if n_cells <= self.max_umap_cells else 0
         return embed(some.counts, some.size_factors, max_umap_cells=most)
 
-    @cached_property
+    @property
     def joins(self) -> JoinTree | None:
-        """How components may be joined to groups; None where nothing is known of it, see ``JoinEvidence``."""
-        evidence = JoinEvidence.of(self.data, self.model, self.cells)
-        return None if evidence is None else evidence.tree()
+        """How components may be joined to groups; None where nothing is known of it."""
+        return self.model.joins
 
     @property
     def choice(self) -> Choice | None:
@@ -160,16 +177,19 @@ def _all_batches(module: CountsDataModule) -> Iterable[CellBatch]:
 
 
 def _learned_prior(model: MixtureModule) -> GenePrior | None:
-    """The prior of the components of all cells, where the fit that has just ended learned one."""
+    """The prior of the components of all cells, where the fit that has just ended learned one.
+
+    It is none of groups, which differ less from each other than their components do.
+    """
     mixture, is_prediction = model.mixture, model.n_genes_missing is not None
-    if is_prediction:
+    if is_prediction or mixture.settings.is_joined:
         return None
     prior = mixture.gene_prior()
     return None if prior is None else GenePrior(*(t.cpu() for t in prior))
 
 
 def named_markers(results: Results) -> pd.DataFrame:
-    """``marker_table`` of all components and genes, with symbols beside the names where there are any."""
+    """``marker_table`` of all groups and genes, with symbols beside the names where there are any."""
     data = results.data.data
     table = marker_table(results.markers, data.gene_names)
     if data.gene_symbols is not None:

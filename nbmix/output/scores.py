@@ -41,15 +41,16 @@ def score(results: Results, more: Sequence[Score] = ()) -> dict[str, Any]:
 
 
 def sizes(results: Results) -> dict[str, Any]:
-    """Of the data and of the model."""
+    """Of the data and of the model; n_components is the number of groups."""
     data, model = results.data.data, results.model
     return {
         "model": model.kind,
         "n_cells": data.n_cells,
         "n_empty_cells": int(data.empty_cells.sum()),
         "n_genes": data.n_genes,
-        "n_components": model.mixture.settings.n_components,
+        "n_components": len(results.groups),
         "n_components_used": len(np.unique(results.assignments)),
+        "n_components_fitted": model.mixture.settings.n_components,
     }
 
 

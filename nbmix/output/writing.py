@@ -21,7 +21,7 @@ from nbmix.evaluation.plots.style import DPI
 from nbmix.output.annotate import own_result
 from nbmix.output.groups import joins_table
 from nbmix.output.pictures import Draw, title_and_caption
-from nbmix.output.report import TOP_MARKERS, Picture, Report, component_lines
+from nbmix.output.report import TOP_MARKERS, Picture, Report, group_lines
 from nbmix.output.results import Results, named_markers
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def write_report(
     """report.html, from what the other functions made: ``table`` of markers, and ``pictures``."""
     top = table[table["rank"] <= TOP_MARKERS].copy()
     top["log2_fc_rest_se"] = top["ln_fc_rest_se"] / np.log(2)
-    lines = component_lines(results, table)
+    lines = group_lines(results, table)
     page = Report(metrics, lines, pictures, top, results.data.data.n_genes, results.provenance).render()
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nbmix.core.batch import Basis, CellBatch, Precision
 from nbmix.core.folds import CELLS_A_BLOCK, fold_blocks
+from nbmix.core.joins import JoinEvidence
 from nbmix.core.mixture import Mixture
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.settings import MixtureSettings
@@ -22,22 +23,42 @@ from nbmix.errors import InputError
 class StartState(NamedTuple):
     """Where a fit begins: responsibilities of the cells (cells, K), or components, or both.
 
-    ``log_weights`` (K,) and what has been learned of the ``prior`` may come with components.
+    ``log_weights`` (K,) and what has been learned of the ``prior`` may come with components, and what cells
+    say of their joins that they have not seen.
     """
 
     responsibilities: Tensor | None = None
     components: Components | None = None
     log_weights: Tensor | None = None
     prior: GenePrior | None = None
+    join_evidence: JoinEvidence | None = None
 
     @classmethod
-    def of(cls, mixture: Mixture) -> StartState:
-        """To go on from the components of all cells that a mixture has."""
-        return cls(None, mixture.components(), mixture.log_weights.data[-1], mixture.gene_prior())
+    def of(cls, mixture: Mixture, batches: Iterable[CellBatch] = ()) -> StartState:
+        """To go on from the components of all cells that a mixture has.
+
+        Args:
+            mixture: the last copy of its components is that of all cells.
+            batches: those it was fitted to, in folds, where components are to be joined to groups.
+        """
+        evidence = join_evidence(mixture, batches) if mixture.settings.n_groups else None
+        return cls(None, mixture.components(), mixture.log_weights.data[-1], mixture.gene_prior(), evidence)
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        if self.components is not None:
+            return self.components.log_mean.shape[0]
+        assert self.responsibilities is not None
+        return self.responsibilities.shape[1]
 
 
 class Start(Protocol):
-    """Chosen by the config group ``start``."""
+    """Chosen by the config group ``start``.
+
+    One that finds as many components as it is asked for says ``finds_components = True``: more than there are
+    groups may be asked of it, to be joined. Of one that does not, each component is a group.
+    """
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -48,6 +69,21 @@ class Start(Protocol):
             InputError: the data or the settings do not allow this start.
         """
         ...
+
+
+def join_evidence(mixture: Mixture, batches: Iterable[CellBatch]) -> JoinEvidence | None:
+    """What the cells of a cross-fitted mixture say of joins; None without folds, or without batches."""
+    if mixture.settings.folds == 1:
+        return None
+    joint, weights, sizes = [], [], []
+    for batch in batches:
+        log_weights = mixture.log_weights.data[mixture.copy_for(batch.fold)].cpu()
+        joint.append(mixture.component_log_likelihood(batch).cpu() + log_weights)
+        weights.append(log_weights.expand_as(joint[-1]))
+        sizes.append(batch.size_factors.cpu())
+    if not joint:
+        return None
+    return JoinEvidence(*(torch.cat(parts).double().numpy() for parts in (joint, weights, sizes)))
 
 
 def prepare(
@@ -88,6 +124,11 @@ def choose_cells(data: CountData, n_cells: int, generator: np.random.Generator) 
     if n_cells >= data.n_cells:
         return data.load()
     return data.select_cells(np.sort(generator.choice(data.n_cells, n_cells, replace=False))).load()
+
+
+def finds_components(start: Start) -> bool:
+    """Whether a start finds as many components as it is asked for, see ``Start``."""
+    return bool(getattr(start, "finds_components", False))
 
 
 def check_components(data: CountData, settings: MixtureSettings) -> None:

@@ -99,6 +99,14 @@ class Range:
         return cls(least, most)
 
 
+def too_few_cells(n_cells: int, allowed: Range) -> InputError:
+    """The error where there are fewer cells than a choice needs."""
+    return InputError(
+        f"model.n_components: {n_cells} cells are too few to choose among {allowed.least} to {allowed.most} "
+        "components; give a number"
+    )
+
+
 def choose_n_components(
     data: CountData,
     settings: MixtureSettings,
@@ -124,10 +132,7 @@ def choose_n_components(
     random_start = random_start or RandomStart()
     most = min(allowed.most + 1, data.n_cells // CELLS_A_COMPONENT)
     if most < allowed.least or most < 2:
-        raise InputError(
-            f"model.n_components: {data.n_cells} cells are too few to choose among "
-            f"{allowed.least} to {allowed.most} components; give a number"
-        )
+        raise too_few_cells(data.n_cells, allowed)
     search = random_start.search(data, generator)
     joints = search.path(most, generator)
     candidates = np.arange(1, most + 1)

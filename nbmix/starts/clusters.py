@@ -46,6 +46,7 @@ class KMeansStart:
     """k-means on principal components of log counts ln(1 + x / s)."""
 
     name: ClassVar[str] = "kmeans"
+    finds_components: ClassVar[bool] = True
 
     n_pcs: Annotated[int, Setting("principal components that k-means sees; more add noise", least=1)] = 20
     n_init: Annotated[int, Setting("runs of k-means, of which the tightest is taken", least=1)] = 10
@@ -72,6 +73,7 @@ class TopicsStart:
     """
 
     name: ClassVar[str] = "topics"
+    finds_components: ClassVar[bool] = True
 
     use: Annotated[
         str,

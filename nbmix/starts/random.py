@@ -16,9 +16,11 @@ from nbmix.core.m_step import NewtonMStep
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
 from nbmix.starts.base import StartState, choose_cells, new_mixture, prepare, random_responsibilities
-from nbmix.starts.search import CELLS_A_COMPONENT, Search
+from nbmix.starts.search import CELLS_A_COMPONENT, ITERATIONS_A_REMOVAL, Search
 
 LEAST_SURPLUS = 4  # components; a rare kind gets none of a few more while a large one is cut in parts
+
+ITERATIONS_OF_FEWER = 5  # of a mixture without its surplus, before it is compared with that which has it
 
 REFINE_ITERATIONS = 4  # of the mixture itself; the rest is for all cells
 
@@ -34,9 +36,14 @@ class RandomStart:
 
     Where component weights are given, all runs begin at random responsibilities, with as many components as
     are wanted; else with LEAST_SURPLUS more at least, unless ``surplus`` is 0.
+
+    Where components are to be joined to groups, there may in the end be as many as groups: if that number
+    does as well on cells that have not been seen, genes are near to independent within a kind, and more
+    components would only part shallow cells at random.
     """
 
     name: ClassVar[str] = "random"
+    finds_components: ClassVar[bool] = True
 
     n_starts: Annotated[int, Setting("runs from different beginnings", least=1)] = 4
     random_every: Annotated[
@@ -48,9 +55,7 @@ class RandomStart:
     ] = 4
     surplus: Annotated[
         float,
-        Setting(
-            "extra components at first, as a share of those wanted; removed one by one", least=0, most=10
-        ),
+        Setting("extra components at first, as a share of the groups; removed one by one", least=0, most=10),
     ] = 0.5
     n_axes: Annotated[
         int,
@@ -70,9 +75,16 @@ class RandomStart:
         if n_components == 1:
             return StartState(torch.ones(data.n_cells, 1, dtype=torch.float64))
         search = self.search(data, generator, weights_are_given=settings.weights == "given")
-        race = search.race(self.begins(search, n_components, generator), n_components)
-        q = torch.softmax(race.best.component_joint, 1)
-        return self.to_all_cells(search, q, data, settings, generator)
+        surplus = self.n_surplus(settings.n_groups or n_components)
+        best = search.race(self.begins(search, n_components, surplus, generator), n_components).best
+        if settings.is_joined and settings.may_be_fewer:
+            assert settings.n_groups is not None
+            fewer = search.without_least_missed(best, settings.n_groups, ITERATIONS_A_REMOVAL)
+            fewer = search.go_on(fewer, ITERATIONS_OF_FEWER)
+            if fewer.score >= best.score:
+                best = fewer
+        q = torch.softmax(best.component_joint, 1)
+        return self.to_all_cells(search, q, data, replace(settings, n_components=q.shape[1]), generator)
 
     def search(
         self, data: CountData, generator: np.random.Generator, *, weights_are_given: bool = False
@@ -87,12 +99,18 @@ class RandomStart:
             weights_are_given=weights_are_given,
         )
 
-    def begins(self, search: Search, n_components: int, generator: np.random.Generator) -> list[Tensor]:
+    def n_surplus(self, n_groups: int) -> int:
+        """Components beyond those wanted that runs begin with, where there are cells for them."""
+        return max(LEAST_SURPLUS, math.ceil(self.surplus * n_groups)) if self.surplus > 0 else 0
+
+    def begins(
+        self, search: Search, n_components: int, surplus: int, generator: np.random.Generator
+    ) -> list[Tensor]:
         """Responsibilities (cells, K and the surplus) that the runs begin at."""
         given, n_first = search.weights_are_given, n_components
-        if self.surplus > 0 and not given:  # a given prior has its number of components
-            n_first += max(LEAST_SURPLUS, math.ceil(self.surplus * n_components))
-            n_first = max(n_components, min(n_first, search.data.n_cells // CELLS_A_COMPONENT))
+        if not given:  # a given prior has its number of components
+            most = search.data.n_cells // CELLS_A_COMPONENT
+            n_first = max(n_components, min(n_components + surplus, most))
         begins = []
         for number in range(1, self.n_starts + 1):
             at_random = given or (self.random_every and number % self.random_every == 0)
@@ -132,6 +150,7 @@ class DirichletStart:
     """Responsibilities drawn uniformly from the simplex, Dirichlet(1, ..., 1), and no search."""
 
     name: ClassVar[str] = "dirichlet"
+    finds_components: ClassVar[bool] = True
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator

@@ -12,7 +12,15 @@ from nbmix.core.em_loop import run_em
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
-from nbmix.starts.base import Start, StartState, choose_cells, new_mixture, prepare, random_responsibilities
+from nbmix.starts.base import (
+    Start,
+    StartState,
+    choose_cells,
+    finds_components,
+    new_mixture,
+    prepare,
+    random_responsibilities,
+)
 from nbmix.starts.random import RandomStart
 
 
@@ -32,6 +40,10 @@ class SubsampleStart:
     iterations: Annotated[int, Setting("iterations of EM at most", least=1)] = 50
     folds: Annotated[int, Setting("folds of this EM, whatever those of the fit; 1: plain EM", least=1)] = 5
 
+    @property
+    def finds_components(self) -> bool:
+        return self.folds > 1 and finds_components(self.inner)
+
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
     ) -> StartState:
@@ -42,10 +54,11 @@ class SubsampleStart:
             )
         settings = replace(settings, folds=min(self.folds, seen.n_cells))
         begin = self.inner(seen, settings, generator)
+        settings = replace(settings, n_components=begin.n_components)
         basis, batches = prepare(seen, settings.folds, generator, dtype=settings.torch_dtype)
         mixture = new_mixture(seen, settings, basis, begin)
         run_em(mixture, batches, responsibilities=begin.responsibilities, max_iterations=self.iterations)
-        return StartState.of(mixture)
+        return StartState.of(mixture, batches)
 
 
 @checked("start")

@@ -1,46 +1,93 @@
-"""The fit, of the command and of Python: choose K where it is open, make the model, begin it, train it."""
+"""The fit, of the command and of Python: make the model, begin it, train it, join its components."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from nbmix.core.declared import declared
 from nbmix.core.memory import give_back
-from nbmix.core.settings import MixtureSettings
-from nbmix.data.checkpoint import load_checkpoint
+from nbmix.core.settings import MixtureSettings, n_to_fit, n_to_join
+from nbmix.data.checkpoint import Checkpoint, load_checkpoint, update_checkpoint
+from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
-from nbmix.models.base import MixtureModule
+from nbmix.models.base import MixtureModule, Prediction
 from nbmix.models.restore import check_resumable
-from nbmix.starts.base import Start, check_components
-from nbmix.starts.choice import Choice, Range, choose_n_components
+from nbmix.starts.base import Start, check_components, finds_components
+from nbmix.starts.choice import Choice, Range, choose_n_components, too_few_cells
 from nbmix.starts.random import RandomStart
+from nbmix.starts.search import CELLS_A_COMPONENT
+from nbmix.training.joining import join_components, joins_of
+from nbmix.training.predict import predict
 
 
 class ModelSpec(NamedTuple):
-    """The model to fit, before its genes are known.
+    """The model to fit, before its genes and its size are known.
 
     Attributes:
-        make: gene names (genes,) and K -> the model.
-        n_components: K; or "auto", or a range such as "2-10", to have it chosen.
-        weights: of the components, see ``MixtureSettings``; the search for K takes the same.
+        kind: of model.
+        settings: of it; ``n_components`` may be "auto", or a range such as "2-10", to have it chosen.
+        make: gene names (genes,) and the settings that say how many components it has -> the model.
     """
 
-    make: Callable[[np.ndarray, int], MixtureModule]
-    n_components: int | str
-    weights: str = "learned"
+    kind: type[MixtureModule]
+    settings: Mapping[str, Any]
+    make: Callable[[np.ndarray, dict[str, Any]], MixtureModule]
+
+    def setting(self, name: str) -> Any:
+        """The value of a setting, or its default; None where the model has no such setting."""
+        of_kind = declared(self.kind).get(name)  # type: ignore[arg-type]  # a class is hashable
+        return None if of_kind is None else self.settings.get(name, of_kind.default)
+
+    def joins(self, start: Start) -> bool:
+        """Whether components are joined to groups, with that start."""
+        can_join = self.kind.can_join(self.settings) and finds_components(start)
+        return can_join and self.setting("components_per_group") not in (None, 1)
+
+    def model(self, gene_names: np.ndarray, size: Size) -> MixtureModule:
+        """The model of that size."""
+        numbers: dict[str, Any] = {"n_components": size.n_groups}
+        if self.setting("components_per_group") is not None:
+            numbers["components_per_group"] = size.components_per_group
+        return self.make(gene_names, numbers)
+
+
+class Size(NamedTuple):
+    """How large a model is.
+
+    Attributes:
+        n_groups: K.
+        components_per_group: on average.
+        choice: of K, by an elbow.
+        is_joined: components are joined to groups, of which number 0 is the largest; else each is a group.
+        may_be_fewer: see ``MixtureSettings``.
+    """
+
+    n_groups: int
+    components_per_group: float = 1.0
+    choice: Choice | None = None
+    is_joined: bool = False
+    may_be_fewer: bool = False
 
 
 class Fitted(NamedTuple):
-    """A fitted model, the cells of its fit, and the choice of K where it was left open."""
+    """A model, its data, and what it says of all cells.
+
+    Attributes:
+        data: the cells.
+        model: fitted, its components joined to groups.
+        cells: what it says of all cells of ``data``.
+    """
 
     data: CountsDataModule
     model: MixtureModule
-    choice: Choice | None
+    cells: Prediction
 
 
 def fit(
@@ -53,7 +100,7 @@ def fit(
     ckpt_path: str | None = None,
     when_ready: Callable[[], None] = lambda: None,
 ) -> Fitted:
-    """Fit a model to the training cells of ``data``.
+    """Fit a model to the training cells of ``data``, and join its components to groups.
 
     The start draws from a generator of ``seed``; encoders and minibatches from torch's own, which is for the
     caller to seed.
@@ -70,36 +117,106 @@ def fit(
     Raises:
         InputError: data or settings that do not fit together, or a checkpoint that is not of this fit.
     """
-    allowed = Range.parse(spec.n_components)
+    allowed = Range.parse(spec.setting("n_components"))
     data.setup()
     checkpoint = None if ckpt_path is None else load_checkpoint(ckpt_path)
     cells, generator = data.training_data, np.random.default_rng(seed)
-    n_components: Any = spec.n_components
-    choice = None
-    if allowed is not None and checkpoint is not None:
-        n_components = checkpoint.settings.get("n_components")
-        choice = None if checkpoint.choice is None else Choice.of(checkpoint.choice)
-    elif allowed is not None:
-        search = start if isinstance(start, RandomStart) else None
-        one = MixtureSettings(1, weights=spec.weights)
-        choice = choose_n_components(cells, one, allowed, generator, search)
-        n_components = choice.recommended
-    model = spec.make(data.data.gene_names, n_components)
+    if checkpoint is None:
+        size = size_of(spec, start, cells, generator)
+    else:
+        size = size_of_checkpoint(spec, start, checkpoint)
+    model = spec.model(data.data.gene_names, size)
     check_components(cells, model.mixture.settings)
-    model.choice = None if choice is None else choice.plain
+    choice = size.choice
     if checkpoint is None:
         found = choice.start if choice is not None and isinstance(start, RandomStart) else None
-        model.begin(found or start(cells, model.mixture.settings, generator), data)
+        if found is None:
+            settings = replace(model.mixture.settings, may_be_fewer=size.may_be_fewer)
+            found = start(cells, settings, generator)
+        if found.n_components < model.mixture.settings.n_components:
+            size = size._replace(components_per_group=found.n_components / size.n_groups)
+            model = spec.model(data.data.gene_names, size)
+        model.begin(found, data)
     else:
         where = f"ckpt_path={ckpt_path}"
         check_resumable(checkpoint, model, data, where)
         if not checkpoint.sealed:
             raise InputError(f"{where}: has no checksum; only what train.py saves can be gone on with")
+    model.choice = None if choice is None else choice.plain
     del cells  # a copy of most counts, if they are in memory
     give_back()
     when_ready()
     _train(trainer, model, data, ckpt_path)
-    return Fitted(data, model, choice)
+    said = predict(trainer, model, data)
+    give_back()
+    if size.is_joined:
+        join_components(data, model, said, allowed)
+    else:
+        model.joins = model.joins or joins_of(data, model, said)
+    if trainer.is_global_zero:
+        _keep_groups(trainer, model, data)
+    return Fitted(data, model, said)
+
+
+def size_of(spec: ModelSpec, start: Start, cells: CountData, generator: np.random.Generator) -> Size:
+    """The size of a model that begins anew.
+
+    "auto" components a group are one each where their joins cannot be known: without folds, with weights
+    given for each cell, and where a start has components of its own.
+
+    Raises:
+        InputError: components cannot be joined, or there are too few cells to choose among numbers of groups.
+    """
+    wanted, per_group = spec.setting("n_components"), spec.setting("components_per_group")
+    allowed = Range.parse(wanted)
+    if per_group not in (None, "auto", 1) and not spec.joins(start):
+        raise InputError(
+            f"model.components_per_group={per_group}: this fit cannot tell which components belong together; "
+            "set 1; or model.folds of 2 or more, weights that are not given, a start that finds components"
+        )
+    is_joined = spec.joins(start)
+    if allowed is not None and not is_joined:
+        one = MixtureSettings(1, weights=spec.setting("weights") or "learned")
+        search = start if isinstance(start, RandomStart) else None
+        choice = choose_n_components(cells, one, allowed, generator, search)
+        return Size(choice.recommended, choice=choice)
+    n_groups = wanted if allowed is None else allowed.most
+    if not is_joined:
+        return Size(n_groups)
+    fitted = n_to_join(n_groups) if per_group == "auto" else n_to_fit(n_groups, per_group)
+    most = cells.n_cells // CELLS_A_COMPONENT  # a component of fewer shows nothing
+    if allowed is not None:
+        if most < max(2, allowed.least):
+            raise too_few_cells(cells.n_cells, allowed)
+        n_groups = min(n_groups, most)
+    if per_group == "auto":
+        fitted = max(n_groups, min(fitted, most))
+    may_be_fewer = per_group == "auto" and allowed is None
+    return Size(n_groups, fitted / n_groups, is_joined=True, may_be_fewer=may_be_fewer)
+
+
+def size_of_checkpoint(spec: ModelSpec, start: Start, checkpoint: Checkpoint) -> Size:
+    """The size of a model that goes on: that of the checkpoint where the settings leave it open."""
+    n_groups, per_group = spec.setting("n_components"), spec.setting("components_per_group")
+    choice = None
+    if Range.parse(n_groups) is not None:
+        n_groups = checkpoint.settings.get("n_components")
+        per_group = "auto"
+        choice = None if checkpoint.choice is None else Choice.of(checkpoint.choice)
+    if per_group in (None, "auto"):
+        per_group = checkpoint.settings.get("components_per_group", 1.0)
+    return Size(n_groups, per_group, choice, spec.joins(start))
+
+
+def _keep_groups(trainer: pl.Trainer, model: MixtureModule, data: CountsDataModule) -> None:
+    """Write the groups into the checkpoints of a fit that has ended."""
+    if model.joins is None:
+        return
+    checkpoint = model.as_checkpoint(data, {})
+    for callback in trainer.checkpoint_callbacks:
+        path = getattr(callback, "path", None)
+        if path is not None and path.is_file():
+            update_checkpoint(path, checkpoint)
 
 
 def _train(trainer: pl.Trainer, model: MixtureModule, data: CountsDataModule, ckpt_path: str | None) -> None:

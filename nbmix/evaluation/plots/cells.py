@@ -58,7 +58,7 @@ def component_sizes(responsibilities: ArrayLike) -> Figure:
     bottom.set_ylim(0.0, 1.12)
     bottom.set_yticks([0.0, 0.5, 1.0])
     bottom.set_xticks(positions, [str(k) for k in positions], fontsize="small")
-    bottom.set_xlabel("component")
+    bottom.set_xlabel("group")
     return figure
 
 
@@ -95,11 +95,11 @@ def log_likelihood_margins(log_likelihood: ArrayLike, assignments: ArrayLike) ->
     n_cells, n_components = values.shape
     figure = new_figure(6.8, 4.2)
     axes = figure.add_subplot()
-    axes.set_ylabel("log likelihood of the own component\nminus the best other (nats)")
-    axes.set_xlabel("cells, by component")
+    axes.set_ylabel("log likelihood of the own group\nminus the best other (nats)")
+    axes.set_xlabel("cells, by group")
     open_frame(axes)
     if n_components < 2:
-        say(axes, "one component: nothing to compare with")
+        say(axes, "one group: nothing to compare with")
         return figure
     if n_cells > MOST_DOTS:
         chosen = np.random.default_rng(0).choice(n_cells, MOST_DOTS, replace=False)
@@ -198,8 +198,8 @@ def _components(posterior: NDArray, opacity: float) -> _Panel:
     n_cells, n_components = posterior.shape
     assignments = posterior.argmax(axis=1)  # (cells,)
     return _Panel(
-        "components; opacity is the posterior probability",
-        "component (cells)",
+        "groups; opacity is the posterior probability",
+        "group (cells)",
         assignments,
         [str(k) for k in range(n_components)],
         np.bincount(assignments, minlength=n_components),

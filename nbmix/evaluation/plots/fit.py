@@ -41,7 +41,9 @@ def objective_trace(iterations: Sequence[int], series: Mapping[str, Sequence[flo
 
 
 def join_dendrogram(
-    joins: Sequence[tuple[Sequence[int], Sequence[int], float, bool]], n_cells: ArrayLike
+    joins: Sequence[tuple[Sequence[int], Sequence[int], float, bool]],
+    n_cells: ArrayLike,
+    groups: Sequence[Sequence[int]] = (),
 ) -> Figure:
     """Components at the left, joined from there to one group at the right, where the separation is.
 
@@ -50,6 +52,8 @@ def join_dendrogram(
             order of the joins, at least one. A join that is less separate than one of its parts is drawn
             where that is.
         n_cells: (components,) cells of each, written beside it.
+        groups: the components of each group; joins within one are drawn thick, and its number is written
+            beside its components.
     """
     counts = np.asarray(n_cells)
     place = {frozenset([*a, *b]): (list(a), list(b)) for a, b, _, _ in joins}
@@ -71,9 +75,11 @@ def join_dendrogram(
         (x_a, y_a), (x_b, y_b) = start_of(a), start_of(b)
         x = max(separation, x_a, x_b)
         color = PALETTE[3] if has_gap else PALETTE[0]
-        axes.plot([x_a, x, x, x_b], [y_a, y_a, y_b, y_b], color=color, linewidth=1.6)
+        within = any({*a, *b} <= set(group) for group in groups)
+        axes.plot([x_a, x, x, x_b], [y_a, y_a, y_b, y_b], color=color, linewidth=3.2 if within else 1.6)
         at[frozenset([*a, *b])] = (x, (y_a + y_b) / 2)
-    names = [f"{leaf} ({counts[leaf]:,} cells)" for leaf in leaves]
+    group_of = {leaf: f"group {number}: " for number, group in enumerate(groups) for leaf in group}
+    names = [f"{group_of.get(leaf, '')}{leaf} ({counts[leaf]:,} cells)" for leaf in leaves]
     axes.set_yticks(range(len(leaves)), names, fontsize="small")
     axes.set_ylim(len(leaves) - 0.5, -0.5)
     axes.set_xlim(left=0)

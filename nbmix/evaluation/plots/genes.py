@@ -45,7 +45,7 @@ def log_mean_differences(log_mean: ArrayLike, names: Sequence[object] | None = N
     axes.set_ylabel(r"difference in $\ln \mu$")
     open_frame(axes)
     if n_components < 2:
-        say(axes, "one component: nothing to compare with")
+        say(axes, "one group: nothing to compare with")
         return figure
 
     differences = (values - values.mean(axis=0)) * (n_components / (n_components - 1))
@@ -55,7 +55,7 @@ def log_mean_differences(log_mean: ArrayLike, names: Sequence[object] | None = N
     colors = component_colors(len(titles))
     for color, difference in zip(colors, differences, strict=True):
         axes.plot(np.arange(1, n_genes + 1), np.sort(difference), color=color, linewidth=1.2)
-    title = "component" if n_components == 2 else "component minus the others"
+    title = "group" if n_components == 2 else "group minus the others"
     side_legend(axes, [Line2D([], [], color=c, label=t) for c, t in zip(colors, titles, strict=True)], title)
     return figure
 
@@ -138,7 +138,7 @@ def latent_distribution(
     top, bottom = figure.subplots(2, 1, height_ratios=(1, 2))
     _count_histogram(top, x, short_name(gene))
     _gamma_and_empirical(bottom, [np.sort(ratio[member == k]) for k in range(shape.size)], shape, scale)
-    side_legend(bottom, handles, "component" if names is None else None)
+    side_legend(bottom, handles, "group" if names is None else None)
     for axes in (top, bottom):
         open_frame(axes)
     return figure

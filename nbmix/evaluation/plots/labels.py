@@ -91,7 +91,7 @@ def _heat_map(
     axes.set_xticks(range(n_components), [str(k) for k in order])
     axes.set_yticks(range(n_labels), [short_name(name) for name in np.asarray(label_values)])
     axes.tick_params(length=0)
-    axes.set_xlabel("component")
+    axes.set_xlabel("group")
     axes.set_ylabel("label")
     return figure, axes, image
 
