@@ -1,4 +1,4 @@
-"""What the benchmarks share: a process for every measurement, its clock and peak memory, and tables.
+"""What the benchmarks share: processes and their clocks, fits by a config, records of runs, and tables.
 
 Only the standard library is imported above the functions. A child's peak memory counts from that of the
 process it was started from, so the one that starts them must stay small.
@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import resource
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,15 +28,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from omegaconf import DictConfig
 
     from nbmix.core.mixture import Mixture
     from nbmix.core.settings import MixtureSettings
     from nbmix.data.counts import CountData
+    from nbmix.output.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE_CELLS = 94655  # as many as the ten populations of Zheng et al. (2017) hold before any choice
 MIX4 = ("cytotoxic_t", "regulatory_t", "b_cells", "cd14_monocytes")
 EM_PARTS = ("e_step", "statistics", "m_step")
+# settings of a fit that takes a moment, after which imports and what numba compiles are there
+WARM_UP = ("data=sim", "data.n_cells=60", "data.n_genes=80", "model.n_components=2", "trainer.max_epochs=2")
 
 Measure = Callable[[str, argparse.Namespace], dict[str, Any]]
 
@@ -382,6 +388,116 @@ def _generator(seed: int) -> np.random.Generator:
     import numpy as np
 
     return np.random.default_rng(seed)
+
+
+# Fits as train.py makes them, in this process
+
+
+def configure(settings: Iterable[str], folder: str) -> DictConfig:
+    """The config that train.py would get."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*settings, "logger=csv", f"output_dir={folder}"])
+
+
+def fitted(cfg: DictConfig, clock: Clock) -> Results:
+    """Fit and predict as ``nbmix.app.run`` does, which is "run" of the clock.
+
+    Only scalars are written, to the folder of the config.
+    """
+    import pytorch_lightning as pl
+    from hydra.utils import instantiate
+
+    from nbmix.app.run import fit_from_config
+    from nbmix.output.results import Results
+
+    pl.seed_everything(cfg.seed, verbose=False)
+    trainer = instantiate(cfg.trainer, enable_checkpointing=False)
+    with clock("run"):
+        fitted = fit_from_config(cfg, trainer)
+    return Results(*fitted)
+
+
+def watched(work: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """What ``work`` returns, given a folder that is deleted after it, and what it warned of.
+
+    If it fails, "error" is in the place of its figures: others are still to be measured.
+    """
+    from nbmix.app.command import one_line
+
+    log = _Messages(logging.WARNING)
+    logging.getLogger().addHandler(log)
+    load = os.getloadavg()[0]
+    try:
+        with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
+            warnings.simplefilter("always")
+            row = work(folder)
+    except Exception as error:
+        caught, row = [], {"error": one_line(error)}
+    finally:
+        logging.getLogger().removeHandler(log)
+    said = {f"{w.category.__name__}: {' '.join(str(w.message).split())}" for w in caught} | set(log.messages)
+    return row | {"warnings": sorted(said), "load_average": load}
+
+
+class _Messages(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+# What was measured
+
+
+class Record:
+    """The rows measured so far, and their file if there is one.
+
+    Args:
+        path: the JSON file; rows that it holds are read.
+        keys: entries of a row that say which run it is.
+    """
+
+    def __init__(self, path: Path | None, keys: Sequence[str]) -> None:
+        self.path, self.keys = path, tuple(keys)
+        there = path is not None and path.exists()
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if there else []
+
+    def holds(self, *run: Any) -> bool:
+        """Whether a run, named by the values of its keys, was measured, and did not fail."""
+        return any(self._key(row) == run and "error" not in row for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row, in place of an earlier one of the same run, and write the file."""
+        from nbmix.output.writing import write_json
+
+        self.rows = [old for old in self.rows if self._key(old) != self._key(row)] + [row]
+        if self.path is not None:
+            write_json(self.path, {"machine": machine(), "rows": self.rows})
+
+    def _key(self, row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[key] for key in self.keys)
+
+
+def remarks(rows: Iterable[dict[str, Any]], run: Callable[[dict[str, Any]], str]) -> list[str]:
+    """Every failure and warning once for each method, with the runs that it is of, as ``run`` names them."""
+    runs: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        failure = [f"failed: {row['error']}"] if "error" in row else []
+        for line in (*failure, *row["warnings"]):
+            runs.setdefault((row["method"], line), []).append(run(row))
+    return [f"{method}, {' '.join(found)}: {line}" for (method, line), found in runs.items()]
+
+
+def say_states(rows: Iterable[dict[str, Any]]) -> None:
+    """A line where the rows are not all of one program."""
+    if len(codes := {row["code"] for row in rows}) > 1:
+        print(f"measured with {len(codes)} states of nbmix/ and conf/: {', '.join(sorted(codes))}")
 
 
 # Tables

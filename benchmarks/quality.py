@@ -38,12 +38,8 @@ import os
 os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")})
 
 import argparse
-import json
-import logging
 import statistics
 import sys
-import tempfile
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,24 +48,18 @@ import baselines
 import common
 import made
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from sklearn.metrics import adjusted_rand_score
 
-from nbmix.app.command import one_line
-from nbmix.app.run import fit_from_config
 from nbmix.core.joins import group_probabilities
 from nbmix.data.counts import CountData
 from nbmix.data.zheng import POPULATIONS
 from nbmix.evaluation.calibration import expected_calibration_error
 from nbmix.evaluation.metrics import clustering_metrics, match_cells
-from nbmix.output.results import Results
 from nbmix.output.scores import score
-from nbmix.output.writing import write_json
 
 NINE = ",".join(name for name in POPULATIONS if name != "cd34")  # which is impure
 
@@ -119,8 +109,8 @@ PEERS = ("leiden", "leiden-k", "kmeans", "gmm", "topics")
 SETTINGS = OURS | ABLATIONS | OTHERS
 GROUPS = {"ours": tuple(OURS), "ablations": tuple(ABLATIONS), "others": tuple(OTHERS), "peers": PEERS}
 METHODS = tuple(method for methods in GROUPS.values() for method in methods)
+KEYS = ("data", "method", "seed")  # of a run
 SCORES = ("ari", "nmi", "accuracy", "log_loss")
-WARM_UP = ("data=sim", "data.n_cells=60", "data.n_genes=80", "model.n_components=2", "trainer.max_epochs=2")
 
 
 # One run
@@ -144,12 +134,6 @@ def settings_of(data: DataSet, method: str, folder: Path) -> tuple[str, ...]:
     return (*where, *SETTINGS.get(method, ()))
 
 
-def configure(settings: Iterable[str], folder: str) -> DictConfig:
-    """The config that train.py would get."""
-    with initialize_config_dir(str(common.ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*settings, "logger=csv", f"output_dir={folder}"])
-
-
 def measure(method: str, settings: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Run one method on one data set: scores, seconds, and warnings; or an error in their place.
 
@@ -158,42 +142,21 @@ def measure(method: str, settings: tuple[str, ...], seed: int) -> dict[str, Any]
         settings: arguments of train.py.
         seed: of the run.
     """
-    log = _Messages(logging.WARNING)
-    logging.getLogger().addHandler(log)
-    load, clock = os.getloadavg()[0], common.Clock()
-    try:
-        with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
-            warnings.simplefilter("always")
-            cfg = configure((*settings, f"seed={seed}"), folder)
-            found = (ours if method in SETTINGS else peer)(cfg, method, clock)
-        row = scores(found) | found.said
-        row |= {"cpu_seconds": clock.cpu_seconds("run"), "seconds": clock.seconds("run")}
-    except Exception as error:  # others are still to be measured
-        caught, row = [], {"error": one_line(error)}
-    finally:
-        logging.getLogger().removeHandler(log)
-    said = {f"{w.category.__name__}: {' '.join(str(w.message).split())}" for w in caught} | set(log.messages)
-    return row | {"warnings": sorted(said), "load_average": load}
+    clock = common.Clock()
 
+    def run(folder: str) -> dict[str, Any]:
+        cfg = common.configure((*settings, f"seed={seed}"), folder)
+        found = (ours if method in SETTINGS else peer)(cfg, method, clock)
+        seconds = {"cpu_seconds": clock.cpu_seconds("run"), "seconds": clock.seconds("run")}
+        return scores(found) | found.said | seconds
 
-class _Messages(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+    return common.watched(run)
 
 
 def ours(cfg: DictConfig, method: str, clock: common.Clock) -> Found:
-    """Fit and predict as ``nbmix.app.run`` does; only scalars are written, to a folder that is deleted."""
-    pl.seed_everything(cfg.seed, verbose=False)
-    trainer = instantiate(cfg.trainer, enable_checkpointing=False)
-    with clock("run"):
-        module, model, cells = fit_from_config(cfg, trainer)
-    results = Results(module, model, cells)
+    """A fit, and what metrics.json would say of it."""
+    results = common.fitted(cfg, clock)
+    module = results.data
     metrics, rows, q = score(results), module.validation_rows, results.responsibilities
     kept = (
         "n_components",
@@ -249,39 +212,18 @@ def scores(found: Found) -> dict[str, Any]:
 # All runs
 
 
-class Record:
-    """The rows measured so far, and their file if there is one."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        there = path is not None and path.exists()
-        self.rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if there else []
-
-    def holds(self, data: str, method: str, seed: int) -> bool:
-        """Whether a run was measured, and did not fail."""
-        return any(_key(row) == (data, method, seed) and "error" not in row for row in self.rows)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Keep a row, in place of an earlier one of the same run, and write the file."""
-        self.rows = [old for old in self.rows if _key(old) != _key(row)] + [row]
-        if self.path is not None:
-            write_json(self.path, {"machine": common.machine(), "rows": self.rows})
-
-
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["data"], row["method"], row["seed"]
-
-
 def warm_up(methods: Sequence[str]) -> None:
     """Imports, and what numba compiles, by small fits that are not kept."""
     own = {"amortized", *PEERS}  # all others run what em does
     for method in sorted({method if method in own else "em" for method in methods}):
-        row = measure(method, (*WARM_UP, *SETTINGS.get(method, ())), 0)
+        row = measure(method, (*common.WARM_UP, *SETTINGS.get(method, ())), 0)
         if "error" in row:
             sys.exit(f"{method}: {row['error']}")
 
 
-def run_all(record: Record, chosen: dict[str, DataSet], methods: Sequence[str], arguments: Any) -> None:
+def run_all(
+    record: common.Record, chosen: dict[str, DataSet], methods: Sequence[str], arguments: Any
+) -> None:
     """Every run that is not recorded yet: all data sets and methods of a seed before the next seed."""
     code = common.code_state()
     for seed in arguments.seeds:
@@ -345,10 +287,11 @@ COLUMNS: dict[str, tuple[str, int]] = {  # title -> name in a row, digits
 
 def with_differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with ``above_em``: held-out log likelihood minus that of em on the same cells."""
-    em = {_key(row): row.get("heldout_log_likelihood") for row in rows if row["method"] == "em"}
+    runs_of_em = [row for row in rows if row["method"] == "em"]
+    em = {(row["data"], row["seed"]): row.get("heldout_log_likelihood") for row in runs_of_em}
     found = []
     for row in rows:
-        own, other = row.get("heldout_log_likelihood"), em.get((row["data"], "em", row["seed"]))
+        own, other = row.get("heldout_log_likelihood"), em.get((row["data"], row["seed"]))
         found.append(row | {"above_em": None if None in (own, other) else own - other})
     return found
 
@@ -384,19 +327,13 @@ def show(rows: Sequence[dict[str, Any]], data: Sequence[str], methods: Sequence[
         title += f"; load average up to {max(row['load_average'] for row in measured):.1f}"
         titles = ("method", "seeds", "ARI", "lowest", *list(COLUMNS)[1:])
         common.show(title, titles, lines, _remarks(rows, name, methods), width=170)
-    if len(codes := {row["code"] for row in rows}) > 1:
-        print(f"measured with {len(codes)} states of nbmix/ and conf/: {', '.join(sorted(codes))}")
+    common.say_states(rows)
 
 
 def _remarks(rows: Sequence[dict[str, Any]], data: str, methods: Sequence[str]) -> list[str]:
     """Every failure and warning once for each method, with its seeds."""
-    seeds: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row["data"] == data and row["method"] in methods:
-            failure = [f"failed: {row['error']}"] if "error" in row else []
-            for line in (*failure, *row["warnings"]):
-                seeds.setdefault((row["method"], line), []).append(str(row["seed"]))
-    return [f"{method}, seed {' '.join(found)}: {line}" for (method, line), found in seeds.items()]
+    chosen = [row for row in rows if row["data"] == data and row["method"] in methods]
+    return common.remarks(chosen, lambda row: f"seed {row['seed']}")
 
 
 def plot(rows: Sequence[dict[str, Any]], data: Sequence[str], methods: Sequence[str]) -> Figure:
@@ -454,7 +391,7 @@ def main() -> None:
     torch.set_num_threads(1)
     wanted = dict.fromkeys(n for name in arguments.data for n in (MADE if name == "made" else (name,)))
     methods = arguments.methods or [method for group in arguments.only for method in GROUPS[group]]
-    chosen, record = available(wanted, arguments), Record(arguments.json)
+    chosen, record = available(wanted, arguments), common.Record(arguments.json, KEYS)
     if not chosen:
         sys.exit(f"--data-dir {arguments.data_dir}: has none of the files")
     if not all(record.holds(d, m, s) for d in chosen for m in methods for s in arguments.seeds):

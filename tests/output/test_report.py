@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from nbmix.evaluation.plots import DPI
-from nbmix.output.report import TOP_MARKERS, ComponentLine, Picture, Report, flattened, shown
+from nbmix.output.report import TOP_MARKERS, GroupLine, Picture, Report, flattened, shown
 from tests.helpers.running import TINY, run_here
 
 HOSTILE = """</script><script>document.title='owned'</script>"'<img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}"""
@@ -91,8 +91,8 @@ def report(**changes):
     content = {
         "metrics": {"n_cells": 12345, "log_likelihood": -1822.618, "ari": 0.98765, "converged": False},
         "components": [
-            ComponentLine(0, 12000, 0.972, 0.99, ("B", 0.9), 1, ["CD79A", "MS4A1"]),
-            ComponentLine(1, 0, 0.0, None, None, None, ["LYZ"]),
+            GroupLine(0, 12000, 0.972, 0.99, ("B", 0.9), 1, ["CD79A", "MS4A1"]),
+            GroupLine(1, 0, 0.0, None, None, None, ["LYZ"]),
         ],
         "pictures": [picture()],
         "markers": markers(),
@@ -138,7 +138,7 @@ def test_the_page_needs_nothing_from_elsewhere():
 
 
 def hostile_report():
-    line = ComponentLine(0, 5, 1.0, 1.0, (HOSTILE, 1.0), None, [HOSTILE])
+    line = GroupLine(0, 5, 1.0, 1.0, (HOSTILE, 1.0), None, [HOSTILE])
     return report(
         metrics={"n_cells": 5, HOSTILE: HOSTILE},
         components=[line],
