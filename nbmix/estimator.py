@@ -102,6 +102,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
         log_mean_: (K, genes) ln mu, per unit of size factor; NaN for genes that take no part.
         log_inv_disp_: (K, genes) ln r; of a group of several components r and mu are those of the Gamma with
             its mean and variance.
+        component_weights_, component_log_mean_, component_log_inv_disp_: (C,), (C, genes) the same of the
+            components: ln p(x_i) is that of their mixture.
+        component_groups_: (C,) the group that each component belongs to.
         responsibilities_: (cells, K) of the cells of the fit. Where folds > 1 a cell's come from
             components that have not seen it; ``predict_proba`` of the same cell may differ.
         labels_: (cells,) the component of the largest responsibility.
@@ -321,31 +324,25 @@ class NBMixture(ClusterMixin, BaseEstimator):
             size_factors: (n_samples,) or one number; default the median of the cells of the fit.
 
         Returns:
-            Counts (n_samples, genes) CSR float32, and components (n_samples,).
+            Counts (n_samples, genes) CSR float32, and groups (n_samples,).
 
         >>> import nbmix
         >>> cells = nbmix.simulate(n=200, p=50, k=2, seed=1)
         >>> mixture = nbmix.NBMixture(2, start="kmeans").fit(cells.counts)
-        >>> counts, components = mixture.sample(3)
-        >>> counts.shape, components.shape
+        >>> counts, groups = mixture.sample(3)
+        >>> counts.shape, groups.shape
         ((3, 50), (3,))
         """
         check_is_fitted(self, "weights_")
         if n_samples < 1:
             raise InputError(f"n_samples={n_samples}: must be 1 or more")
         generator = np.random.default_rng(seed_of(self.random_state))
-        pi = self._fitted.log_weights.exp().numpy()
-        pi = pi / pi.sum()
+        pi = self.component_weights_ / self.component_weights_.sum()
         drawn = generator.permutation(np.sort(generator.choice(len(pi), n_samples, p=pi)))
         sizes = self._fitted.median_size_factor if size_factors is None else size_factors
-        components = [np.full((len(pi), self.n_features_in_), np.nan) for _ in range(2)]
-        for of_all, values in zip(components, self._fitted.components, strict=True):
-            of_all[:, self._taking_part] = values.numpy()
-        group_of = np.empty(len(pi), dtype=np.int64)
-        for number, group in enumerate(self._groups):
-            group_of[list(group)] = number
-        counts = draw_counts(drawn, each_cell(sizes, n_samples), components[0], components[1], generator)
-        return counts, group_of[drawn]
+        components = self.component_log_mean_, self.component_log_inv_disp_
+        counts = draw_counts(drawn, each_cell(sizes, n_samples), *components, generator)
+        return counts, self.component_groups_[drawn]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, which ``load``, ``train.py task=predict`` and ``start=checkpoint`` read.
@@ -470,6 +467,13 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.log_mean_, self.log_inv_disp_ = np.full(shape, np.nan), np.full(shape, np.nan)
         self.log_mean_[:, taking_part], self.log_inv_disp_[:, taking_part] = profiles
         self.weights_ = np.exp(group_log_joint(log_weights, self._groups))
+        of_components = np.full((2, len(log_weights), self.n_features_in_), np.nan)
+        of_components[:, :, taking_part] = np.stack([t.numpy() for t in components])
+        self.component_log_mean_, self.component_log_inv_disp_ = of_components
+        self.component_weights_ = np.exp(log_weights)
+        self.component_groups_ = np.empty(len(log_weights), dtype=np.int64)
+        for number, group in enumerate(self._groups):
+            self.component_groups_[list(group)] = number
         self.n_components_ = len(self.weights_)
         self.choice_ = None if fitted.choice is None else Choice.of(fitted.choice).table()
         self._of_components = None

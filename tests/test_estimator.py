@@ -158,8 +158,12 @@ def test_generators_of_scikit_learn_are_taken():
         (["model.folds=1"], {"folds": 1}),
         (["model=amortized", "start=kmeans", "trainer.max_epochs=2"], {"model": "amortized", "max_iter": 2}),
         (["model.n_components=1-3", "start=random"], {"n_components": "1-3", "start": "random"}),
+        (
+            ["model.n_components=1-3", "start=random", "model.components_per_group=1"],
+            {"n_components": "1-3", "start": "random", "components_per_group": 1},
+        ),
     ],
-    ids=["em", "plain", "amortized", "open K"],
+    ids=["em", "plain", "amortized", "open K", "elbow"],
 )
 def test_the_numbers_of_train(overrides, settings, tmp_path):
     run_here(tmp_path, *TINY, *overrides, "data.validation_share=0", "seed=2")
@@ -177,7 +181,10 @@ def test_the_numbers_of_train(overrides, settings, tmp_path):
     assert loaded.model == mixture.model
     assert loaded.folds == mixture.folds
     assert loaded.n_components_ == mixture.n_components_ == 2
-    if "n_components" in settings:
+    np.testing.assert_array_equal(mixture.component_groups_, loaded.component_groups_)
+    if settings.get("folds") != 1:
+        pd.testing.assert_frame_equal(loaded.joins_, mixture.joins_)
+    if settings.get("components_per_group") == 1:
         chosen = pd.read_csv(tmp_path / "n_components.csv")
         pd.testing.assert_frame_equal(mixture.choice_, chosen, rtol=1e-7)
         mixture.save(tmp_path / "mine.ckpt")
@@ -207,7 +214,10 @@ def test_the_defaults_of_train(model, tmp_path):
     assert conf.model.n_components == NBMixture().n_components
     NBMixture(model=model).fit(COUNTS).save(tmp_path / "a.ckpt")
     settings = load_checkpoint(tmp_path / "a.ckpt").settings
-    assert settings == instantiate(conf.model, gene_names=["g"]).plain
+    assert settings.pop("components_per_group") == 2.5  # of 4 groups, where conf has "auto"
+    expected = instantiate(conf.model, gene_names=["g"]).plain
+    assert expected.pop("components_per_group") == "auto"
+    assert settings == expected
 
 
 def test_counts_that_are_still_in_their_file(fitted, tmp_path):
@@ -275,11 +285,20 @@ def test_cluster_writes_what_result_h5ad_holds(tmp_path):
 
 def test_cluster_with_the_number_of_components_left_open(tmp_path):
     adata = annotated()
-    cluster(adata, "1-3", start="kmeans")
+    cluster(adata, "1-3", start="kmeans", components_per_group=1)
     adata.write_h5ad(tmp_path / "a.h5ad")
     choice = ad.read_h5ad(tmp_path / "a.h5ad").uns["nbmix"]["choice"]
     assert choice.loc[choice["recommended"], "n_components"].tolist() == [2]
     assert adata.obs["nbmix"].cat.categories.tolist() == ["0", "1"]
+
+
+def test_as_many_groups_as_have_gaps():
+    adata = annotated()
+    cluster(adata, "auto", start="kmeans")
+    joins = adata.uns["nbmix"]["joins"]
+    assert adata.obs["nbmix"].cat.categories.tolist() == ["0", "1"]
+    assert joins.loc[joins["gap"], "n_groups"].iloc[0] == 2
+    assert "choice" not in adata.uns["nbmix"]
 
 
 def test_a_folder_of_cell_ranger_in_three_lines(tmp_path):
@@ -365,7 +384,7 @@ def test_what_is_none_of_a_count_is_refused(counts, words):
         ({"weights": "equal"}, "^weights=equal: choose one of"),
         (
             {"model_settings": {"n_hidden": 3}},
-            "^model_settings: model=em has no 'n_hidden'; its settings are dtype,",
+            "^model_settings: model=em has no 'n_hidden'; its settings are components_per_group,",
         ),
         ({"random_state": -1}, "^random_state=-1: must be a whole number from 0 on, or None$"),
         ({"random_state": "a"}, "^random_state=a: must be a whole number"),

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbmix.core.separation import FEWEST_CELLS, gap_p_value, neighbours, ratio_space, separation
+from nbmix.core.separation import FEWEST_CELLS, gap_p_value, inflation, neighbours, ratio_space, separation
 from nbmix.errors import InputError
 
 Group = tuple[int, ...]
@@ -250,6 +250,18 @@ def join_tree(
         cells = cells.summed(columns)
         cuts.append(by_size(groups, cells.n_cells))
     return JoinTree(tuple(joins), tuple(reversed(cuts)), gap_level)
+
+
+def mean_inflation(log_joint: np.ndarray, log_weights: np.ndarray, size_factors: np.ndarray) -> float:
+    """Median of tau over all pairs of components with cells, see ``nbmix.core.separation.inflation``.
+
+    NaN where there are fewer than two. Arguments as for ``join_tree``.
+    """
+    components = JudgedCells.of(log_joint, log_weights, size_factors)
+    filled = np.flatnonzero(components.n_cells >= FEWEST_CELLS).tolist()
+    found = [inflation(*components.pair(a, b)) for a, b in combinations(filled, 2)]
+    known = [tau for tau in found if np.isfinite(tau)]
+    return float(np.median(known)) if known else np.nan
 
 
 def pairwise(

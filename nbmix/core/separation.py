@@ -95,15 +95,44 @@ def separation(ratios: np.ndarray, in_first: np.ndarray, size_factors: np.ndarra
     """
     if in_first.all() or not in_first.any():
         return 0.0
-    rise, variance = 0.0, 0.0
-    for side, d in ((in_first, ratios), (~in_first, -ratios)):
-        s = size_factors[side]
-        slope = d[side].sum() / s.sum()
-        rise += slope
-        variance += np.mean((d[side] - slope * s) ** 2 / s) / 2
+    (rise_a, variance_a), (rise_b, variance_b) = (
+        _growth(d[side], size_factors[side]) for side, d in ((in_first, ratios), (~in_first, -ratios))
+    )
+    rise, variance = rise_a + rise_b, (variance_a + variance_b) / 2
     if rise <= 0:
         return 0.0
     return float(rise * depth / max(np.sqrt(variance * depth), rise * depth / WIDEST))
+
+
+def inflation(ratios: np.ndarray, in_first: np.ndarray, size_factors: np.ndarray) -> float:
+    """Variance of d over what it is where genes are independent within either side.
+
+    A log likelihood ratio of many small independent terms has a variance of twice its mean. With alpha and v
+    as in ``separation``,
+
+        tau = (v_a + v_b) / 2 / (alpha_a + alpha_b),
+
+    which is 1 then, and more the more genes rise and fall together.
+
+    Args:
+        ratios, in_first, size_factors: as in ``separation``.
+
+    Returns:
+        tau; NaN where d does not tell the sides apart, or one has no cells.
+    """
+    if in_first.all() or not in_first.any():
+        return np.nan
+    (rise_a, variance_a), (rise_b, variance_b) = (
+        _growth(d[side], size_factors[side]) for side, d in ((in_first, ratios), (~in_first, -ratios))
+    )
+    rise = rise_a + rise_b
+    return float((variance_a + variance_b) / 2 / rise) if rise > 0 else np.nan
+
+
+def _growth(d: np.ndarray, size_factors: np.ndarray) -> tuple[float, float]:
+    """alpha and v of d = alpha s + noise of variance v s."""
+    slope = d.sum() / size_factors.sum()
+    return float(slope), float(np.mean((d - slope * size_factors) ** 2 / size_factors))
 
 
 def standardised(ratios: np.ndarray, in_first: np.ndarray, size_factors: np.ndarray) -> np.ndarray:

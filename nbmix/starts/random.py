@@ -20,6 +20,8 @@ from nbmix.starts.search import CELLS_A_COMPONENT, ITERATIONS_A_REMOVAL, Search
 
 LEAST_SURPLUS = 4  # components; a rare kind gets none of a few more while a large one is cut in parts
 
+DEPENDENT = 4.0  # variance of log likelihood ratios, over that of independent genes: noise is doubled
+
 ITERATIONS_OF_FEWER = 5  # of a mixture without its surplus, before it is compared with that which has it
 
 REFINE_ITERATIONS = 4  # of the mixture itself; the rest is for all cells
@@ -37,9 +39,10 @@ class RandomStart:
     Where component weights are given, all runs begin at random responsibilities, with as many components as
     are wanted; else with LEAST_SURPLUS more at least, unless ``surplus`` is 0.
 
-    Where components are to be joined to groups, there may in the end be as many as groups: if that number
-    does as well on cells that have not been seen, genes are near to independent within a kind, and more
-    components would only part shallow cells at random.
+    Components are joined to groups because genes depend on each other within a kind. In shallow cells noise
+    hides that, and more components than groups would part such cells at random. So where log likelihood
+    ratios vary little more than those of independent genes, and as many components as groups do as well on
+    cells that have not been seen, there are only so many.
     """
 
     name: ClassVar[str] = "random"
@@ -77,7 +80,7 @@ class RandomStart:
         search = self.search(data, generator, weights_are_given=settings.weights == "given")
         surplus = self.n_surplus(settings.n_groups or n_components)
         best = search.race(self.begins(search, n_components, surplus, generator), n_components).best
-        if settings.is_joined and settings.may_be_fewer:
+        if settings.is_joined and settings.may_be_fewer and search.inflation(best) < DEPENDENT:
             assert settings.n_groups is not None
             fewer = search.without_least_missed(best, settings.n_groups, ITERATIONS_A_REMOVAL)
             fewer = search.go_on(fewer, ITERATIONS_OF_FEWER)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.factor import FactorMixture
+from nbmix.core.joins import mean_inflation
 from nbmix.core.kernels.threads import side_by_side
 from nbmix.core.levels import CountLevels
 from nbmix.core.m_step import NewtonMStep
@@ -221,6 +222,12 @@ class Search:
             return run
         posterior = torch.softmax(run.joint.flatten(1), 1).view_as(run.joint)
         return self._iterate(run.model, posterior, iterations)
+
+    def inflation(self, run: SearchRun) -> float:
+        """How far genes depend on each other within the components of a run, see ``mean_inflation``."""
+        joint = run.component_joint.numpy()
+        shares = torch.softmax(run.component_joint, 1).mean(0).clamp(min=torch.finfo(torch.float64).tiny)
+        return mean_inflation(joint, torch.log(shares).numpy(), self.data.size_factors)
 
     def _model(self, n_components: int) -> FactorMixture:
         return FactorMixture(

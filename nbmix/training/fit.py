@@ -10,7 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from nbmix.core.declared import declared
+from nbmix.core.declared import check_settings, declared
 from nbmix.core.memory import give_back
 from nbmix.core.settings import MixtureSettings, n_to_fit, n_to_join
 from nbmix.data.checkpoint import Checkpoint, load_checkpoint, update_checkpoint
@@ -169,6 +169,10 @@ def size_of(spec: ModelSpec, start: Start, cells: CountData, generator: np.rando
     """
     wanted, per_group = spec.setting("n_components"), spec.setting("components_per_group")
     allowed = Range.parse(wanted)
+    given = {"n_components": wanted} if allowed is None else {}
+    if per_group is not None:
+        given["components_per_group"] = per_group
+    check_settings("model", given, declared(spec.kind))  # type: ignore[arg-type]  # a class is hashable
     if per_group not in (None, "auto", 1) and not spec.joins(start):
         raise InputError(
             f"model.components_per_group={per_group}: this fit cannot tell which components belong together; "

@@ -11,7 +11,15 @@ from scipy.special import logsumexp
 from scipy.stats import nbinom, norm
 from sklearn.metrics import adjusted_rand_score
 
-from nbmix.core.joins import JoinTree, group_log_joint, join_tree, pairwise
+from nbmix.core.joins import (
+    JoinTree,
+    group_components,
+    group_log_joint,
+    group_probabilities,
+    join_tree,
+    mean_inflation,
+    pairwise,
+)
 from nbmix.core.separation import gap_p_value, separation
 from nbmix.core.tables import batch_log_likelihood
 from nbmix.errors import InputError
@@ -253,3 +261,52 @@ def test_many_cells_have_neighbours_among_some():
     assert tree == join_tree(log_joint, log_weights, s)
     label = group_log_joint(log_joint, tree.groups(3)).argmax(1)
     assert adjusted_rand_score(kind, label) == 1
+
+
+def test_a_group_of_too_few_cells_for_a_gap_is_joined_before_all_others():
+    log_joint, log_weights, s, _ = cells_of_kinds(parts=1)
+    alone = np.full((len(s), 1), -1e4)
+    alone[[0, 700], 0] = log_joint.max(1)[[0, 700]] + 5.0  # two cells, far from all others
+    joint = np.hstack([log_joint, alone])
+    tree = join_tree(joint, np.append(log_weights, -8.0), s)
+    first = tree.joins[0]
+    assert 3 in (*first.first, *first.second)
+    assert first.n_cells == 2
+    assert tree.n_with_gaps == 3
+
+
+def test_a_group_has_the_mean_and_the_variance_of_its_components():
+    rng = np.random.default_rng(0)
+    log_mean, log_inv_disp = rng.normal(0, 1, (4, 3)), rng.normal(1, 0.5, (4, 3))
+    log_weights = np.log([0.1, 0.4, 0.3, 0.2])
+    a, b = group_components(log_mean, log_inv_disp, log_weights, [(0, 3, 2), (1,)])
+    np.testing.assert_array_equal(a[1], log_mean[1])
+    np.testing.assert_array_equal(b[1], log_inv_disp[1])
+    of_cell = rng.choice([0, 3, 2], 2_000_000, p=np.array([0.1, 0.2, 0.3]) / 0.6)
+    for j in range(3):
+        r = np.exp(log_inv_disp[of_cell, j])
+        rates = rng.gamma(r, np.exp(log_mean[of_cell, j]) / r)
+        assert np.exp(a[0, j]) == pytest.approx(rates.mean(), rel=0.01)
+        assert np.exp(2 * a[0, j] - b[0, j]) == pytest.approx(rates.var(), rel=0.03)
+
+
+def test_probabilities_of_groups_are_sums():
+    q = np.random.default_rng(0).dirichlet(np.ones(4), 5)
+    np.testing.assert_allclose(group_probabilities(q, [(1, 3), (0,), (2,)])[:, 0], q[:, 1] + q[:, 3])
+    assert group_probabilities(q, [(0,), (1,), (2,), (3,)]) is q
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_inflation_is_that_of_genes_that_count_several_times(copies):
+    """Copies of every gene multiply a log likelihood ratio by their number, and its variance by the square."""
+    rng = np.random.default_rng(1)
+    kind, s = np.arange(600) % 2, rng.lognormal(0, 0.3, 600)
+    log_rate = np.log(2.0) + np.array([[0.0], [0.15]]) * rng.choice([-1, 1], 200)
+    x = rng.poisson(s[:, None] * np.exp(log_rate[kind]))
+    ll = copies * (x @ log_rate.T - s[:, None] * np.exp(log_rate).sum(1))
+    found = mean_inflation(ll + np.log(0.5), np.log([0.5, 0.5]), s)
+    assert found == pytest.approx(copies, rel=0.15)
+
+
+def test_inflation_of_one_component_is_unknown():
+    assert np.isnan(mean_inflation(np.zeros((9, 1)), np.zeros(1), np.ones(9)))

@@ -18,6 +18,7 @@ from nbmix.data.module import CountsDataModule
 from nbmix.data.simulate import simulated_count_data
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.starts.clusters import KMeansStart
+from nbmix.training.joining import joins_of
 from nbmix.training.predict import predict
 from nbmix.training.trainer import build_trainer
 
@@ -61,7 +62,7 @@ def fit(
     callbacks: Any = (),
     **batches: Any,
 ) -> tuple[CountsDataModule, Prediction]:
-    """Fit as ``run`` does; the data module and the predictions of all cells."""
+    """Fit as ``run`` does, each component a group; the data module and the predictions of all cells."""
     module = CountsDataModule(
         lambda: data, folds=model.mixture.settings.folds, shuffle=model.shuffle, **batches
     )
@@ -70,4 +71,6 @@ def fit(
     model.begin(begin(module.training_data, model.mixture.settings, np.random.default_rng(0)), module)
     trainer = build_trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=False)
     trainer.fit(model, datamodule=module)
-    return module, predict(trainer, model, module)
+    cells = predict(trainer, model, module)
+    model.joins = joins_of(module, model, cells)
+    return module, cells

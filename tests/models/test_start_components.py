@@ -37,7 +37,18 @@ def test_components_of_a_start_are_taken_as_they_are():
     module = cells()
     mixture = new_mixture(module.data, MixtureSettings(2, folds=1), module.basis)
     state = StartState.of(mixture)
-    assert start_components(state, module, MixtureSettings(2)) == (state.components, state.log_weights)
+    assert start_components(state, module, MixtureSettings(2)) is state
+
+
+def test_em_says_which_components_belong_together_where_a_start_does_not():
+    module, settings = cells(), MixtureSettings(4, folds=1, n_groups=2)
+    q = one_hot(np.arange(60) % 4, 4)
+    found = start_components(StartState(q), module, settings)
+    again = start_components(found._replace(join_evidence=None), module, settings)
+    for state in (found, again):
+        assert state.n_components == 4
+        assert state.join_evidence.log_joint.shape == (60, 4)
+        assert np.isfinite(state.join_evidence.log_joint).all()
 
 
 def test_given_responsibilities_go_on_by_em_in_the_folds_of_a_fit():
@@ -50,9 +61,10 @@ def test_given_responsibilities_go_on_by_em_in_the_folds_of_a_fit():
         batches = list(of_fit.train_dataloader())
         run_em(mixture, batches, responsibilities=q, max_iterations=START_ITERATIONS)
         # a model that learns by minibatches has no folds of its own
-        components, log_weights = start_components(
+        found_here = start_components(
             StartState(q), cells(shuffle=True, seed=seed), MixtureSettings(2, folds=1)
         )
+        components, log_weights = found_here.components, found_here.log_weights
         assert torch.equal(components.log_mean, mixture.components().log_mean)
         assert torch.equal(components.log_inv_disp, mixture.components().log_inv_disp)
         assert torch.equal(log_weights, mixture.log_weights.data[-1])

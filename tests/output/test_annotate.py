@@ -33,25 +33,27 @@ def test_fields(results, adata):
     assert np.array_equal(adata.obs["mix_probability"], q.max(1))
     assert np.array_equal(adata.obs["mix_log_likelihood"], results.cells.log_likelihood)
     assert np.array_equal(adata.obsm["X_mix"], q)
-    for name, values in results.components._asdict().items():
+    for name, values in results.profiles._asdict().items():
         found = adata.varm[f"mix_{name}"]
         assert np.array_equal(found[genes].T, values)
         assert np.isnan(found[[0, -1]]).all()
     own = adata.uns["mix"]
     assert own["model"] == "em"
     assert np.array_equal(own["log_weights"], results.model.mixture.log_weights.data[-1])
+    assert own["groups"] == {"0": "0", "1": "1"}
     assert own["objective"].tolist() == results.model.objective
     assert json.loads(own["provenance"]) == {"config": {"seed": 0}}
 
 
-def test_what_cluster_adds(results, adata):
+def test_what_cluster_adds(results, adata, monkeypatch):
     genes = np.arange(1, adata.n_vars - 1)
+    annotate(adata, "other", results, genes)
+    assert "choice" not in adata.uns["other"]
     choice = Choice(np.array([1, 2]), np.array([-3.0, -2.0]), np.array([0.0, 0.1]), 2, None)
-    annotate(adata, "nbmix", results, genes, choice)
+    monkeypatch.setattr(results.model, "choice", choice.plain)
+    annotate(adata, "nbmix", results, genes)
     own = adata.uns["nbmix"]
     assert own["n_iterations"] == 2
     table = named_markers(results)
     pd.testing.assert_frame_equal(own["markers"], table[table["rank"] <= TOP_MARKERS].reset_index(drop=True))
     pd.testing.assert_frame_equal(own["choice"], choice.table())
-    annotate(adata, "other", results, genes)
-    assert "choice" not in adata.uns["other"]

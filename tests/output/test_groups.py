@@ -13,10 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 import nbmix
 from nbmix.core.joins import Join, JoinTree
 from nbmix.errors import InputError
-from nbmix.models.amortized import AmortizedMixture
-from nbmix.models.mixture_em import MixtureEM
-from nbmix.output.groups import JoinEvidence, joins_table
-from tests.helpers.running import fit, small_data
+from nbmix.output.groups import joins_table, kept_labels
 
 TREE = JoinTree(
     (
@@ -29,11 +26,11 @@ TREE = JoinTree(
 
 @pytest.fixture(scope="module")
 def adata():
-    """Two kinds that are cut into five components."""
+    """Two kinds, of which eight components are joined to two groups."""
     cells = nbmix.simulate(n=300, p=120, k=2, seed=3)
     adata = ad.AnnData(cells.counts)
     adata.obs["kind"] = cells.labels
-    nbmix.cluster(adata, 5, start="kmeans")
+    nbmix.cluster(adata, 2, start="kmeans")
     return adata
 
 
@@ -46,25 +43,49 @@ def test_a_table_of_joins():
 
 
 def test_components_of_one_kind_are_joined_and_kinds_are_not(adata):
-    nbmix.regroup(adata)
-    assert adjusted_rand_score(adata.obs["kind"], adata.obs["nbmix_groups"]) == 1
+    assert adata.obsm["X_nbmix_components"].shape == (300, 8)
+    for groups in (adata.obs["nbmix"], nbmix.regroup(adata, copy=True).obs["nbmix_groups"]):
+        assert adjusted_rand_score(adata.obs["kind"], groups) == 1
 
 
 @pytest.mark.parametrize("n_groups", [1, 2, 3])
 def test_groups_are_sums_of_components(adata, n_groups):
     found = nbmix.regroup(adata, n_groups, key_added="some", copy=True)
     assert "some" not in adata.obs
-    q, of_components = found.obsm["X_some"], adata.obsm["X_nbmix"]
+    q, of_components = found.obsm["X_some"], adata.obsm["X_nbmix_components"]
     assert q.shape == (300, n_groups)
     np.testing.assert_allclose(q.sum(1), 1)
-    labels = found.obs["some"].cat.categories.tolist()
-    for column, label in enumerate(labels):
+    for column, label in enumerate(found.obs["some"].cat.categories):
         members = [int(k) for k in found.uns["some"][label].split("+")]
         np.testing.assert_allclose(q[:, column], of_components[:, members].sum(1))
-        sizes = np.bincount(of_components.argmax(1), minlength=5)
-        assert int(label) == max(members, key=lambda k: sizes[k])  # its largest component
     np.testing.assert_array_equal(found.obs["some"].cat.codes, q.argmax(1))
     np.testing.assert_array_equal(found.obs["some_probability"], q.max(1))
+
+
+def test_as_many_groups_as_in_the_fit_are_those_of_the_fit(adata):
+    found = nbmix.regroup(adata, 2, copy=True)
+    np.testing.assert_array_equal(found.obs["nbmix_groups"], adata.obs["nbmix"])
+    np.testing.assert_allclose(found.obsm["X_nbmix_groups"], adata.obsm["X_nbmix"])
+    assert found.uns["nbmix_groups"] == adata.uns["nbmix"]["groups"]
+
+
+def test_groups_keep_their_labels_where_one_is_split(adata):
+    found = nbmix.regroup(adata, 3, copy=True)
+    both = found.obs["nbmix"].astype(str) + ">" + found.obs["nbmix_groups"].astype(str)
+    assert set(both) in ({"0>0", "0>2", "1>1"}, {"0>0", "1>1", "1>2"})
+
+
+@pytest.mark.parametrize(
+    ("groups", "earlier", "labels"),
+    [
+        ([0, 0, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0]),
+        ([0, 1, 1, 2], [0, 0, 0, 1], [2, 0, 1]),  # 0 is split, and its larger part keeps its label
+        ([0, 0, 0, 0], [0, 0, 1, 2], [0]),
+        ([0, 0, 2, 2], [0, 0, 1, 1], [0, 2, 1]),  # one without cells
+    ],
+)
+def test_labels_that_are_kept(groups, earlier, labels):
+    assert kept_labels(np.array(groups), np.array(earlier), max(groups) + 1) == labels
 
 
 def test_cuts_are_nested(adata):
@@ -76,9 +97,8 @@ def test_cuts_are_nested(adata):
 def test_it_goes_through_a_file(adata, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     again = ad.read_h5ad(tmp_path / "cells.h5ad")
-    for one in (adata, again):
-        nbmix.regroup(one, "auto")
-    assert again.obs["nbmix_groups"].tolist() == adata.obs["nbmix_groups"].tolist()
+    found = [nbmix.regroup(one, "auto", copy=True).obs["nbmix_groups"].tolist() for one in (adata, again)]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("n_groups", [0, 9, "many", 1.5])
@@ -95,24 +115,6 @@ def test_a_fit_without_joins():
         nbmix.regroup(adata, 2)
 
 
-def test_only_cells_that_were_not_seen_are_evidence():
-    data = small_data()
-    crossed = MixtureEM(data.gene_names, n_components=2, folds=3)
-    module, cells = fit(crossed, data, epochs=2)
-    evidence = JoinEvidence.of(module, crossed, cells)
-    q = np.exp(evidence.log_joint - np.logaddexp.reduce(evidence.log_joint, axis=1, keepdims=True))
-    assert np.abs(q - cells.responsibilities.numpy()).max() < 0.2  # copies differ in their weights alone
-    plain = MixtureEM(data.gene_names, n_components=2, folds=1)
-    assert JoinEvidence.of(*_placed(fit(plain, data, epochs=2), plain)) is None
-    encoder = AmortizedMixture(data.gene_names, n_components=2, encoder_epochs=1)
-    assert JoinEvidence.of(*_placed(fit(encoder, data, epochs=1), encoder)) is None
-
-
-def _placed(fitted, model):
-    module, cells = fitted
-    return module, model, cells
-
-
 def test_a_mixture_is_cut(tmp_path):
     cells = nbmix.simulate(n=300, p=120, k=2, seed=3)
     mixture = nbmix.NBMixture(5, start="kmeans").fit(cells.counts)
@@ -123,7 +125,8 @@ def test_a_mixture_is_cut(tmp_path):
     mixture.save(tmp_path / "five.ckpt")
     loaded = nbmix.NBMixture.load(tmp_path / "five.ckpt")
     np.testing.assert_allclose(loaded.cut(2, cells.counts), mixture.cut(2, cells.counts))
+    np.testing.assert_allclose(loaded.weights_, mixture.weights_)
     with pytest.raises(InputError, match="does not know the cells of its fit; give X"):
         loaded.cut(2)
     with pytest.raises(InputError, match="can be cut into 1 to"):
-        mixture.cut(9)
+        mixture.cut(20)

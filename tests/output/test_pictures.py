@@ -115,7 +115,7 @@ def test_log_likelihood_margins_are_of_held_out_cells(results, unlabelled):
 
 def test_log_mean_differences(results):
     _, line = pictures.log_mean_differences(results).axes[0].lines
-    one, other = results.components.log_mean.numpy()
+    one, other = results.profiles.log_mean.numpy()
     np.testing.assert_allclose(line.get_ydata(), np.sort(one - other))
 
 
@@ -126,7 +126,7 @@ def test_marker_gene_is_one_that_differs(results):
     assert gene in best
     assert sum(heights(top)) == 60
     medians = [np.interp(0.5, line.get_ydata(), line.get_xdata()) for line in bottom.lines[::2]]
-    order = results.components.log_mean[:, gene].argsort()
+    order = results.profiles.log_mean[:, gene].argsort()
     assert np.argsort(medians).tolist() == order.tolist()
 
 

@@ -90,7 +90,7 @@ def markers(genes=("CD79A", "MS4A1", "LYZ", "S100A9")):
 def report(**changes):
     content = {
         "metrics": {"n_cells": 12345, "log_likelihood": -1822.618, "ari": 0.98765, "converged": False},
-        "components": [
+        "groups": [
             GroupLine(0, 12000, 0.972, 0.99, ("B", 0.9), 1, ["CD79A", "MS4A1"]),
             GroupLine(1, 0, 0.0, None, None, None, ["LYZ"]),
         ],
@@ -141,7 +141,7 @@ def hostile_report():
     line = GroupLine(0, 5, 1.0, 1.0, (HOSTILE, 1.0), None, [HOSTILE])
     return report(
         metrics={"n_cells": 5, HOSTILE: HOSTILE},
-        components=[line],
+        groups=[line],
         pictures=[picture(HOSTILE)._replace(caption=HOSTILE)],
         markers=markers((HOSTILE, "=1+1", "b", "c")),
         provenance={HOSTILE: {"data.path": HOSTILE, "empty": {}}},

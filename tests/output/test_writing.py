@@ -122,8 +122,8 @@ def test_pictures(results, unlabelled, tmp_path):
         made = write_pictures(of, pictures, folder)
         assert {file.name for file in folder.iterdir()} == {f"{name}.png" for name in names}
         assert [picture.png for picture in made] == [(folder / f"{name}.png").read_bytes() for name in names]
-        assert made[-1].title == "Component sizes"
-        assert made[-1].caption == "Cells assigned to each component, and how surely."
+        assert made[-1].title == "Group sizes"
+        assert made[-1].caption == "Cells assigned to each group, and how surely."
         assert imread(folder / "objective_trace.png").shape[:2] == (600, 960)  # 4 x 6.4 inches
 
 

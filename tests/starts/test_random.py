@@ -90,7 +90,7 @@ def test_random_responsibilities_are_uniform_on_the_simplex():
 @pytest.mark.parametrize(("random_every", "at_random"), [(0, 0), (1, 4), (2, 2), (4, 1)])
 def test_some_runs_begin_at_random_responsibilities(random_every, at_random):
     make = RandomStart(random_every=random_every)
-    begins = make.begins(make.search(small_data(), generator()), 2, generator())
+    begins = make.begins(make.search(small_data(), generator()), 2, 4, generator())
     assert len(begins) == 4
     assert sum(bool((q.max(1).values < 1).any()) for q in begins) == at_random
 
@@ -98,7 +98,7 @@ def test_some_runs_begin_at_random_responsibilities(random_every, at_random):
 @pytest.mark.parametrize(("surplus", "n_first"), [(0.0, 2), (0.5, 6), (10.0, 6)])
 def test_runs_begin_with_more_components_than_wanted_as_far_as_cells_go(surplus, n_first):
     make = RandomStart(surplus=surplus)  # 60 cells, of which 10 a component
-    begins = make.begins(make.search(small_data(), generator()), 2, generator())
+    begins = make.begins(make.search(small_data(), generator()), 2, make.n_surplus(2), generator())
     assert {q.shape for q in begins} == {(60, n_first)}
 
 
@@ -106,7 +106,7 @@ def test_runs_with_given_weights_begin_at_random_with_no_more_components():
     data = replace(small_data(), prior=np.tile([0.9, 0.1], (60, 1)))
     make = RandomStart()
     search = make.search(data, generator(), weights_are_given=True)
-    for q in make.begins(search, 2, generator()):
+    for q in make.begins(search, 2, 4, generator()):
         assert q.shape == (60, 2)
         assert (q.max(1).values < 1).all()
         assert q[:, 0].mean() > 0.7

@@ -35,7 +35,7 @@ def test_a_model_takes_what_it_has():
         "n_components": 3,
         "n_hidden": 8,
     }
-    with pytest.raises(InputError, match="model=em has no 'n_hidden'; its settings are dtype,"):
+    with pytest.raises(InputError, match="model=em has no 'n_hidden'; its settings are components_per"):
         model_of("em", common, {"n_hidden": 8})
     with pytest.raises(InputError, match=r"model=vaec: choose one of amortized, em\b"):
         model_of("vaec", common, None)
