@@ -59,11 +59,7 @@ def test_the_parts_in_their_order():
 def test_components_are_joined_to_groups_by_their_size():
     fitted = fit(spec(), KMeansStart(), cells(), trainer_for(), seed=0)
     groups, settings = fitted.model.groups, fitted.model.mixture.settings
-    assert (settings.n_components, settings.n_groups, settings.is_joined) == (
-        5,
-        2,
-        True,
-    )  # 54 cells, 10 for each
+    assert (settings.n_components, settings.n_groups) == (5, 2)  # 54 cells, 10 for each component
     assert sorted(c for group in groups for c in group) == list(range(5))
     q = group_probabilities(fitted.cells.responsibilities.numpy(), groups)
     assert adjusted_rand_score(DATA.labels, q.argmax(1)) == 1
