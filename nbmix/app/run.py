@@ -30,6 +30,7 @@ from nbmix.data.module import CountsDataModule
 from nbmix.data.whole_file import why_unwritable
 from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule
+from nbmix.output.groups import how_many
 from nbmix.output.results import Results
 from nbmix.output.scores import score
 from nbmix.output.writing import write_outcome
@@ -98,7 +99,7 @@ def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     if trainer.is_global_zero:
         folder = Path(cfg.output_dir)
         write_outcome(results, metrics, folder, trainer.loggers, pictures)
-        report(metrics, folder)
+        report(results, metrics, folder)
     return metrics
 
 
@@ -209,13 +210,15 @@ def model_class(cfg: DictConfig) -> type[MixtureModule]:
     return get_class(cfg.model._target_)  # type: ignore[return-value]
 
 
-def report(metrics: dict[str, Any], folder: Path) -> None:
+def report(results: Results, metrics: dict[str, Any], folder: Path) -> None:
     """Say in a few lines how it went and where the results are."""
     shown = ("n_cells", "n_genes", "n_components", "log_likelihood", "heldout_log_likelihood", "elbo", "ari")
     parts = [
         f"{k} {metrics[k]:.4g}" if k == "ari" else f"{k} {metrics[k]:.8g}" for k in shown if k in metrics
     ]
     print("  ".join(parts))
+    if results.joins is not None and results.joins.joins:
+        print(how_many(results.joins, len(results.groups)))
     if metrics.get("converged") is False:
         print("not converged: raise trainer.max_epochs, or model.tolerance")
     print(f"results in {os.path.relpath(folder)}")

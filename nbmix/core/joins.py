@@ -101,7 +101,15 @@ class JoinTree:
     @property
     def n_with_gaps(self) -> int:
         """How many groups there are once no pair without a gap is left."""
-        return next((join.n_groups for join in self.joins if self.has_gap(join)), 1)
+        return self.n_at(self.gap_level)
+
+    def n_at(self, level: float) -> int:
+        """How many groups there are before the first of these joins whose p value is below ``level``."""
+        return next((join.n_groups for join in self.joins if join.p_value < level), 1)
+
+    def join_from(self, n_groups: int) -> Join | None:
+        """The join of ``n_groups`` groups to one fewer; None where there is none."""
+        return next((join for join in self.joins if join.n_groups == n_groups), None)
 
     def groups(self, n_groups: int) -> tuple[Group, ...]:
         """The components, ascending, of each of ``n_groups`` groups; number 0 has most cells.

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from nbmix.core.batch import CellBatch
 from nbmix.core.declared import declared
-from nbmix.core.joins import Group, JoinTree, by_size, group_probabilities
+from nbmix.core.joins import Group, JoinEvidence, JoinTree, PairSeparation, by_size, group_probabilities
 from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import SECTION, Checkpoint
@@ -104,6 +104,8 @@ class MixtureModule(pl.LightningModule):
         groups: the components of each group, ascending; see ``join``.
         joins: of components to groups, from cells that these have not seen: those of the fit once it has
             ended, or of the start, which ``begin`` sets where components of the fit see all cells.
+        join_evidence: of the start, likewise.
+        separations: of every pair of groups, once a fit has ended; none where there are no joins.
     """
 
     kind: ClassVar[str]
@@ -121,6 +123,8 @@ class MixtureModule(pl.LightningModule):
     choice: dict[str, Any] | None = None
     groups: tuple[Group, ...]
     joins: JoinTree | None = None
+    join_evidence: JoinEvidence | None = None
+    separations: tuple[PairSeparation, ...] = ()
     _first_epoch: int | None = None  # of this process's fit
 
     def __init__(self, gene_names: np.ndarray, settings: MixtureSettings, plain: dict[str, Any]) -> None:
@@ -215,30 +219,34 @@ class MixtureModule(pl.LightningModule):
         """Whether a model of these ``settings``, or their defaults, can join its components to groups."""
         return False
 
-    def join(self, tree: JoinTree | None, n_groups: int, responsibilities: np.ndarray) -> None:
+    def join(self, n_groups: int, responsibilities: np.ndarray) -> None:
         """Join components to groups, and number these by their cells, the one with most first.
 
         Where fewer components than that have cells, others are groups without cells.
 
         Args:
-            tree: the joins; None where there are as many groups as components, and none is needed.
-            n_groups: wanted.
+            n_groups: wanted; as many as components where there are no ``joins``.
             responsibilities: (cells, C) of the fit.
         """
+        tree = self.joins
         groups = list(self.groups if tree is None else tree.groups(min(n_groups, tree.most_groups)))
         n_cells = np.bincount(responsibilities.argmax(1), minlength=responsibilities.shape[1])
         spare = [c for c in np.argsort(n_cells, kind="stable").tolist() if (c,) not in groups]
         for c in spare[: n_groups - len(groups)]:
             groups = [tuple(other for other in group if other != c) for group in groups] + [(c,)]
         q = group_probabilities(responsibilities, groups)
-        self.joins, self.groups = tree, by_size(groups, np.bincount(q.argmax(1), minlength=len(groups)))
+        self.groups = by_size(groups, np.bincount(q.argmax(1), minlength=len(groups)))
 
     @property
     def joined_plain(self) -> dict[str, Any] | None:
         """Joins and groups in lists and numbers alone, as a checkpoint keeps them."""
         if self.joins is None:
             return None
-        return {"tree": self.joins.plain(), "groups": [list(group) for group in self.groups]}
+        return {
+            "tree": self.joins.plain(),
+            "groups": [list(group) for group in self.groups],
+            "separations": [list(pair) for pair in self.separations],
+        }
 
     def take_joined(self, plain: Mapping[str, Any] | None) -> None:
         """Take the joins and groups that a checkpoint has kept.
@@ -252,6 +260,7 @@ class MixtureModule(pl.LightningModule):
         if sorted(c for group in groups for c in group) != list(range(self.mixture.settings.n_components)):
             raise ValueError("groups that are not those of the components")
         self.joins, self.groups = JoinTree.of(plain["tree"]), groups
+        self.separations = tuple(PairSeparation(*pair) for pair in plain["separations"])
 
     def setup(self, stage: str) -> None:
         data = self.data

@@ -111,6 +111,7 @@ class MinibatchModule(MixtureModule):
         found = start_components(start, data, self.mixture.settings)
         assert found.components is not None
         self.mixture.set_components(found.components, found.log_weights)
+        self.join_evidence = found.join_evidence
         self.joins = None if found.join_evidence is None else found.join_evidence.tree()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

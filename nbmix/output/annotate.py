@@ -44,6 +44,8 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
     if results.joins is not None:
         adata.obsm[f"X_{key}_components"] = results.of_components
         adata.uns[key] |= {"joins": joins_table(results.joins), "cuts": json.dumps(results.joins.cuts)}
+    if results.separations is not None:
+        adata.uns[key]["separations"] = results.separations
 
 
 def annotate(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike) -> None:

@@ -10,7 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from nbmix.core.joins import Join, JoinTree, group_probabilities
+from nbmix.core.joins import Join, JoinTree, PairSeparation, group_probabilities
 from nbmix.errors import InputError
 
 
@@ -28,9 +28,35 @@ def joins_table(tree: JoinTree) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*Join._fields, "gap"])
 
 
+def separations_table(pairs: Sequence[PairSeparation], gap_level: float) -> pd.DataFrame:
+    """A row a pair of groups, by their numbers; p values below ``gap_level`` are gaps."""
+    table = pd.DataFrame(pairs, columns=list(PairSeparation._fields))
+    return table.assign(gap=table["p_value"] < gap_level)
+
+
 def group_name(group: Sequence[int]) -> str:
     """A group by its components, as in 0+3."""
     return "+".join(map(str, group))
+
+
+def how_many(tree: JoinTree, n_groups: int) -> str:
+    """What speaks for ``n_groups`` groups: the next join, the next split, and numbers nearly as good.
+
+    The last are those that there would be where a gap needed ten times, or a tenth of, the evidence.
+    """
+    said = []
+    steps = (("next join", n_groups, n_groups - 1), ("next split", n_groups + 1, n_groups + 1))
+    for name, before, number in steps:
+        join = tree.join_from(before)
+        if join is not None:
+            gap = "a gap" if tree.has_gap(join) else "no gap"
+            said.append(f"the {name}, to {number}, is of {gap} (p = {join.p_value:.2g})")
+    fewest, most = tree.n_at(tree.gap_level / 10), tree.n_at(tree.gap_level * 10)
+    nearly = sorted({fewest, tree.n_with_gaps, most} - {n_groups})
+    said.append(f"gaps alone make {tree.n_with_gaps}")
+    if nearly:
+        said.append(f"nearly as good: {', '.join(map(str, nearly))}")
+    return f"{n_groups} groups: " + "; ".join(said)
 
 
 def regroup(

@@ -72,6 +72,20 @@ def joins(results: Results) -> Figure | None:
     return plots.join_dendrogram(drawn, n_cells, results.groups)
 
 
+def separations(results: Results) -> Figure | None:
+    """Separation of groups.
+
+    Distance of each two groups, in standard deviations of their cells. Where there is no gap between them the
+    number is in brackets: cells lie all the way from one to the other.
+    """
+    pairs = results.separations
+    if pairs is None or not len(pairs):
+        return None
+    return plots.separation_matrix(
+        len(results.groups), pairs["first"], pairs["second"], pairs["separation"], pairs["gap"]
+    )
+
+
 def objective_trace(results: Results) -> Figure | None:
     """Objective.
 

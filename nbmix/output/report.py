@@ -113,6 +113,7 @@ class Report:
         markers: rows of ``nbmix.evaluation.markers.marker_table``.
         n_genes: of the data, to say how many the table leaves out.
         provenance: nested settings and versions.
+        number: what speaks for the number of groups.
     """
 
     metrics: Mapping[str, Any]
@@ -121,6 +122,7 @@ class Report:
     markers: pd.DataFrame
     n_genes: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    number: str = ""
 
     def render(self) -> str:
         """The whole page."""

@@ -25,6 +25,7 @@ from nbmix.evaluation.calibration import fitted_inverse_temperature, log_prior_o
 from nbmix.evaluation.embedding import MOST_UMAP_CELLS, Embedding, embed
 from nbmix.evaluation.markers import Markers, find_markers, marker_table
 from nbmix.models.base import MixtureModule, Prediction
+from nbmix.output.groups import separations_table
 from nbmix.starts.choice import Choice
 
 MOST_CELLS_SHOWN = 30_000  # in a picture of cells: more cover each other
@@ -156,6 +157,12 @@ class Results:
     def joins(self) -> JoinTree | None:
         """How components may be joined to groups; None where nothing is known of it."""
         return self.model.joins
+
+    @property
+    def separations(self) -> pd.DataFrame | None:
+        """What is between every pair of groups; None where nothing is known of it."""
+        tree = self.joins
+        return None if tree is None else separations_table(self.model.separations, tree.gap_level)
 
     @property
     def choice(self) -> Choice | None:

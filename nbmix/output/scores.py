@@ -55,8 +55,15 @@ def sizes(results: Results) -> dict[str, Any]:
 
 
 def groups(results: Results) -> dict[str, Any]:
-    """How many groups are left when components without a gap between them are joined."""
-    return {} if results.joins is None else {"n_groups_with_gaps": results.joins.n_with_gaps}
+    """How many groups have gaps between them, and how far apart the closest two of this result are."""
+    if results.joins is None:
+        return {}
+    found: dict[str, Any] = {"n_groups_with_gaps": results.joins.n_with_gaps}
+    pairs = results.separations
+    if pairs is not None and len(pairs):
+        found |= {"n_pairs_without_gap": int((~pairs["gap"]).sum())}
+        found |= {"least_separation": float(pairs["separation"].min())}
+    return found
 
 
 def likelihoods(results: Results) -> dict[str, Any]:

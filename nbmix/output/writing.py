@@ -19,7 +19,7 @@ from nbmix.data.whole_file import whole_file, why_unwritable
 from nbmix.errors import in_one_line
 from nbmix.evaluation.plots.style import DPI
 from nbmix.output.annotate import own_result
-from nbmix.output.groups import joins_table
+from nbmix.output.groups import how_many, joins_table
 from nbmix.output.pictures import Draw, title_and_caption
 from nbmix.output.report import TOP_MARKERS, Picture, Report, group_lines
 from nbmix.output.results import Results, named_markers
@@ -48,6 +48,9 @@ def write_outcome(
     if results.joins is not None:
         with whole_file(folder / "joins.csv") as part:
             joins_table(results.joins).to_csv(part, index=False, float_format="%.5g")
+    if results.separations is not None:
+        with whole_file(folder / "separations.csv") as part:
+            results.separations.to_csv(part, index=False, float_format="%.5g")
     write_result(results, folder / "result.h5ad")
     give_back()
     table = named_markers(results)
@@ -115,7 +118,9 @@ def write_report(
     top = table[table["rank"] <= TOP_MARKERS].copy()
     top["log2_fc_rest_se"] = top["ln_fc_rest_se"] / np.log(2)
     lines = group_lines(results, table)
-    page = Report(metrics, lines, pictures, top, results.data.data.n_genes, results.provenance).render()
+    n_genes, made_by = results.data.data.n_genes, results.provenance
+    number = "" if results.joins is None else how_many(results.joins, len(results.groups))
+    page = Report(metrics, lines, pictures, top, n_genes, made_by, number).render()
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8")
 

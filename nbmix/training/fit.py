@@ -23,7 +23,7 @@ from nbmix.starts.base import Start, check_components, finds_components
 from nbmix.starts.choice import Choice, Range, choose_n_components, too_few_cells
 from nbmix.starts.random import RandomStart
 from nbmix.starts.search import CELLS_A_COMPONENT
-from nbmix.training.joining import join_components, joins_of
+from nbmix.training.joining import join_components
 from nbmix.training.predict import predict
 
 
@@ -149,10 +149,7 @@ def fit(
     _train(trainer, model, data, ckpt_path)
     said = predict(trainer, model, data)
     give_back()
-    if size.is_joined:
-        join_components(data, model, said, allowed)
-    else:
-        model.joins = model.joins or joins_of(data, model, said)
+    join_components(data, model, said, allowed, to_groups=size.is_joined)
     if trainer.is_global_zero:
         _keep_groups(trainer, model, data)
     return Fitted(data, model, said)

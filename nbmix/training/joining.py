@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 
-from nbmix.core.joins import JoinTree, join_tree
+from nbmix.core.joins import JoinEvidence, pairwise
 from nbmix.data.counts import some_rows
 from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
@@ -16,11 +14,14 @@ from nbmix.starts.choice import Range
 
 MOST_CELLS = 100_000  # of a kind of 0.5 % that leaves 500
 
-log = logging.getLogger(__name__)
-
 
 def join_components(
-    data: CountsDataModule, model: MixtureModule, cells: Prediction, allowed: Range | None
+    data: CountsDataModule,
+    model: MixtureModule,
+    cells: Prediction,
+    allowed: Range | None = None,
+    *,
+    to_groups: bool = True,
 ) -> None:
     """Find the joins of a model's components, and join them to the groups that it was asked for.
 
@@ -30,26 +31,32 @@ def join_components(
         cells: what it says of all of them.
         allowed: numbers of groups, of which as many are taken as have gaps between them; None where the model
             was asked for a number.
+        to_groups: false: each component stays a group, and the joins are only known.
 
     Raises:
         InputError: the cells cannot tell which components belong together.
     """
     n_components, n_groups = model.mixture.settings.n_components, model.mixture.settings.n_groups
-    tree = model.joins or joins_of(data, model, cells)
-    if tree is None and n_components != n_groups:
-        raise InputError(
-            "model.components_per_group: the likelihoods of the cells are not finite, and do not say which "
-            "components belong together; set it to 1"
-        )
-    if allowed is not None and tree is not None:
-        n_groups = min(max(tree.n_with_gaps, allowed.least), allowed.most, n_components)
-        model.plain |= {"n_components": n_groups, "components_per_group": n_components / n_groups}
-        log.info("model.n_components: %s", how_many(tree, n_groups))
-    model.join(tree, n_groups or n_components, cells.responsibilities.numpy())
+    evidence = model.join_evidence or evidence_of(data, model, cells)
+    if model.joins is None and evidence is not None:
+        model.joins = evidence.tree()
+    if to_groups:
+        tree = model.joins
+        if tree is None and n_components != n_groups:
+            raise InputError(
+                "model.components_per_group: the likelihoods of the cells are not finite, and do not say "
+                "which components belong together; set it to 1"
+            )
+        if allowed is not None and tree is not None:
+            n_groups = min(max(tree.n_with_gaps, allowed.least), allowed.most, n_components)
+            model.plain |= {"n_components": n_groups, "components_per_group": n_components / n_groups}
+        model.join(n_groups or n_components, cells.responsibilities.numpy())
+    if evidence is not None:
+        model.separations = pairwise(*evidence, model.groups)
 
 
-def joins_of(data: CountsDataModule, model: MixtureModule, cells: Prediction) -> JoinTree | None:
-    """The joins of a model's components, by what cells of the fit say that these have not seen.
+def evidence_of(data: CountsDataModule, model: MixtureModule, cells: Prediction) -> JoinEvidence | None:
+    """What cells of a fit say of the joins of components that have not seen them.
 
     Of a random ``MOST_CELLS`` of them where there are more. None where components have seen all cells, which
     then cannot say whether two of them are one kind (plain EM, amortized inference), or have no likelihood of
@@ -64,19 +71,4 @@ def joins_of(data: CountsDataModule, model: MixtureModule, cells: Prediction) ->
     log_joint = cells.component_log_likelihood[rows].double().numpy() + log_weights
     if not np.isfinite(log_joint).all():
         return None
-    return join_tree(log_joint, log_weights, data.data.size_factors[rows])
-
-
-def how_many(tree: JoinTree, n_groups: int) -> str:
-    """In one line: why so many groups, and what the next join and the next split would be."""
-    said = [f"{n_groups} groups"]
-    after, before = (
-        next((join for join in tree.joins if join.n_groups == n), None) for n in (n_groups, n_groups + 1)
-    )
-    if after is not None:
-        gap = "a gap" if tree.has_gap(after) else "no gap"
-        said.append(f"the next join, to {n_groups - 1}, has {gap} (p = {after.p_value:.2g})")
-    if before is not None:
-        gap = "a gap" if tree.has_gap(before) else "no gap"
-        said.append(f"the next split, to {n_groups + 1}, has {gap} (p = {before.p_value:.2g})")
-    return "; ".join(said)
+    return JoinEvidence(log_joint, log_weights, data.data.size_factors[rows])

@@ -18,7 +18,7 @@ from nbmix.data.module import CountsDataModule
 from nbmix.data.simulate import simulated_count_data
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.starts.clusters import KMeansStart
-from nbmix.training.joining import joins_of
+from nbmix.training.joining import join_components
 from nbmix.training.predict import predict
 from nbmix.training.trainer import build_trainer
 
@@ -72,5 +72,5 @@ def fit(
     trainer = build_trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=False)
     trainer.fit(model, datamodule=module)
     cells = predict(trainer, model, module)
-    model.joins = joins_of(module, model, cells)
+    join_components(module, model, cells, to_groups=False)
     return module, cells

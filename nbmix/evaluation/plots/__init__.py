@@ -11,7 +11,12 @@ from nbmix.evaluation.plots.cells import (
     posterior_histogram,
     posterior_on_embedding,
 )
-from nbmix.evaluation.plots.fit import held_out_curve, join_dendrogram, objective_trace
+from nbmix.evaluation.plots.fit import (
+    held_out_curve,
+    join_dendrogram,
+    objective_trace,
+    separation_matrix,
+)
 from nbmix.evaluation.plots.genes import (
     latent_distribution,
     log_mean_differences,
@@ -42,4 +47,5 @@ __all__ = [
     "posterior_histogram",
     "posterior_on_embedding",
     "reliability_diagram",
+    "separation_matrix",
 ]

@@ -91,6 +91,35 @@ def join_dendrogram(
     return figure
 
 
+def separation_matrix(
+    n_groups: int, first: ArrayLike, second: ArrayLike, separation: ArrayLike, has_gap: ArrayLike
+) -> Figure:
+    """How far apart groups are, as numbers on a grid; in brackets where there is no gap.
+
+    Args:
+        n_groups: rows and columns.
+        first, second: (pairs,) numbers of two groups.
+        separation: (pairs,) of the two.
+        has_gap: (pairs,) whether there is a gap between them.
+    """
+    values = np.full((n_groups, n_groups), np.nan)
+    figure = new_figure(1.6 + 0.5 * n_groups, 1.4 + 0.42 * n_groups)
+    axes = figure.add_subplot()
+    pairs = list(zip(*map(np.asarray, (first, second, separation, has_gap)), strict=True))
+    for a, b, distance, _ in pairs:
+        values[a, b] = values[b, a] = distance
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=1.6 * np.nanmax(values), aspect="auto")
+    for a, b, distance, gap in pairs:
+        text = f"{distance:.1f}" if gap else f"({distance:.1f})"
+        for row, column in ((a, b), (b, a)):
+            axes.text(column, row, text, ha="center", va="center", fontsize="small")
+    axes.set_xticks(range(n_groups))
+    axes.set_yticks(range(n_groups))
+    axes.set_xlabel("group")
+    axes.set_ylabel("group")
+    return figure
+
+
 def held_out_curve(
     n_components: ArrayLike,
     log_likelihood: ArrayLike,
