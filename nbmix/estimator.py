@@ -107,7 +107,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         component_groups_: (C,) the group that each component belongs to.
         responsibilities_: (cells, K) of the cells of the fit. Where folds > 1 a cell's come from
             components that have not seen it; ``predict_proba`` of the same cell may differ.
-        labels_: (cells,) the component of the largest responsibility.
+        labels_: (cells,) the group of the largest responsibility.
         log_likelihoods_: (cells,) ln p(x_i) in nats, as ``score_samples`` of the cells of the fit.
         lower_bounds_: (iterations,) objective in nats per cell: the log likelihood with the log prior where
             folds = 1, the cross-fitted held-out log likelihood where folds > 1, or the ELBO. The first
@@ -206,7 +206,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         return self.fit(X, y, size_factors=size_factors).labels_
 
     def predict(self, X: Any, *, size_factors: ArrayLike | None = None) -> np.ndarray:
-        """The component (cells,) of the largest responsibility, from the components of all cells.
+        """The group (cells,) of the largest responsibility, from the components of all cells.
 
         >>> import nbmix
         >>> cells = nbmix.simulate(n=200, p=50, k=2, seed=1)
@@ -217,7 +217,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
         return self.predict_proba(X, size_factors=size_factors).argmax(1)
 
     def predict_proba(self, X: Any, *, size_factors: ArrayLike | None = None) -> np.ndarray:
-        """Responsibilities (cells, K): softmax_k(ln pi_k + l_ik) for EM, else what the encoder says.
+        """Responsibilities (cells, K): of each group the sum over its components.
+
+        That of a component is softmax_c(ln pi_c + l_ic) for EM, else what the encoder says.
 
         A cell without counts gets pi.
 
@@ -235,7 +237,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         return None if self._joins is None else joins_table(self._joins)
 
     def cut(self, n_groups: int, X: Any = None, *, size_factors: ArrayLike | None = None) -> np.ndarray:
-        """Probabilities (cells, n_groups) of groups that components are joined to; 0 is the largest group.
+        """Probabilities (cells, n_groups) of another number of groups; 0 is the largest.
 
         Args:
             n_groups: from 1 to the number of components with cells.
@@ -545,7 +547,7 @@ def cluster(
 
     What is written has the names that ``result.h5ad`` of ``train.py`` has, "nbmix" being ``key_added``:
 
-        obs["nbmix"]                   component of the largest responsibility, "0" to "K - 1"
+        obs["nbmix"]                   group of the largest responsibility, "0" (most cells) to "K - 1"
         obs["nbmix_probability"]       that responsibility
         obs["nbmix_log_likelihood"]    ln p(x_i) in nats
         obsm["X_nbmix"]                (cells, K) responsibilities; see ``NBMixture.responsibilities_``
@@ -553,15 +555,18 @@ def cluster(
         varm["nbmix_log_inv_disp"]     (genes, K) ln r
         uns["nbmix"]                   model, log_weights, objective (trace), n_iterations, and as JSON in
                                        provenance the arguments and versions
-        uns["nbmix"]["markers"]        table of the best markers of each component, as in markers.csv, see
+        uns["nbmix"]["markers"]        table of the best markers of each group, as in markers.csv, see
                                        ``nbmix.evaluation.markers.marker_table``
         uns["nbmix"]["choice"]         where K was left open, see ``NBMixture.choice_``
-        uns["nbmix"]["joins"]          how components may be joined to groups, see ``NBMixture.joins_``;
-                                       ``nbmix.regroup`` makes the groups
+        obsm["X_nbmix_components"]     (cells, C) responsibilities of the components, where there are joins
+        uns["nbmix"]["groups"]         the components of each group, as in 0+3
+        uns["nbmix"]["joins"]          how components are joined to groups, see ``NBMixture.joins_``;
+                                       ``nbmix.regroup`` makes other groups of them
+        uns["nbmix"]["separations"]    what is between every pair of groups
 
     Args:
         adata: (cells, genes) with raw counts in X, or in ``layer``.
-        n_components: K; or "auto", or a range such as "2-10", to have it chosen.
+        n_components: K, the number of groups; or "auto", or a range such as "2-10": as many as have gaps.
         key_added: what names begin with.
         copy: write into a copy, and return it.
         arguments: all others of ``NBMixture``, such as ``layer``, ``size_factor_key``, ``start`` and

@@ -79,7 +79,7 @@ def join_dendrogram(
         axes.plot([x_a, x, x, x_b], [y_a, y_a, y_b, y_b], color=color, linewidth=3.2 if within else 1.6)
         at[frozenset([*a, *b])] = (x, (y_a + y_b) / 2)
     group_of = {leaf: f"group {number}: " for number, group in enumerate(groups) for leaf in group}
-    names = [f"{group_of.get(leaf, '')}{leaf} ({counts[leaf]:,} cells)" for leaf in leaves]
+    names = [f"{group_of.get(leaf, '')}component {leaf} ({counts[leaf]:,} cells)" for leaf in leaves]
     axes.set_yticks(range(len(leaves)), names, fontsize="small")
     axes.set_ylim(len(leaves) - 0.5, -0.5)
     axes.set_xlim(left=0)
