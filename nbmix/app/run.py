@@ -105,6 +105,11 @@ def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
 
 def fit_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
     """Fit the model that the config names to its data, or go on with a fit."""
+    if cfg.n_groups is not None:
+        raise InputError(
+            f"n_groups={cfg.n_groups}: is for task=predict; a fit has model.n_components, and nbmix.regroup "
+            "makes other groups of its result.h5ad"
+        )
     if cfg.data.min_counts < 1:
         raise InputError(
             f"data.min_counts={cfg.data.min_counts}: must be 1 or more, for a silent gene has no fit"
@@ -151,6 +156,8 @@ def predict_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
             "counts as one; go on with the fit first",
             cfg.ckpt_path,
         )
+    if cfg.n_groups is not None:
+        model.cut(cfg.n_groups)
     return Fitted(data, model, predict(trainer, model, data))
 
 

@@ -47,6 +47,15 @@ class RunSettings:
         str | None,
         Setting("checkpoint to go on from (last: the one in hydra.run.dir), or to predict with"),
     ] = None
+    n_groups: Annotated[
+        int | str | None,
+        Setting(
+            "task=predict: another number of groups, from the joins of the checkpoint; auto: as many as have "
+            "gaps between them; null: those of the fit",
+            least=1,
+            words=("auto",),
+        ),
+    ] = None
     overwrite: Annotated[
         bool, Setting("true: write into the folder even if it holds results of other settings")
     ] = False

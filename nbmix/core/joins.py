@@ -158,7 +158,8 @@ def group_probabilities(probabilities: np.ndarray, groups: Sequence[Group]) -> n
     """(cells, groups), the sum over each group's components of ``probabilities`` (cells, C)."""
     if all(group == (number,) for number, group in enumerate(groups)):
         return probabilities
-    return np.stack([probabilities[:, list(group)].sum(1) for group in groups], 1)
+    sums = np.stack([probabilities[:, list(group)].sum(1) for group in groups], 1)
+    return np.minimum(sums, 1.0)  # those of a network are rounded to float32
 
 
 def group_components(

@@ -39,6 +39,7 @@ from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import SECTION, Checkpoint
 from nbmix.data.module import CountsDataModule
+from nbmix.errors import InputError
 from nbmix.starts.base import StartState
 
 
@@ -236,6 +237,20 @@ class MixtureModule(pl.LightningModule):
             groups = [tuple(other for other in group if other != c) for group in groups] + [(c,)]
         q = group_probabilities(responsibilities, groups)
         self.groups = by_size(groups, np.bincount(q.argmax(1), minlength=len(groups)))
+
+    def cut(self, n_groups: int | str) -> None:
+        """Join the components to another number of groups; number 0 had most cells in the fit.
+
+        Args:
+            n_groups: wanted; "auto": as many as have gaps between them.
+
+        Raises:
+            InputError: the fit has no joins, or not so many groups.
+        """
+        if self.joins is None:
+            raise InputError("n_groups: the checkpoint has no joins of components; leave n_groups out")
+        number = self.joins.n_with_gaps if isinstance(n_groups, str) else n_groups
+        self.groups, self.separations = self.joins.groups(number), ()
 
     @property
     def joined_plain(self) -> dict[str, Any] | None:

@@ -45,8 +45,9 @@ def finished(request, tmp_path_factory):
 
 def test_run_folder(finished):
     folder, metrics, model = finished
-    joins = {"joins.csv"} if model == "em" else set()  # they take cells that components have not seen
-    assert {p.name for p in folder.iterdir()} == joins | {
+    assert {p.name for p in folder.iterdir()} == {
+        "joins.csv",
+        "separations.csv",
         "metrics.json",
         "result.h5ad",
         "markers.csv",
@@ -56,7 +57,7 @@ def test_run_folder(finished):
         "csv",
     }
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert len(list((folder / "figures").glob("*.png"))) == 11 + len(joins)
+    assert len(list((folder / "figures").glob("*.png"))) == 13
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     logged = pd.read_csv(folder / "csv" / "metrics.csv")
     assert {"objective", "heldout_log_likelihood", "label/cross_entropy", "iteration"} <= set(logged)
@@ -66,11 +67,46 @@ def test_run_folder(finished):
 @MODELS
 @pytest.mark.parametrize("start", ["random", "kmeans"])
 def test_a_number_of_components_that_is_left_open(model, start, tmp_path):
-    metrics = run_here(tmp_path, *SHORT, f"model={model}", f"start={start}", "model.n_components=2-4")
+    open_k = ("model.n_components=2-4", "model.components_per_group=1")
+    metrics = run_here(tmp_path, *SHORT, f"model={model}", f"start={start}", *open_k)
     tried = pd.read_csv(tmp_path / "n_components.csv").set_index("n_components")
     assert tried["recommended"].idxmax() == metrics["n_components"]
     assert 2 <= metrics["n_components"] <= 4
     assert (tmp_path / "figures" / "n_components.png").exists()
+
+
+@pytest.mark.parametrize("model", ["em", "amortized"])
+def test_a_number_of_groups_that_is_left_open(model, tmp_path, capsys):
+    metrics = run_here(tmp_path, *SHORT, f"model={model}", "start=kmeans", "model.n_components=2-4")
+    assert metrics["n_components"] == metrics["n_groups_with_gaps"] == 2
+    assert metrics["n_components_fitted"] == 5  # 54 cells
+    assert "\n2 groups: the next join, to 1, is of a gap (p = " in capsys.readouterr().out
+    assert not (tmp_path / "n_components.csv").exists()
+    assert (tmp_path / "figures" / "separations.png").exists()
+
+
+@pytest.mark.parametrize(("wanted", "n_groups"), [("3", 3), ("1", 1), ("auto", 2)])
+def test_a_prediction_of_another_number_of_groups(wanted, n_groups, finished, tmp_path):
+    folder, _, model = finished
+    path = f"ckpt_path={folder}/checkpoints/last.ckpt"
+    again = run_here(
+        tmp_path, *TINY, f"model={model}", "task=predict", path, f"n_groups={wanted}", NO_PICTURES
+    )
+    assert again["n_components"] == n_groups
+    result = ad.read_h5ad(tmp_path / "result.h5ad")
+    assert result.obsm["X_nbmix"].shape == (60, n_groups)
+    members = [set(map(int, group.split("+"))) for group in result.uns["nbmix"]["groups"].values()]
+    q = result.obsm["X_nbmix_components"]
+    np.testing.assert_allclose(result.obsm["X_nbmix"][:, 0], q[:, list(members[0])].sum(1))
+
+
+def test_numbers_of_groups_that_are_not_to_be_had(finished, tmp_path):
+    folder, _, model = finished
+    predict = (*TINY, f"model={model}", "task=predict", f"ckpt_path={folder}/checkpoints/last.ckpt")
+    with pytest.raises(InputError, match=r"^this fit can be cut into 1 to \d groups, not 30; fit more"):
+        run_here(tmp_path, *predict, "n_groups=30")
+    with pytest.raises(InputError, match=r"^n_groups=3: is for task=predict; a fit has model.n_components"):
+        run_here(tmp_path, *TINY, "n_groups=3")
 
 
 def test_metrics(finished):

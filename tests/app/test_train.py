@@ -32,7 +32,7 @@ def test_without_arguments(tmp_path):
     done = run_train(f"hydra.run.dir={tmp_path}")
     our_lines(done, log_lines=1)
     assert {p.name for p in tmp_path.iterdir()} == {
-        *("metrics.json", "result.h5ad", "markers.csv", "joins.csv", "report.html"),
+        *("metrics.json", "result.h5ad", "markers.csv", "joins.csv", "separations.csv", "report.html"),
         *("checkpoints", "figures", "tensorboard", "train.log", ".hydra"),
     }
     assert list((tmp_path / "tensorboard").glob("events.*"))

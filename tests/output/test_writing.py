@@ -161,6 +161,7 @@ def test_the_whole_outcome(tmp_path):
     write_outcome(results, metrics, tmp_path, pictures=(n_components, objective_trace))
     assert {p.name for p in tmp_path.iterdir()} == {
         *("metrics.json", "n_components.csv", "joins.csv", "result.h5ad", "markers.csv", "figures"),
+        "separations.csv",
         "report.html",
     }
     tried = pd.read_csv(tmp_path / "n_components.csv")
