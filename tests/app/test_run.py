@@ -44,7 +44,7 @@ def finished(request, tmp_path_factory):
 
 
 def test_run_folder(finished):
-    folder, metrics, model = finished
+    folder, metrics, _ = finished
     assert {p.name for p in folder.iterdir()} == {
         "joins.csv",
         "separations.csv",
