@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_array
 
 from nbmix.evaluation.embedding import embed
@@ -59,3 +60,11 @@ def test_umap_separates_two_groups_and_repeats():
     assert_separated(first.coordinates, group)
     np.testing.assert_array_equal(first.coordinates, second.coordinates)
     assert not np.array_equal(first.coordinates, embed(counts, size, seed=2).coordinates)
+
+
+@pytest.mark.slow
+def test_umap_leaves_torch_its_threads():
+    counts, size, _ = two_groups()
+    assert torch.get_num_threads() == 1  # of these tests
+    assert embed(counts, size).name == "UMAP"
+    assert torch.get_num_threads() == 1
