@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy and scikit-learn read it when they are imported
+
 import pytest
 import torch
 
@@ -10,7 +14,10 @@ from tests.helpers.problems import Problem, make_problem
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Threads that wait for each other on a busy machine make tensors of this size forty times slower."""
+    """Threads that wait for each other on a busy machine make tensors of this size forty times slower.
+
+    The variable above is not enough where a launcher has set another one.
+    """
     torch.set_num_threads(1)
 
 

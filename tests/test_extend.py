@@ -15,8 +15,9 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 import nbmix
+from tests.helpers.apart import train
 from tests.helpers.pages import EXTEND, blocks, write_files
-from tests.helpers.running import NO_PICTURES, ROOT, run_train, small_data
+from tests.helpers.running import ROOT, run_train, small_data
 
 COMMANDS = [block.replace("\\\n", " ").strip() for block in blocks(EXTEND, "sh")]
 IN_THE_PACKAGE = {
@@ -52,7 +53,7 @@ def test_commands_run(command, folder, tmp_path):
     assert (path, words[:2]) == ("PYTHONPATH=.", ["python", "train.py"])
     words = [str(folder / word) if word == "my_conf" else word for word in words[2:]]
     sizes = ("data.n_cells=60", "data.n_genes=80", "trainer.max_epochs=2", "logger=csv")
-    done = run_train(*words, *sizes, NO_PICTURES, f"hydra.run.dir={tmp_path}", PYTHONPATH=str(folder))
+    done = train(*words, *sizes, f"hydra.run.dir={tmp_path}", PYTHONPATH=str(folder))
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["model"] == ("gradient" if "model=gradient" in command else "em")

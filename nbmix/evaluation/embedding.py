@@ -4,6 +4,7 @@ import warnings
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, csr_matrix
 
@@ -56,16 +57,21 @@ def embed(
     if not UMAP_NEIGHBORS < len(scores) <= max_umap_cells or spread == 0:
         return Embedding("PCA", plane)
 
+    n_threads = torch.get_num_threads()
+    try:
+        return Embedding("UMAP", _umap(scores, plane / spread, seed))
+    finally:
+        torch.set_num_threads(n_threads)  # which numba's parallel loops raise to the number of cores
+
+
+def _umap(scores: NDArray[np.float32], init: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """Coordinates (cells, 2) of UMAP that begins at ``init``."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
         from umap import UMAP  # here, because the import compiles with numba for seconds
 
     # One job is what a fixed random_state allows; umap-learn warns when left to find that out.
     reducer = UMAP(
-        n_neighbors=UMAP_NEIGHBORS,
-        min_dist=UMAP_MIN_DISTANCE,
-        init=plane / spread,
-        random_state=seed,
-        n_jobs=1,
+        n_neighbors=UMAP_NEIGHBORS, min_dist=UMAP_MIN_DISTANCE, init=init, random_state=seed, n_jobs=1
     )
-    return Embedding("UMAP", np.asarray(reducer.fit_transform(scores), dtype=np.float32))
+    return np.asarray(reducer.fit_transform(scores), dtype=np.float32)

@@ -143,7 +143,7 @@ def test_a_checkpoint_predicts_what_the_fit_said(finished, tmp_path):
 
 
 def test_a_checkpoint_of_float64_predicts_what_the_fit_said_to_the_last_digits(tmp_path):
-    settings = (*TINY, "model.dtype=float64", "trainer.max_epochs=3")
+    settings = (*TINY, NO_PICTURES, "model.dtype=float64", "trainer.max_epochs=3")
     metrics = run_here(tmp_path / "fit", *settings)
     checkpoint = f"ckpt_path={tmp_path}/fit/checkpoints/last.ckpt"
     again = run_here(tmp_path / "again", *settings, "task=predict", checkpoint)
@@ -174,7 +174,7 @@ def test_new_cells_with_other_genes_in_another_order(finished, tmp_path, caplog)
     back = np.argsort(kept)
     setting = write(tmp_path / "sorted.h5ad", sp.hstack([new[:, back], extra], format="csr"),
                     genes=[*source.var_names[kept][back], "extra0", "extra1"])  # fmt: skip
-    again = run_here(tmp_path / "b", *predict, setting)
+    again = run_here(tmp_path / "b", *predict, setting, NO_PICTURES)
     assert again["log_likelihood"] == pytest.approx(metrics["log_likelihood"], rel=1e-12)
     first, second = (ad.read_h5ad(tmp_path / run / "result.h5ad") for run in "ab")
     np.testing.assert_allclose(first.obsm["X_nbmix"], second.obsm["X_nbmix"], rtol=1e-6, atol=1e-9)
@@ -183,7 +183,7 @@ def test_new_cells_with_other_genes_in_another_order(finished, tmp_path, caplog)
 @MODELS
 @pytest.mark.parametrize("same_folder", [True, False])
 def test_going_on_gives_what_one_run_gives(model, same_folder, tmp_path):
-    settings = (*TINY, f"model={model}", "data.batch_size=20", "model.weights=learned")
+    settings = (*TINY, NO_PICTURES, f"model={model}", "data.batch_size=20", "model.weights=learned")
     if model == "amortized":
         settings += ("model.encoder_epochs=2",)
     whole = run_here(tmp_path / "whole", *settings, "trainer.max_epochs=5")
@@ -235,7 +235,8 @@ def test_starts_from_files(model, tmp_path, finished):
         ("means", tmp_path / "m.npy"),
         ("checkpoint", finished[0] / "checkpoints" / "best.ckpt"),
     ):
-        metrics = run_here(tmp_path / start, *SHORT, f"model={model}", f"start={start}", f"start.path={path}")
+        settings = (*SHORT, NO_PICTURES, f"model={model}", f"start={start}", f"start.path={path}")
+        metrics = run_here(tmp_path / start, *settings)
         assert np.isfinite(metrics["log_likelihood"]), start
 
 
@@ -398,7 +399,7 @@ def test_what_is_said_of_a_cell_does_not_depend_on_the_others(finished, tmp_path
         "evaluation.max_umap_cells=0",
     )
     names = source.var_names
-    run_here(tmp_path / "all", *predict, write(tmp_path / "all.h5ad", source.X, genes=names))
+    run_here(tmp_path / "all", *predict, NO_PICTURES, write(tmp_path / "all.h5ad", source.X, genes=names))
     run_here(tmp_path / "two", *predict, write(tmp_path / "two.h5ad", source.X[:2], genes=names))
     every, two = (ad.read_h5ad(tmp_path / run / "result.h5ad") for run in ("all", "two"))
     np.testing.assert_allclose(
@@ -408,7 +409,7 @@ def test_what_is_said_of_a_cell_does_not_depend_on_the_others(finished, tmp_path
 
 
 def test_size_factors_in_another_unit_are_noticed(tmp_path, caplog):
-    run_here(tmp_path / "fit", *TINY, "trainer.max_epochs=1")
+    run_here(tmp_path / "fit", *TINY, NO_PICTURES, "trainer.max_epochs=1")
     source = ad.read_h5ad(tmp_path / "fit" / "result.h5ad")
     source.obs["relative"] = source.obs["nbmix_size_factor"] / source.obs["nbmix_size_factor"].mean()
     source.write_h5ad(tmp_path / "new.h5ad")
@@ -419,14 +420,14 @@ def test_size_factors_in_another_unit_are_noticed(tmp_path, caplog):
         "data=h5ad",
         f"data.path={tmp_path}/new.h5ad",
         "data.size_factor_key=relative",
-        "evaluation.max_umap_cells=0",
+        NO_PICTURES,
     )
     assert "set data.size_factor_key to the same kind of column as in the fit" in caplog.text
 
 
 @MODELS
 def test_a_finished_fit_that_goes_on_changes_nothing(model, tmp_path):
-    settings = (*TINY, f"model={model}", "trainer.max_epochs=30")
+    settings = (*TINY, NO_PICTURES, f"model={model}", "trainer.max_epochs=30")
     if model == "amortized":
         settings = (*settings, "trainer.max_epochs=2")
     whole = run_here(tmp_path / "whole", *settings)
@@ -436,7 +437,7 @@ def test_a_finished_fit_that_goes_on_changes_nothing(model, tmp_path):
 
 
 def test_going_on_with_other_cells_is_refused(tmp_path):
-    run_here(tmp_path / "first", *TINY, "trainer.max_epochs=2")
+    run_here(tmp_path / "first", *TINY, NO_PICTURES, "trainer.max_epochs=2")
     with pytest.raises(InputError, match="other cells, or to another split of them"):
         run_here(
             tmp_path / "second",

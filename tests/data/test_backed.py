@@ -21,7 +21,7 @@ from nbmix.data.module import CountsDataModule
 from nbmix.data.read import read_h5ad
 from nbmix.errors import InputError
 from nbmix.starts.base import new_mixture, one_hot
-from tests.helpers.running import run_here, small_data
+from tests.helpers.running import NO_PICTURES, run_here, small_data
 
 N_CELLS, N_GENES = 90, 60
 EMPTY = [0, 17, 18, 19, 44, N_CELLS - 1]
@@ -407,7 +407,7 @@ def test_prediction_of_other_genes_in_another_order(finished, tmp_path):
         var=pd.DataFrame(index=[*source.var_names[order], "extra0", "extra1"]),
     )
     new.write_h5ad(tmp_path / "new.h5ad")
-    predict = (*RUN, "task=predict", f"ckpt_path={folder}/checkpoints/last.ckpt")
+    predict = (*RUN, NO_PICTURES, "task=predict", f"ckpt_path={folder}/checkpoints/last.ckpt")
     runs = [
         run_here(tmp_path / backed, *predict, f"data.path={tmp_path / 'new.h5ad'}", f"data.backed={backed}")
         for backed in ("true", "false")
@@ -502,6 +502,6 @@ def test_what_needs_the_counts_in_memory(source, tmp_path, choice):
 
 @pytest.mark.parametrize("start", ["labels", "subsample"])
 def test_starts_that_do_not(source, tmp_path, start):
-    settings = (*RUN, f"data.path={source}", f"start={start}", "model.dtype=float64")
+    settings = (*RUN, NO_PICTURES, f"data.path={source}", f"start={start}", "model.dtype=float64")
     runs = [run_here(tmp_path / b, *settings, f"data.backed={b}") for b in ("true", "false")]
     assert_same_metrics(*runs)

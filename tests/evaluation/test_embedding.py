@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_array
 
+from nbmix import NBMixture
 from nbmix.evaluation.embedding import embed
 from tests.helpers.groups import two_groups
 
@@ -47,6 +49,16 @@ def test_tiny_and_constant_data(counts):
 def test_no_umap_below_its_neighbors():
     counts, size, _ = two_groups(15)
     assert embed(counts, size).name == "PCA"
+
+
+@pytest.mark.slow
+def test_umap_leaves_torch_its_threads():
+    """Before the tests below: numba begins its threads with the first UMAP of a process."""
+    counts, size, _ = two_groups()
+    NBMixture(2, start="kmeans").fit(counts)  # without which numba would not reach those of torch
+    assert torch.get_num_threads() == 1  # of all tests
+    assert embed(counts, size).name == "UMAP"
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.slow

@@ -100,6 +100,7 @@ def _train(arguments: Sequence[str], environment: dict[str, str], output: Path) 
     for name in [name for name in os.environ if name.startswith(OF_OTHERS)]:
         del os.environ[name]
     os.environ |= {"OMP_NUM_THREADS": "1"} | environment
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))  # read when Python began
     torch.set_num_threads(1)
     # Lightning has read it when it was imported
     rank_zero_only.rank = int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))

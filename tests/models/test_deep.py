@@ -24,7 +24,7 @@ from nbmix.models.vaec import VAEC
 from nbmix.starts.clusters import LabelsStart
 from nbmix.starts.given import CheckpointStart
 from tests.helpers.problems import make_problem, reference_log_likelihood
-from tests.helpers.running import TINY, fit, run_here, small_data
+from tests.helpers.running import NO_PICTURES, TINY, fit, run_here, small_data
 
 BOTH = pytest.mark.parametrize("kind", [VAEC, GMVAE], ids=["vaec", "gmvae"])
 SMALL = {"n_components": 2, "n_latent": 3, "n_hidden": 16, "n_draws": 2}
@@ -303,7 +303,7 @@ def test_a_checkpoint_predicts_what_the_fit_said(finished, tmp_path):
     folder, metrics, model = finished
     last = folder / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["nbmix"]["model"] == model
-    again = run_here(tmp_path, f"model={model}", *SHORT, "task=predict", f"ckpt_path={last}")
+    again = run_here(tmp_path, f"model={model}", *SHORT, NO_PICTURES, "task=predict", f"ckpt_path={last}")
     assert again["n_genes_missing"] == 0
     assert again["elbo"] == pytest.approx(metrics["elbo"], rel=1e-6)
     assert again["log_likelihood"] == pytest.approx(metrics["log_likelihood"], rel=1e-6)
@@ -352,14 +352,14 @@ def test_checkpoint_makes_the_same_module(finished):
 def part(finished, tmp_path_factory):
     """The checkpoint of the same run, stopped while it is still being taught."""
     folder = tmp_path_factory.mktemp("part")
-    run_here(folder, f"model={finished[2]}", *SHORT, "trainer.max_epochs=1")
+    run_here(folder, f"model={finished[2]}", *SHORT, NO_PICTURES, "trainer.max_epochs=1")
     return folder / "checkpoints" / "last.ckpt"
 
 
 @pytest.mark.parametrize("version", ["0.1.0", "now"])
 def test_going_on_gives_what_one_run_gives(finished, part, version, tmp_path):
     folder, metrics, kind = finished
-    settings, last = (f"model={kind}", *SHORT), part
+    settings, last = (f"model={kind}", *SHORT, NO_PICTURES), part
     if version == "0.1.0":  # which had one name for the progress of both models
         content = torch.load(part, weights_only=True)
         content["deep"] = content.pop(kind)
