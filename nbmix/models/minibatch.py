@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.joins import JoinEvidence
 from nbmix.core.minibatch import minibatch_log_likelihood
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, lowest_log_mean
 from nbmix.data.checkpoint import SECTION
@@ -114,9 +115,16 @@ class MinibatchModule(MixtureModule):
         self.join_evidence = found.join_evidence
         self.joins = None if found.join_evidence is None else found.join_evidence.tree()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.join_evidence is not None:  # of the start; cells of this fit have been seen
+            checkpoint[self.kind]["join_evidence"] = [torch.from_numpy(part) for part in self.join_evidence]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.take_joined(checkpoint[SECTION].get("groups"))  # of the start; this fit's cells cannot tell them
+        self.take_joined(checkpoint[SECTION].get("groups"))
+        if (parts := checkpoint[self.kind].get("join_evidence")) is not None:
+            self.join_evidence = JoinEvidence(*(part.numpy() for part in parts))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameter_groups(), fused=True)  # one pass over each parameter

@@ -57,7 +57,8 @@ class Start(Protocol):
     """Chosen by the config group ``start``.
 
     One that finds as many components as it is asked for says ``finds_components = True``: more than there are
-    groups may be asked of it, to be joined. Of one that does not, each component is a group.
+    groups may be asked of it, to be joined. One that brings components of its own may say ``n_components``,
+    how many; these are joined where they are more than groups. Of any other each component is a group.
     """
 
     def __call__(
@@ -129,6 +130,11 @@ def choose_cells(data: CountData, n_cells: int, generator: np.random.Generator) 
 def finds_components(start: Start) -> bool:
     """Whether a start finds as many components as it is asked for, see ``Start``."""
     return bool(getattr(start, "finds_components", False))
+
+
+def n_brought(start: Start) -> int:
+    """How many components a start brings; 0 where it does not say."""
+    return int(getattr(start, "n_components", 0))
 
 
 def check_components(data: CountData, settings: MixtureSettings) -> None:

@@ -88,6 +88,11 @@ class CheckpointStart:
 
     path: Annotated[str | os.PathLike[str], Setting("checkpoint of the earlier run")]
 
+    @property
+    def n_components(self) -> int:
+        """Those that the checkpoint holds: there may be several for each group."""
+        return len(load_checkpoint(self.path, "start.path").log_weights)
+
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
     ) -> StartState:
@@ -97,7 +102,7 @@ class CheckpointStart:
         if n_components != settings.n_components:
             raise InputError(
                 f"start.path={self.path}: holds {n_components} components; set "
-                f"model.n_components={n_components}"
+                f"model.n_components={n_components}, or to fewer groups that they are joined to"
             )
         there, here = align_to_genes(checkpoint.gene_names, data.gene_names, f"start.path={self.path}")
         totals = np.asarray(data.counts.sum(axis=0, dtype=np.float64)).ravel()

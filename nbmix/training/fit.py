@@ -19,7 +19,7 @@ from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.models.restore import check_resumable
-from nbmix.starts.base import Start, check_components, finds_components
+from nbmix.starts.base import Start, check_components, finds_components, n_brought
 from nbmix.starts.choice import Choice, Range, choose_n_components, too_few_cells
 from nbmix.starts.random import RandomStart
 from nbmix.starts.search import CELLS_A_COMPONENT
@@ -45,10 +45,14 @@ class ModelSpec(NamedTuple):
         of_kind = declared(self.kind).get(name)  # type: ignore[arg-type]  # a class is hashable
         return None if of_kind is None else self.settings.get(name, of_kind.default)
 
+    @property
+    def may_join(self) -> bool:
+        """Whether components are joined to groups, if the start allows it."""
+        return self.kind.can_join(self.settings) and self.setting("components_per_group") not in (None, 1)
+
     def joins(self, start: Start) -> bool:
-        """Whether components are joined to groups, with that start."""
-        can_join = self.kind.can_join(self.settings) and finds_components(start)
-        return can_join and self.setting("components_per_group") not in (None, 1)
+        """Whether as many components are fitted as it takes to join them to groups, with that start."""
+        return self.may_join and finds_components(start)
 
     def model(self, gene_names: np.ndarray, size: Size) -> MixtureModule:
         """The model of that size."""
@@ -176,6 +180,8 @@ def size_of(spec: ModelSpec, start: Start, cells: CountData, generator: np.rando
             "set 1; or model.folds of 2 or more, weights that are not given, a start that finds components"
         )
     is_joined = spec.joins(start)
+    if allowed is None and not is_joined and spec.may_join and n_brought(start) > wanted:
+        return Size(wanted, n_brought(start) / wanted, is_joined=True)
     if allowed is not None and not is_joined:
         one = MixtureSettings(1, weights=spec.setting("weights") or "learned")
         search = start if isinstance(start, RandomStart) else None
@@ -206,7 +212,7 @@ def size_of_checkpoint(spec: ModelSpec, start: Start, checkpoint: Checkpoint) ->
         choice = None if checkpoint.choice is None else Choice.of(checkpoint.choice)
     if per_group in (None, "auto"):
         per_group = checkpoint.settings.get("components_per_group", 1.0)
-    return Size(n_groups, per_group, choice, spec.joins(start))
+    return Size(n_groups, per_group, choice, is_joined=spec.joins(start) or per_group > 1)
 
 
 def _keep_groups(trainer: pl.Trainer, model: MixtureModule, data: CountsDataModule) -> None:

@@ -75,7 +75,7 @@ def test_a_picture_and_a_score_of_ones_own(tmp_path, monkeypatch):
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert {file.name for file in (folder / "figures").iterdir()} == {"depths.png", "component_sizes.png"}
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert page.index("<h3>Component sizes</h3>") < page.index("<h3>Depths</h3>")
+    assert page.index("<h3>Group sizes</h3>") < page.index("<h3>Depths</h3>")
     assert "Size factors of the cells, sorted." in page
 
 

@@ -85,7 +85,7 @@ def test_a_number_of_groups_that_is_left_open(model, tmp_path, capsys):
     assert (tmp_path / "figures" / "separations.png").exists()
 
 
-@pytest.mark.parametrize(("wanted", "n_groups"), [("3", 3), ("1", 1), ("auto", 2)])
+@pytest.mark.parametrize(("wanted", "n_groups"), [("2", 2), ("1", 1), ("auto", 2)])
 def test_a_prediction_of_another_number_of_groups(wanted, n_groups, finished, tmp_path):
     folder, _, model = finished
     path = f"ckpt_path={folder}/checkpoints/last.ckpt"
@@ -97,7 +97,7 @@ def test_a_prediction_of_another_number_of_groups(wanted, n_groups, finished, tm
     assert result.obsm["X_nbmix"].shape == (60, n_groups)
     members = [set(map(int, group.split("+"))) for group in result.uns["nbmix"]["groups"].values()]
     q = result.obsm["X_nbmix_components"]
-    np.testing.assert_allclose(result.obsm["X_nbmix"][:, 0], q[:, list(members[0])].sum(1))
+    np.testing.assert_allclose(result.obsm["X_nbmix"][:, 0], q[:, list(members[0])].sum(1), rtol=1e-6)
 
 
 def test_numbers_of_groups_that_are_not_to_be_had(finished, tmp_path):
@@ -275,7 +275,8 @@ def test_labels_change_nothing_of_a_fit(model, tmp_path):
     fits, states, results = {}, {}, {}
     for name, labels in (("right", data.labels), ("shuffled", shuffled), ("none", None)):
         setting = write(tmp_path / f"{name}.h5ad", data.counts, labels=labels)
-        settings = ("data=h5ad", setting, f"model={model}", "model.n_components=2", "trainer.max_epochs=2")
+        settings = ("data=h5ad", setting, f"model={model}", "model.n_components=2", "trainer.max_epochs=10")
+        settings += ("model.lr=0.05",) if model == "amortized" else ()  # a step an epoch
         metrics = run_here(tmp_path / name, *settings, NO_PICTURES)
         fits[name] = {k: v for k, v in metrics.items() if k != "seconds"}
         states[name] = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
