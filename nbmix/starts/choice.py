@@ -17,13 +17,11 @@ from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.starts.base import StartState
 from nbmix.starts.random import RandomStart
-from nbmix.starts.search import CELLS_A_COMPONENT
+from nbmix.starts.search import CELLS_A_COMPONENT, NOISE
 
 log = logging.getLogger(__name__)
 
 MOST_COMPONENTS = 12  # of "auto"
-
-NOISE = 3.0  # standard errors: a smaller gain is none
 
 
 class Choice(NamedTuple):

@@ -16,7 +16,7 @@ from nbmix.core.m_step import NewtonMStep
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
 from nbmix.starts.base import StartState, choose_cells, new_mixture, prepare, random_responsibilities
-from nbmix.starts.search import CELLS_A_COMPONENT, ITERATIONS_A_REMOVAL, Search
+from nbmix.starts.search import CELLS_A_COMPONENT, ITERATIONS_A_REMOVAL, Search, gains
 
 LEAST_SURPLUS = 4  # components; a rare kind gets none of a few more while a large one is cut in parts
 
@@ -84,7 +84,7 @@ class RandomStart:
             assert settings.n_groups is not None
             fewer = search.without_least_missed(best, settings.n_groups, ITERATIONS_A_REMOVAL)
             fewer = search.go_on(fewer, ITERATIONS_OF_FEWER)
-            if fewer.score >= best.score:
+            if not gains(best, fewer):
                 best = fewer
         q = torch.softmax(best.component_joint, 1)
         return self.to_all_cells(search, q, data, replace(settings, n_components=q.shape[1]), generator)

@@ -53,6 +53,8 @@ CANDIDATES = 3  # to be taken away that are tried, at most
 
 NEARLY = 5.0  # times the least loss, that a candidate's may be
 
+NOISE = 3.0  # standard errors: a smaller gain in log likelihood is none
+
 SEARCH_TOLERANCE = 1e-2  # nats of a gene, in the M steps
 
 SEARCH_NODE_TOLERANCE = 1e-3  # relative, of the interpolation in ln s of the zeros
@@ -75,6 +77,12 @@ class SearchRun(NamedTuple):
     def component_joint(self) -> Tensor:
         """(cells, K) ln pi_k + ln p(x_i | k)."""
         return torch.logsumexp(self.joint, 2)
+
+
+def gains(run: SearchRun, over: SearchRun) -> bool:
+    """Whether the cells' log likelihood is higher in a run than in another one, beyond noise."""
+    gain = (torch.logsumexp(run.component_joint, 1) - torch.logsumexp(over.component_joint, 1)).numpy()
+    return bool(gain.mean() > NOISE * gain.std() / math.sqrt(gain.size))
 
 
 class Race(NamedTuple):

@@ -17,13 +17,13 @@ MODELS = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml"))
 
 
 def our_lines(done, *, log_lines=0):
-    """Two lines of our own on stdout beside the log, and one of progress on stderr; nothing else."""
+    """A few lines of our own on stdout beside the log, and one of progress on stderr; nothing else."""
     printed = [line for line in done.stdout.splitlines() if "][nbmix." not in line]
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) - len(printed) == log_lines, done.stdout
     assert printed[0].startswith("n_cells "), done.stdout
     assert printed[-1].startswith("results in "), done.stdout
-    assert len(printed) in (2, 3, 4), done.stdout  # "not converged" stands between them
+    assert len(printed) in (2, 3, 4), done.stdout  # how many groups, and "not converged", stand between them
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("fit "), done.stderr
 

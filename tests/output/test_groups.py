@@ -11,9 +11,9 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 import nbmix
-from nbmix.core.joins import Join, JoinTree
+from nbmix.core.joins import Join, JoinTree, PairSeparation
 from nbmix.errors import InputError
-from nbmix.output.groups import joins_table, kept_labels
+from nbmix.output.groups import how_many, joins_table, kept_labels, separations_table
 
 TREE = JoinTree(
     (
@@ -40,6 +40,25 @@ def test_a_table_of_joins():
     assert table["second"].tolist() == ["2", "1"]
     assert table["gap"].tolist() == [False, True]
     assert table["n_groups"].tolist() == [3, 2]
+
+
+def test_what_speaks_for_a_number():
+    said = how_many(TREE, 2)
+    assert said == (
+        "2 groups: the next join, to 1, is of a gap (p = 1e-09); the next split, to 3, is of no gap "
+        "(p = 0.7); gaps alone make 2"
+    )
+    unsure = JoinTree((TREE.joins[0]._replace(p_value=0.05), TREE.joins[1]), TREE.cuts)
+    assert how_many(unsure, 2).endswith("; gaps alone make 2; nearly as good: 3")
+    assert how_many(unsure, 3).endswith("is of no gap (p = 0.05); gaps alone make 2; nearly as good: 2")
+
+
+def test_a_table_of_separations():
+    table = separations_table([PairSeparation(0, 1, 5.0, 1e-3, 30)], 0.01)
+    assert table.to_dict("records") == [
+        {"first": 0, "second": 1, "separation": 5.0, "p_value": 1e-3, "n_cells": 30, "gap": True}
+    ]
+    assert list(separations_table([], 0.01)) == list(table)
 
 
 def test_components_of_one_kind_are_joined_and_kinds_are_not(adata):
@@ -86,6 +105,13 @@ def test_groups_keep_their_labels_where_one_is_split(adata):
 )
 def test_labels_that_are_kept(groups, earlier, labels):
     assert kept_labels(np.array(groups), np.array(earlier), max(groups) + 1) == labels
+
+
+def test_every_pair_of_groups_has_a_separation(adata):
+    (pair,) = adata.uns["nbmix"]["separations"].to_dict("records")
+    assert (pair["first"], pair["second"], pair["gap"]) == (0, 1, True)
+    smaller = adata.obs["nbmix"].value_counts().min()
+    assert abs(pair["n_cells"] - smaller) <= 2  # cells between copies
 
 
 def test_cuts_are_nested(adata):

@@ -20,6 +20,9 @@ def test_scores(results):
     assert metrics["n_cells"] == 60
     assert metrics["n_genes"] == small_data().n_genes
     assert metrics["n_components"] == metrics["n_components_used"] == 2
+    assert metrics["n_components_fitted"] == metrics["n_groups_with_gaps"] == 2
+    assert metrics["n_pairs_without_gap"] == 0
+    assert metrics["least_separation"] == results.separations["separation"].min() > 3.5
     assert metrics["n_empty_cells"] == 0
     assert metrics["log_likelihood"] == float(cells.log_likelihood.mean())
     held_out = float(cells.log_likelihood[module.validation_rows].mean())

@@ -134,6 +134,33 @@ def test_a_rare_kind_is_kept_rather_than_a_large_one_cut():
         assert (found == found[-1]).sum() == 8
 
 
+def cells_of_two_kinds(n_programmes):
+    """240 cells, whose genes rise and fall together along programmes."""
+    rng = np.random.default_rng(0)
+    kind = np.arange(240) % 2
+    log_mean = np.tile(rng.uniform(-1, 1.5, 200), (240, 1))
+    log_mean[kind == 1, :40] += rng.choice([-1, 1], 40)
+    for _ in range(n_programmes):
+        genes = rng.choice(200, 60, replace=False)
+        log_mean[:, genes] += rng.normal(0, 0.7, (240, 1)) * rng.choice([-1, 1], 60)
+    counts = sp.csr_matrix(rng.poisson(np.exp(log_mean)).astype(np.float32))
+    sizes = np.asarray(counts.sum(1)).ravel().astype(float)
+    return CountData(counts, sizes, np.arange(240).astype(str), np.arange(200).astype(str)), kind
+
+
+@pytest.mark.parametrize(("n_programmes", "n_components"), [(0, 2), (3, 8)])
+def test_more_components_than_groups_only_where_genes_depend_on_each_other(n_programmes, n_components):
+    data, kind = cells_of_two_kinds(n_programmes)
+    settings = MixtureSettings(8, n_groups=2, may_be_fewer=True)
+    for seed in (0, 1):
+        found = RandomStart(n_starts=2)(data, settings, np.random.default_rng(seed))
+        assert found.n_components == n_components
+    if n_components == 2:
+        assert adjusted_rand_score(kind, found.responsibilities.argmax(1).numpy()) == 1
+        fixed = RandomStart(n_starts=2)(data, replace(settings, may_be_fewer=False), np.random.default_rng(0))
+        assert fixed.n_components == 8
+
+
 def test_given_weights_decide_which_component_is_which():
     data = small_data()
     codes = np.unique(data.labels, return_inverse=True)[1]

@@ -79,10 +79,16 @@ def test_joins_are_drawn_where_the_separation_is():
         ((0, 2), (3, 4), 1.0, False),
         ((0, 2, 3, 4), (1,), 8.0, True),
     ]
-    figure = plots.join_dendrogram(joins, [50, 40, 30, 20, 1000])
+    figure = plots.join_dendrogram(joins, [50, 40, 30, 20, 1000], [[0, 2], [4], [3], [1]])
     (axes,) = figure.axes
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == ["0 (50 cells)", "2 (30 cells)", "3 (20 cells)", "4 (1,000 cells)", "1 (40 cells)"]
+    assert names == [
+        "group 0: component 0 (50 cells)",
+        "group 0: component 2 (30 cells)",
+        "group 2: component 3 (20 cells)",
+        "group 1: component 4 (1,000 cells)",
+        "group 3: component 1 (40 cells)",
+    ]
     first, second, third, last = axes.lines
     assert first.get_xdata().tolist() == [0, 1.5, 1.5, 0]
     assert first.get_ydata().tolist() == [0, 0, 1, 1]
@@ -90,7 +96,21 @@ def test_joins_are_drawn_where_the_separation_is():
     assert third.get_xdata().tolist() == [1.5, 2.0, 2.0, 2.0]  # not left of its parts
     assert third.get_ydata().tolist() == [0.5, 0.5, 2.5, 2.5]
     assert last.get_xdata().tolist() == [2.0, 8.0, 8.0, 0]
+    assert first.get_linewidth() > second.get_linewidth() == third.get_linewidth() == last.get_linewidth()
     assert to_hex(last.get_color()) != to_hex(first.get_color()) == to_hex(third.get_color())
     assert legend_texts(axes) == ["gap", "no gap"]
     assert axes.get_xlabel() == "separation (standard deviations)"
+    assert_drawn(figure)
+
+
+def test_separations_are_numbers_on_a_grid():
+    figure = plots.separation_matrix(3, [0, 0, 1], [1, 2, 2], [5.0, 2.5, 9.25], [True, False, True])
+    (axes,) = figure.axes
+    values = axes.images[0].get_array()
+    np.testing.assert_array_equal(values[np.triu_indices(3, 1)], [5.0, 2.5, 9.25])
+    np.testing.assert_array_equal(values, values.T)
+    texts = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axes.texts}
+    assert texts[0, 1] == texts[1, 0] == "5.0"
+    assert texts[2, 0] == "(2.5)"
+    assert len(texts) == 6
     assert_drawn(figure)
