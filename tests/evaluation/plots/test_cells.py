@@ -18,7 +18,7 @@ def test_component_sizes():
     assert heights(bottom) == pytest.approx([0.8, 0.6, 0.0])
     assert texts(top) == ["2", "1", "0"]
     assert texts(bottom) == ["0.80", "0.60", ""]
-    assert (top.get_ylabel(), bottom.get_xlabel()) == ("cells", "component")
+    assert (top.get_ylabel(), bottom.get_xlabel()) == ("cells", "group")
     assert_drawn(figure)
 
 
@@ -71,7 +71,7 @@ def test_log_likelihood_margins_at_the_edges(n_cells, n_components):
     figure = plots.log_likelihood_margins(values, values.argmax(1))
     (axes,) = figure.axes
     if n_components == 1:
-        assert texts(axes) == ["one component: nothing to compare with"]
+        assert texts(axes) == ["one group: nothing to compare with"]
     else:
         assert len(dots(axes)) == min(n_cells, plots.MOST_DOTS)
         best, second = np.sort(values, axis=1)[:, [-1, -2]].T

@@ -35,7 +35,7 @@ def test_log_mean_differences_of_two_is_one_line():
 
 def test_log_mean_differences_of_one_are_words():
     figure = plots.log_mean_differences(np.zeros((1, 5)))
-    assert texts(figure.axes[0]) == ["one component: nothing to compare with"]
+    assert texts(figure.axes[0]) == ["one group: nothing to compare with"]
     assert not figure.axes[0].lines
     assert_drawn(figure)
 
