@@ -16,7 +16,14 @@ from nbmix.core.m_step import NewtonMStep
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
 from nbmix.starts.base import StartState, choose_cells, new_mixture, prepare, random_responsibilities
-from nbmix.starts.search import CELLS_A_COMPONENT, ITERATIONS_A_REMOVAL, Search, gains
+from nbmix.starts.search import (
+    CELLS_A_COMPONENT,
+    GOING_ON,
+    GOING_ON_TO_JOIN,
+    ITERATIONS_A_REMOVAL,
+    Search,
+    gains,
+)
 
 LEAST_SURPLUS = 4  # components; a rare kind gets none of a few more while a large one is cut in parts
 
@@ -79,7 +86,8 @@ class RandomStart:
             return StartState(torch.ones(data.n_cells, 1, dtype=torch.float64))
         search = self.search(data, generator, weights_are_given=settings.weights == "given")
         surplus = self.n_surplus(settings.n_groups or n_components)
-        best = search.race(self.begins(search, n_components, surplus, generator), n_components).best
+        going_on = GOING_ON_TO_JOIN if settings.is_joined else GOING_ON
+        best = search.race(self.begins(search, n_components, surplus, generator), n_components, going_on).best
         if settings.is_joined and settings.may_be_fewer and search.inflation(best) < DEPENDENT:
             assert settings.n_groups is not None
             fewer = search.without_least_missed(best, settings.n_groups, ITERATIONS_A_REMOVAL)

@@ -43,6 +43,8 @@ FIRST_ITERATIONS = 5  # with all components that a run begins with
 
 GOING_ON = 0.5  # share of the runs, after these; what follows costs three times as much
 
+GOING_ON_TO_JOIN = 0.25  # where components are joined: what runs differ in is where they cut kinds
+
 ITERATIONS_A_REMOVAL = 1  # of a race, which goes on at its end
 
 ITERATIONS_A_STEP = 3  # of a path, whose every step is to be judged
@@ -158,15 +160,15 @@ class Search:
             q = q / q.sum(1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
         return q
 
-    def race(self, begins: Sequence[Tensor], n_components: int) -> Race:
-        """Runs from each of ``begins`` (cells, K or more); after FIRST_ITERATIONS the better half goes on.
+    def race(self, begins: Sequence[Tensor], n_components: int, going_on: float = GOING_ON) -> Race:
+        """Runs from each of ``begins`` (cells, K or more); after FIRST_ITERATIONS a share of them goes on.
 
         Successive halving (Jamieson & Talwalkar 2016), by the cross-fitted log likelihood. Components beyond
         ``n_components`` are taken away; the best run is finished with LAST_ITERATIONS.
         """
         # side by side: much of a run is too small to be shared out over threads
         begun = side_by_side(lambda number: self.run(begins[number], FIRST_ITERATIONS), len(begins))
-        gone_on = sorted(begun, key=lambda run: -run.score)[: math.ceil(len(begins) * GOING_ON)]
+        gone_on = sorted(begun, key=lambda run: -run.score)[: math.ceil(len(begins) * going_on)]
         runs = side_by_side(
             lambda number: self.without_least_missed(gone_on[number], n_components, ITERATIONS_A_REMOVAL),
             len(gone_on),
