@@ -74,7 +74,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
             between them: ``n_components_``.
         components_per_group: components that are fitted for each group, on average, and then joined where
             cells show no gap; "auto" fits max(2 K, K + 6) of them, 1 makes each group one component. They
-            are not joined where folds = 1, where weights are given, and where ``start`` brings components.
+            are not joined where folds = 1, where weights are given, and where ``start`` is "labels" or
+            "first_batch".
         model: "em" or "amortized".
         start: "random", "kmeans", "topics", "labels", "subsample", "dirichlet" or "first_batch", or an
             object of ``nbmix.starts`` with settings of its own; default "random" for EM, else "subsample".
@@ -116,8 +117,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
         n_iter_: iterations or epochs.
         converged_: whether EM has converged; None for amortized inference.
         joins_: table of the joins of components to groups, the first one first: their components, separation,
-            p value of there being no gap between them; ``cut`` makes the groups. None where components have
-            seen all cells: folds=1 and amortized inference.
+            p value of there being no gap between them; ``cut`` makes the groups. Amortized inference has
+            those of its start. None where components have seen all cells.
         n_features_in_, feature_names_in_: number of genes, and their names if the input had any.
 
     >>> import nbmix
@@ -236,11 +237,11 @@ class NBMixture(ClusterMixin, BaseEstimator):
         check_is_fitted(self, "weights_")
         return None if self._joins is None else joins_table(self._joins)
 
-    def cut(self, n_groups: int, X: Any = None, *, size_factors: ArrayLike | None = None) -> np.ndarray:
+    def cut(self, n_groups: int | str, X: Any = None, *, size_factors: ArrayLike | None = None) -> np.ndarray:
         """Probabilities (cells, n_groups) of another number of groups; 0 is the largest.
 
         Args:
-            n_groups: from 1 to the number of components with cells.
+            n_groups: from 1 to the number of components with cells; "auto": as many as have gaps.
             X: new cells, as for ``predict_proba``; default those of the fit.
             size_factors: of new cells.
 
@@ -255,10 +256,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """
         check_is_fitted(self, "weights_")
         if self._joins is None:
-            raise InputError(
-                "cut: this fit has no joins of components; fit with model='em' and folds of 2 or more"
-            )
-        groups = self._joins.groups(n_groups)
+            raise InputError("cut: this fit has no joins of components; fit with folds of 2 or more")
+        number: Any = self._joins.n_with_gaps if n_groups == "auto" else n_groups
+        groups = self._groups if number == len(self._groups) else self._joins.groups(number)
         if X is not None:
             q = self._predict(X, size_factors).responsibilities.numpy()
         elif self._of_components is not None:
@@ -394,7 +394,10 @@ class NBMixture(ClusterMixin, BaseEstimator):
             raise InputError(f"path={path}: is of model={fitted.model}; NBMixture has {names}")
         settings = {RENAMED.get(name, name): value for name, value in fitted.settings.items()}
         known = cls._get_param_names()
-        arguments = own.get("arguments", {}) | {k: v for k, v in settings.items() if k in known}
+        given = own.get("arguments", {})
+        arguments = given | {k: v for k, v in settings.items() if k in known}
+        # what was asked for, where the settings are what came of it
+        arguments |= {k: given[k] for k in ("n_components", "components_per_group") if k in given}
         others = {k: v for k, v in settings.items() if k not in known}
         mixture = cls(**arguments | {"model": fitted.model, "model_settings": others or None})
         n_genes = own.get("n_genes", len(fitted.gene_names))

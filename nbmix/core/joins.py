@@ -117,10 +117,11 @@ class JoinTree:
         Raises:
             InputError: where there are not so many.
         """
-        if not 1 <= n_groups <= self.most_groups:
+        is_number = isinstance(n_groups, int | np.integer) and not isinstance(n_groups, bool)
+        if not is_number or not 1 <= n_groups <= self.most_groups:
             raise InputError(
-                f"this fit can be cut into 1 to {self.most_groups} groups, not {n_groups}; "
-                "fit more components for more"
+                f"n_groups={n_groups}: this fit can be cut into 1 to {self.most_groups} groups; give one of "
+                "these numbers, or auto"
             )
         return self.cuts[n_groups - 1]
 

@@ -97,8 +97,14 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 
 def update_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the settings and groups of ``checkpoint`` into a file of the same fit."""
+    """Write the settings and groups of ``checkpoint`` into a file of the same fit; one of another stays."""
     content = torch.load(path, map_location="cpu", weights_only=True)
+    shapes, theirs = (
+        {name: value.shape for name, value in state.items()}
+        for state in (checkpoint.state, content["state_dict"])
+    )
+    if content[SECTION]["cells"] != checkpoint.cells or shapes != theirs:
+        return
     content[SECTION] |= {"settings": checkpoint.settings, "groups": checkpoint.groups}
     write_checkpoint(content, path)
 

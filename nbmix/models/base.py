@@ -232,14 +232,14 @@ class MixtureModule(pl.LightningModule):
         tree = self.joins
         groups = list(self.groups if tree is None else tree.groups(min(n_groups, tree.most_groups)))
         n_cells = np.bincount(responsibilities.argmax(1), minlength=responsibilities.shape[1])
-        spare = [c for c in np.argsort(n_cells, kind="stable").tolist() if (c,) not in groups]
-        for c in spare[: n_groups - len(groups)]:
-            groups = [tuple(other for other in group if other != c) for group in groups] + [(c,)]
+        for c in np.argsort(n_cells, kind="stable").tolist():  # those with fewest cells
+            if len(groups) < n_groups and (c,) not in groups:
+                groups = [tuple(other for other in group if other != c) for group in groups] + [(c,)]
         q = group_probabilities(responsibilities, groups)
         self.groups = by_size(groups, np.bincount(q.argmax(1), minlength=len(groups)))
 
     def cut(self, n_groups: int | str) -> None:
-        """Join the components to another number of groups; number 0 had most cells in the fit.
+        """Join the components to another number of groups; 0 has most cells of the fit.
 
         Args:
             n_groups: wanted; "auto": as many as have gaps between them.
@@ -250,7 +250,8 @@ class MixtureModule(pl.LightningModule):
         if self.joins is None:
             raise InputError("n_groups: the checkpoint has no joins of components; leave n_groups out")
         number = self.joins.n_with_gaps if isinstance(n_groups, str) else n_groups
-        self.groups, self.separations = self.joins.groups(number), ()
+        if number != len(self.groups):
+            self.groups, self.separations = self.joins.groups(number), ()
 
     @property
     def joined_plain(self) -> dict[str, Any] | None:

@@ -8,12 +8,15 @@ import numpy as np
 from torch import Tensor
 
 from nbmix.core.em_loop import run_em
+from nbmix.core.mixture import E_STEPS_OF_GIVEN_COMPONENTS
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
 from nbmix.starts.base import StartState, new_mixture, prepare
 
 # of EM that begins at given responsibilities; from random ones the way is long
 START_CELLS, START_FOLDS, START_ITERATIONS = 10_000, 5, 200
+
+BLIND_ITERATIONS = E_STEPS_OF_GIVEN_COMPONENTS + 1  # after which no copy owes anything to its own fold
 
 START_CELLS_OF_A_COMPONENT = 50.0  # where a draw holds fewer, all of its cells are taken
 
@@ -24,7 +27,7 @@ def start_components(start: StartState, data: CountsDataModule, settings: Mixtur
     Where it has responsibilities of the training cells, cross-fitted EM begins at them, on some of the cells:
     a single M step would leave random ones alike, and gradients of minibatches do not part what is alike.
     Where it sees all cells, its folds are those of ``MixtureEM``: where EM ends may depend on them, and both
-    models are to find the same. EM also tells joins, of components that come without.
+    models are to find the same. Of components that come without joins, a few iterations tell these.
     """
     if start.components is not None and (start.join_evidence is not None or not settings.is_joined):
         return start
@@ -32,16 +35,17 @@ def start_components(start: StartState, data: CountsDataModule, settings: Mixtur
     if start.components is None:
         assert start.responsibilities is not None
         rows = start_cells(start.responsibilities, data.seed)
-        given = start.responsibilities[rows]
+        given, iterations = start.responsibilities[rows], START_ITERATIONS
     else:
         rows = np.sort(np.random.default_rng(data.seed).permutation(training.n_cells)[:START_CELLS])
-        given = None
+        given, iterations = None, BLIND_ITERATIONS
     seen = training.select_cells(rows)
     settings = replace(settings, folds=min(START_FOLDS, seen.n_cells))
     basis, batches = prepare(seen, settings.folds, data.fold_generator(), dtype=settings.torch_dtype)
     fitted = new_mixture(seen, settings, basis, start)
-    run_em(fitted, batches, responsibilities=given, max_iterations=START_ITERATIONS)
-    return StartState.of(fitted, batches)
+    run_em(fitted, batches, responsibilities=given, max_iterations=iterations)
+    found = StartState.of(fitted, batches)
+    return found if given is not None else start._replace(join_evidence=found.join_evidence)
 
 
 def start_cells(

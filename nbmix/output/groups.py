@@ -96,35 +96,57 @@ def regroup(
     >>> adata.obs["nbmix_groups"].nunique(), adata.obsm["X_nbmix_groups"].shape
     (2, (300, 2))
     """
+    if not isinstance(adata, ad.AnnData):
+        raise InputError(f"adata is a {type(adata).__name__}; give the AnnData of a fit")
     fit = adata.uns.get(key)
     if not isinstance(fit, dict) or "cuts" not in fit:
         raise InputError(
-            f"adata: uns[{key!r}] holds no joins of components; run nbmix.cluster with model='em' and folds "
-            "of 2 or more, whose components are judged by cells that they have not seen"
+            f"adata: uns[{key!r}] holds no joins of components; run nbmix.cluster with folds of 2 or more, "
+            "whose components are judged by cells that they have not seen"
         )
-    cuts = json.loads(fit["cuts"])
+    for name in (f"X_{key}", f"X_{key}_components"):
+        if name not in adata.obsm:
+            raise InputError(
+                f"adata: lacks obsm[{name!r}], which the fit has written; run nbmix.cluster again"
+            )
+    added = key_added or f"{key}_groups"
+    if added in (key, f"{key}_components"):
+        raise InputError(f"key_added={added}: is what the fit itself has written; choose another name")
+    own = [_members(group) for group in fit["groups"].values()]
+    cuts = [[tuple(group) for group in cut] for cut in json.loads(fit["cuts"])]
+    number: Any = n_groups
     if n_groups == "auto":
         with_gap = fit["joins"].loc[fit["joins"]["gap"].astype(bool), "n_groups"]
-        n_groups = int(with_gap.iloc[0]) if len(with_gap) else 1
-    if not isinstance(n_groups, int | np.integer) or not 1 <= n_groups <= len(cuts):
+        number = int(with_gap.iloc[0]) if len(with_gap) else 1
+    is_number = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not is_number or not (1 <= number <= len(cuts) or number == len(own)):
         raise InputError(
             f"n_groups={n_groups}: this fit can be cut into 1 to {len(cuts)} groups; give one of these "
             "numbers, or auto"
         )
+    groups = own if number == len(own) else cuts[number - 1]
     if copy:
         adata = adata.copy()
-    q = group_probabilities(np.asarray(adata.obsm[f"X_{key}_components"]), cuts[n_groups - 1])
-    labels = kept_labels(q.argmax(1), np.asarray(adata.obsm[f"X_{key}"]).argmax(1), q.shape[1])
+    q, of_fit = (np.asarray(adata.obsm[name]) for name in (f"X_{key}_components", f"X_{key}"))
+    q = group_probabilities(q, groups)
+    labels = kept_labels(q.argmax(1), of_fit.argmax(1), len(groups), of_fit.shape[1])
+    if groups is own:
+        labels = list(range(len(own)))
     order = sorted(range(len(labels)), key=labels.__getitem__)
-    added, names = key_added or f"{key}_groups", [str(labels[g]) for g in order]
+    names = [str(labels[g]) for g in order]
     adata.obs[added] = pd.Categorical.from_codes(q[:, order].argmax(1), names)
     adata.obs[f"{added}_probability"] = q.max(1)
     adata.obsm[f"X_{added}"] = q[:, order]
-    adata.uns[added] = {str(labels[g]): group_name(cuts[n_groups - 1][g]) for g in order}
+    adata.uns[added] = {str(labels[g]): group_name(groups[g]) for g in order}
     return adata if copy else None
 
 
-def kept_labels(groups: np.ndarray, earlier: np.ndarray, n_groups: int) -> list[int]:
+def _members(name: str) -> tuple[int, ...]:
+    """The components of a group by its name, as in 0+3."""
+    return tuple(int(component) for component in name.split("+"))
+
+
+def kept_labels(groups: np.ndarray, earlier: np.ndarray, n_groups: int, n_earlier: int) -> list[int]:
     """A label for each of ``n_groups``: that of the earlier group which most of its cells come from.
 
     The group with most such cells chooses first; one whose label is taken gets the lowest free number, above
@@ -132,8 +154,9 @@ def kept_labels(groups: np.ndarray, earlier: np.ndarray, n_groups: int) -> list[
 
     Args:
         groups, earlier: (cells,) number of the group of each cell, now and before.
+        n_groups, n_earlier: how many there are of either, with those without cells.
     """
-    table = np.zeros((n_groups, int(earlier.max()) + 1), dtype=np.int64)
+    table = np.zeros((n_groups, n_earlier), dtype=np.int64)
     np.add.at(table, (groups, earlier), 1)
     labels: dict[int, int] = {}
     for group in np.argsort(-table.max(1), kind="stable").tolist():

@@ -43,12 +43,14 @@ def write_outcome(
         loggers: figures are handed to them, too.
         pictures: in the order of the report.
     """
+    for name in ("n_components.csv", "joins.csv", "separations.csv"):  # of an earlier fit
+        (folder / name).unlink(missing_ok=True)
     if results.choice is not None:
         results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
     if results.joins is not None:
         with whole_file(folder / "joins.csv") as part:
             joins_table(results.joins).to_csv(part, index=False, float_format="%.5g")
-    if results.separations is not None:
+    if results.separations is not None and len(results.separations):
         with whole_file(folder / "separations.csv") as part:
             results.separations.to_csv(part, index=False, float_format="%.5g")
     write_result(results, folder / "result.h5ad")

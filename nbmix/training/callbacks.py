@@ -43,8 +43,10 @@ class BestCheckpoint(Checkpoint):
         self.best = -math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:  # of a run that was killed
-            part_of(self.path).unlink(missing_ok=True)
+        if trainer.is_global_zero:
+            part_of(self.path).unlink(missing_ok=True)  # of a run that was killed
+            if trainer.ckpt_path is None:
+                self.path.unlink(missing_ok=True)  # of an earlier fit
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning sets it, and does not declare it

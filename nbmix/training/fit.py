@@ -190,14 +190,20 @@ def size_of(spec: ModelSpec, start: Start, cells: CountData, generator: np.rando
     n_groups = wanted if allowed is None else allowed.most
     if not is_joined:
         return Size(n_groups)
-    fitted = n_to_join(n_groups) if per_group == "auto" else n_to_fit(n_groups, per_group)
     most = cells.n_cells // CELLS_A_COMPONENT  # a component of fewer shows nothing
     if allowed is not None:
         if most < max(2, allowed.least):
             raise too_few_cells(cells.n_cells, allowed)
         n_groups = min(n_groups, most)
     if per_group == "auto":
-        fitted = max(n_groups, min(fitted, most))
+        fitted = max(n_groups, min(n_to_join(n_groups if allowed is None else allowed.most), most))
+    else:
+        fitted = n_to_fit(n_groups, per_group)
+        if fitted > cells.n_cells:
+            raise InputError(
+                f"model.components_per_group={per_group}: makes {fitted} components for {n_groups} groups, "
+                f"and there are only {cells.n_cells} cells to fit; give a smaller number, or fewer groups"
+            )
     may_be_fewer = per_group == "auto" and allowed is None
     return Size(n_groups, fitted / n_groups, is_joined=True, may_be_fewer=may_be_fewer)
 
@@ -219,7 +225,7 @@ def _keep_groups(trainer: pl.Trainer, model: MixtureModule, data: CountsDataModu
     """Write the groups into the checkpoints of a fit that has ended."""
     if model.joins is None:
         return
-    checkpoint = model.as_checkpoint(data, {})
+    checkpoint = model.as_checkpoint(data, model.state_dict(), data.fingerprint)
     for callback in trainer.checkpoint_callbacks:
         path = getattr(callback, "path", None)
         if path is not None and path.is_file():

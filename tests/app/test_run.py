@@ -103,7 +103,7 @@ def test_a_prediction_of_another_number_of_groups(wanted, n_groups, finished, tm
 def test_numbers_of_groups_that_are_not_to_be_had(finished, tmp_path):
     folder, _, model = finished
     predict = (*TINY, f"model={model}", "task=predict", f"ckpt_path={folder}/checkpoints/last.ckpt")
-    with pytest.raises(InputError, match=r"^this fit can be cut into 1 to \d groups, not 30; fit more"):
+    with pytest.raises(InputError, match=r"^n_groups=30: this fit can be cut into 1 to \d groups; give"):
         run_here(tmp_path, *predict, "n_groups=30")
     with pytest.raises(InputError, match=r"^n_groups=3: is for task=predict; a fit has model.n_components"):
         run_here(tmp_path, *TINY, "n_groups=3")

@@ -104,7 +104,8 @@ def test_groups_keep_their_labels_where_one_is_split(adata):
     ],
 )
 def test_labels_that_are_kept(groups, earlier, labels):
-    assert kept_labels(np.array(groups), np.array(earlier), max(groups) + 1) == labels
+    n_groups, n_earlier = max(groups) + 1, max(earlier) + 1
+    assert kept_labels(np.array(groups), np.array(earlier), n_groups, n_earlier) == labels
 
 
 def test_every_pair_of_groups_has_a_separation(adata):
@@ -112,6 +113,33 @@ def test_every_pair_of_groups_has_a_separation(adata):
     assert (pair["first"], pair["second"], pair["gap"]) == (0, 1, True)
     smaller = adata.obs["nbmix"].value_counts().min()
     assert abs(pair["n_cells"] - smaller) <= 2  # cells between copies
+
+
+def test_labels_of_groups_that_were_left_out_are_not_given_to_others(adata):
+    some = adata[adata.obs["nbmix"] == "0"].copy()
+    found = nbmix.regroup(some, 3, copy=True)
+    assert "1" not in set(found.obs["nbmix_groups"])
+
+
+def test_what_cannot_be_regrouped(adata):
+    for taken in ("nbmix", "nbmix_components"):
+        with pytest.raises(InputError, match=f"^key_added={taken}: is what the fit itself has written"):
+            nbmix.regroup(adata, 2, key_added=taken)
+    some = adata.copy()
+    del some.obsm["X_nbmix_components"]
+    with pytest.raises(InputError, match=r"^adata: lacks obsm\['X_nbmix_components'\]"):
+        nbmix.regroup(some, 2)
+    with pytest.raises(InputError, match=r"^adata is a list; give the AnnData of a fit"):
+        nbmix.regroup([1], 2)
+
+
+def test_as_many_groups_as_were_asked_for_although_fewer_have_cells():
+    adata = ad.AnnData(nbmix.simulate(n=150, p=60, k=3, seed=1).counts)
+    nbmix.cluster(adata, 12)
+    n_groups = len(adata.uns["nbmix"]["groups"])
+    assert n_groups == 12
+    found = nbmix.regroup(adata, 12, copy=True)
+    np.testing.assert_allclose(found.obsm["X_nbmix_groups"], adata.obsm["X_nbmix"])
 
 
 def test_cuts_are_nested(adata):
@@ -137,7 +165,7 @@ def test_a_fit_without_joins():
     adata = ad.AnnData(nbmix.simulate(n=100, p=60, k=2, seed=1).counts)
     nbmix.cluster(adata, 2, start="kmeans", folds=1)
     assert "joins" not in adata.uns["nbmix"]
-    with pytest.raises(InputError, match=r"holds no joins of components; run nbmix.cluster with model='em'"):
+    with pytest.raises(InputError, match=r"holds no joins of components; run nbmix.cluster with folds"):
         nbmix.regroup(adata, 2)
 
 
@@ -154,5 +182,8 @@ def test_a_mixture_is_cut(tmp_path):
     np.testing.assert_allclose(loaded.weights_, mixture.weights_)
     with pytest.raises(InputError, match="does not know the cells of its fit; give X"):
         loaded.cut(2)
-    with pytest.raises(InputError, match="can be cut into 1 to"):
-        mixture.cut(20)
+    for bad in (20, None, 2.0, True):
+        with pytest.raises(InputError, match=f"^n_groups={bad}: this fit can be cut into 1 to"):
+            mixture.cut(bad)
+    assert mixture.cut("auto").shape == (300, 2)
+    assert loaded.components_per_group == "auto"

@@ -16,9 +16,10 @@ from nbmix.models.mixture_em import MixtureEM
 from nbmix.models.restore import restore
 from nbmix.starts.choice import Choice
 from nbmix.starts.clusters import KMeansStart, LabelsStart
+from nbmix.starts.given import CheckpointStart
 from nbmix.starts.random import RandomStart
 from nbmix.starts.subsample import SubsampleStart
-from nbmix.training.callbacks import LastCheckpoint
+from nbmix.training.callbacks import BestCheckpoint, LastCheckpoint
 from nbmix.training.fit import ModelSpec, fit
 from nbmix.training.trainer import build_trainer
 from tests.helpers.running import fit as fit_by_hand
@@ -105,6 +106,37 @@ def test_more_groups_than_components_with_cells_are_groups_without_cells():
     q = group_probabilities(fitted.cells.responsibilities.numpy(), model.groups)
     assert q.shape == (60, 9)
     assert sorted(c for group in model.groups for c in group) == list(range(18))
+
+
+def test_no_checkpoint_of_an_earlier_fit_is_left(tmp_path):
+    def trainer(epochs):
+        callbacks = [BestCheckpoint(str(tmp_path)), LastCheckpoint(str(tmp_path), share=1e9)]
+        return build_trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
+
+    fit(spec(), KMeansStart(), cells(), trainer(4), seed=0)
+    assert (tmp_path / "best.ckpt").exists()
+    fit(spec(3), KMeansStart(), cells(validation_share=0.0), trainer(1), seed=0)
+    assert not (tmp_path / "best.ckpt").exists()  # EM has no objective in its first iteration
+    assert restore(load_checkpoint(tmp_path / "last.ckpt")).mixture.settings.n_groups == 3
+
+
+def test_components_of_a_checkpoint_are_joined_and_stay_as_they_are(tmp_path):
+    _, whole, said = fit(spec(), KMeansStart(), cells(), trainer_for(tmp_path), seed=0)
+    filled = set(said.responsibilities.argmax(1).tolist())  # others belong to any group
+    data = CountsDataModule(lambda: DATA, shuffle=True, batch_size=20)
+    settings = {"n_components": 2, "train_components": False}
+    encoder = ModelSpec(
+        AmortizedMixture, settings, lambda names, size: AmortizedMixture(names, **settings | size)
+    )
+    begun = fit(encoder, CheckpointStart(tmp_path / "last.ckpt"), data, trainer_for(epochs=2), seed=0).model
+    assert torch.equal(begun.mixture.log_mean[-1], whole.mixture.log_mean[-1])
+    found, expected = ({frozenset(group) & filled for group in model.groups} for model in (begun, whole))
+    assert found == expected
+
+
+def test_components_that_are_more_than_cells():
+    with pytest.raises(InputError, match=r"^model.components_per_group=40: makes 80 components for 2 groups"):
+        fit(spec(components_per_group=40), KMeansStart(), cells(), trainer_for(), seed=0)
 
 
 def test_components_that_cannot_be_joined():
