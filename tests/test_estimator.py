@@ -214,7 +214,7 @@ def test_the_defaults_of_train(model, tmp_path):
     assert conf.model.n_components == NBMixture().n_components
     NBMixture(model=model).fit(COUNTS).save(tmp_path / "a.ckpt")
     settings = load_checkpoint(tmp_path / "a.ckpt").settings
-    assert settings.pop("components_per_group") == 2.5  # of 4 groups, where conf has "auto"
+    assert settings.pop("components_per_group") == 1  # genes are independent; conf has "auto"
     expected = instantiate(conf.model, gene_names=["g"]).plain
     assert expected.pop("components_per_group") == "auto"
     assert settings == expected
