@@ -15,8 +15,9 @@ So what has no gap goes first, the least separate before others; and of gaps tho
 few cells. Groups of fewer cells than a gap could be shown with go before all others. D is the separation of
 two *components*, averaged over pairs of them: the programmes of a group would hide how far it is from others.
 The crossing share is that of all neighbours, in the space of log likelihood ratios, of the cells of one group
-that are cells of the other, for the group with fewer neighbours. Gaps are those of *groups*, tested again
-after every join: between two components of one kind, most of the cells that are between them lie in a third.
+that are cells of the other, for the group with fewer neighbours; a cell has 15, or as many as its component
+has others. Gaps are those of *groups*, tested again after every join: between two components of one kind, most
+of the cells that are between them lie in a third.
 
 Joining what has no gap is an idea of Hennig 2010, one fit and all its joins that of Baudry et al. 2010.
 """
@@ -385,8 +386,12 @@ def neighbour_pairs(components: JudgedCells, generator: np.random.Generator) -> 
     if label.size > MOST_CELLS:
         some = np.sort(generator.choice(label.size, MOST_CELLS, replace=False))
         space, label = space[some], label[some]
-    near = label[neighbours(space, N_NEIGHBOURS)]  # (cells, neighbours)
-    np.add.at(edges, (np.broadcast_to(label[:, None], near.shape), near), 1.0)
+    near = label[neighbours(space, N_NEIGHBOURS)]  # (cells, neighbours), the nearest first
+    # as many as its component has others: a small one would else seem to cross, however far away it is
+    n_others = np.maximum(np.bincount(label, minlength=n_components) - 1, 1)
+    counted = np.arange(near.shape[1]) < n_others[label][:, None]
+    own = np.broadcast_to(label[:, None], near.shape)
+    np.add.at(edges, (own[counted], near[counted]), 1.0)
     return edges + edges.T
 
 

@@ -310,3 +310,15 @@ def test_inflation_is_that_of_genes_that_count_several_times(copies):
 
 def test_inflation_of_one_component_is_unknown():
     assert np.isnan(mean_inflation(np.zeros((9, 1)), np.zeros(1), np.ones(9)))
+
+
+def test_a_small_component_far_from_others_does_not_cross():
+    """Eight cells have no fifteen neighbours of their own."""
+    rng = np.random.default_rng(0)
+    at = np.concatenate(
+        [rng.normal(0, 1, (200, 2)), rng.normal((30, 0), 1, (200, 2)), rng.normal(60, 1, (8, 2))]
+    )
+    ll = -((at[:, None] - np.array([(0.0, 0.0), (30.0, 0.0), (60.0, 60.0)])) ** 2).sum(2)
+    log_weights = np.log([200 / 408, 200 / 408, 8 / 408])
+    tree = join_tree(ll + log_weights, log_weights, np.ones(408))
+    assert [join.crossing for join in tree.joins] == [0.0, 0.0]
