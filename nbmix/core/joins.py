@@ -15,9 +15,9 @@ So what has no gap goes first, the least separate before others; and of gaps tho
 few cells. Groups of fewer cells than a gap could be shown with go before all others. D is the separation of
 two *components*, averaged over pairs of them: the programmes of a group would hide how far it is from others.
 The crossing share is that of all neighbours, in the space of log likelihood ratios, of the cells of one group
-that are cells of the other, for the group with fewer neighbours; a cell has 15, or as many as its component
-has others. Gaps are those of *groups*, tested again after every join: between two components of one kind, most
-of the cells that are between them lie in a third.
+that are cells of the other, for the group with fewer neighbours. A cell has 15, or as many as its component
+has others. Gaps are those of *groups*, tested again after every join: between two components of one kind,
+most of the cells that are between them lie in a third.
 
 Joining what has no gap is an idea of Hennig 2010, one fit and all its joins that of Baudry et al. 2010.
 """
