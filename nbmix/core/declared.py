@@ -95,9 +95,13 @@ def checked(group: str, *others: Callable[..., Any]) -> Callable[[T], T]:
     return decorate
 
 
-@functools.cache
 def declared(target: Callable[..., Any]) -> dict[str, Declared]:
     """The settings that a class or function takes, by name, and those that it passes on."""
+    return _declared(target)
+
+
+@functools.cache
+def _declared(target: Any) -> dict[str, Declared]:
     call = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
     found: dict[str, Declared] = {}
     for other in getattr(call, "others", ()):

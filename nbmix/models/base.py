@@ -210,7 +210,7 @@ class MixtureModule(pl.LightningModule):
 
         What the model has no setting for is left to the data.
         """
-        settings_of_class = declared(cls)  # type: ignore[arg-type]  # a class is hashable
+        settings_of_class = declared(cls)
         known = {name: one.default for name, one in settings_of_class.items()}
         found = {name: settings.get(name, known.get(name)) for name in ("folds", "dtype")}
         return {name: value for name, value in found.items() if value is not None} | {"shuffle": cls.shuffle}

@@ -42,7 +42,7 @@ class ModelSpec(NamedTuple):
 
     def setting(self, name: str) -> Any:
         """The value of a setting, or its default; None where the model has no such setting."""
-        of_kind = declared(self.kind).get(name)  # type: ignore[arg-type]  # a class is hashable
+        of_kind = declared(self.kind).get(name)
         return None if of_kind is None else self.settings.get(name, of_kind.default)
 
     @property
@@ -173,7 +173,7 @@ def size_of(spec: ModelSpec, start: Start, cells: CountData, generator: np.rando
     given = {"n_components": wanted} if allowed is None else {}
     if per_group is not None:
         given["components_per_group"] = per_group
-    check_settings("model", given, declared(spec.kind))  # type: ignore[arg-type]  # a class is hashable
+    check_settings("model", given, declared(spec.kind))
     if per_group not in (None, "auto", 1) and not spec.joins(start):
         raise InputError(
             f"model.components_per_group={per_group}: this fit cannot tell which components belong together; "

@@ -13,6 +13,8 @@ from nbmix.output.annotate import add_fields, annotate
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import named_markers
 from nbmix.starts.choice import Choice
+from tests.helpers.results import results_of
+from tests.helpers.running import small_data
 
 
 @pytest.fixture
@@ -45,12 +47,12 @@ def test_fields(results, adata):
     assert json.loads(own["provenance"]) == {"config": {"seed": 0}}
 
 
-def test_what_cluster_adds(results, adata, monkeypatch):
-    genes = np.arange(1, adata.n_vars - 1)
+def test_what_cluster_adds(adata):
+    results, genes = results_of(small_data()), np.arange(1, adata.n_vars - 1)
     annotate(adata, "other", results, genes)
     assert "choice" not in adata.uns["other"]
     choice = Choice(np.array([1, 2]), np.array([-3.0, -2.0]), np.array([0.0, 0.1]), 2, None)
-    monkeypatch.setattr(results.model, "choice", choice.plain)
+    results.model.choice = choice.plain
     annotate(adata, "nbmix", results, genes)
     own = adata.uns["nbmix"]
     assert own["n_iterations"] == 2
