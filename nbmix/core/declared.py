@@ -76,8 +76,10 @@ def checked(group: str, *others: Callable[..., Any]) -> Callable[[T], T]:
         others: classes and functions that further keyword arguments are passed on to.
     """
 
-    def decorate(target: T) -> T:
-        call: Any = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    def decorate(decorated: T) -> T:
+        target: Any = decorated
+        is_class = inspect.isclass(target)
+        call = target.__init__ if is_class else target
         names = list(inspect.signature(call).parameters)
 
         @functools.wraps(call)
@@ -86,11 +88,12 @@ def checked(group: str, *others: Callable[..., Any]) -> Callable[[T], T]:
             check_settings(group, given, declared(target))
             return call(*positional, **named)
 
-        check_and_call.others = others  # type: ignore[attr-defined]
-        if not inspect.isclass(target):
-            return check_and_call  # type: ignore[return-value]
-        target.__init__ = check_and_call  # type: ignore[misc, method-assign]
-        return target
+        checked_call: Any = check_and_call
+        checked_call.others = others
+        if not is_class:
+            return checked_call
+        target.__init__ = checked_call
+        return decorated
 
     return decorate
 
@@ -102,7 +105,7 @@ def declared(target: Callable[..., Any]) -> dict[str, Declared]:
 
 @functools.cache
 def _declared(target: Any) -> dict[str, Declared]:
-    call = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    call = target.__init__ if inspect.isclass(target) else target
     found: dict[str, Declared] = {}
     for other in getattr(call, "others", ()):
         found |= declared(other)
