@@ -158,7 +158,8 @@ class LabelScores(pl.Callback):
     """Logs agreement with known labels while the fit runs; reads what the fit says and changes nothing.
 
     ``label/cross_entropy`` is that of labels and responsibilities in nats per cell, components matched
-    one-to-one with labels; ``label/ari`` is the adjusted Rand index.
+    one-to-one with labels; ``label/ari`` is the adjusted Rand index. Both are of components, which are joined
+    to groups only when the fit has ended.
     """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
