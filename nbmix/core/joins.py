@@ -12,12 +12,13 @@ sum of its components, a small mixture:
     score_AB = D_AB - ln max(crossing_AB, 0.001)    [+ ln(n_A n_B / (n_A + n_B)) among pairs with a gap]
 
 So what has no gap goes first, the least separate before others; and of gaps those that are small and between
-few cells. Groups of fewer cells than a gap could be shown with go before all others. D is the separation of
-two *components*, averaged over pairs of them: the programmes of a group would hide how far it is from others.
-The crossing share is that of all neighbours, in the space of log likelihood ratios, of the cells of one group
-that are cells of the other, for the group with fewer neighbours. A cell has 15, or as many as its component
-has others. Gaps are those of *groups*, tested again after every join: between two components of one kind,
-most of the cells that are between them lie in a third.
+few cells. Before all others goes a group of less than ``FEW_CELLS`` that has no gap: so few can seldom show
+one, and nobody asks for a group of them. D is the separation of two *components*, averaged over pairs of
+them: the programmes of a group would hide how far it is from others. The crossing share is that of all
+neighbours, in the space of log likelihood ratios, of the cells of one group that are cells of the other, for
+the group with fewer neighbours. A cell has 15, or as many as its component has others. Gaps are those of
+*groups*, tested again after every join: between two components of one kind, most of the cells that are
+between them lie in a third.
 
 Joining what has no gap is an idea of Hennig 2010, one fit and all its joins that of Baudry et al. 2010.
 """
@@ -37,6 +38,8 @@ from nbmix.errors import InputError
 Group = tuple[int, ...]
 
 GAP_LEVEL = 0.01  # a usual level; others were tried, see benchmarks/RESULTS.md
+
+FEW_CELLS = 10  # of a group, which then has to show a gap to be one of those that are asked for
 
 N_NEIGHBOURS = 15  # of a cell; 10 to 30 make no difference
 
@@ -250,7 +253,8 @@ def join_tree(
         for name in names:
             gap = found[name]
             has_gap = gap.p_value < gap_level
-            keys.append((gap.n_cells >= FEWEST_CELLS, has_gap, order.score(*name, has_gap)))
+            is_known = has_gap or gap.n_cells >= FEW_CELLS
+            keys.append((is_known, has_gap, order.score(*name, has_gap)))
         best = keys.index(min(keys))
         first, second = names[best]
         of_pair = order.separation(first, second), order.crossing(first, second)

@@ -263,10 +263,25 @@ def test_many_cells_have_neighbours_among_some():
     assert adjusted_rand_score(kind, label) == 1
 
 
-def test_a_group_of_too_few_cells_for_a_gap_is_joined_before_all_others():
+@pytest.mark.parametrize("far", [True, False])
+def test_a_group_of_few_cells_is_joined_before_all_others_unless_it_has_a_gap(far):
+    """Two components of one kind are left to be joined after it."""
+    log_joint, log_weights, s, kind = cells_of_kinds(parts=2)
+    few = np.flatnonzero(kind == kind[0])[:8]
+    alone = log_joint.max(1) - (400.0 if far else 3.0)
+    alone[few] = log_joint[few].max(1) + (400.0 if far else 3.0)
+    tree = join_tree(np.column_stack([log_joint, alone]), np.append(log_weights, -6.0), s)
+    own = log_joint.shape[1]
+    of_few = next(join for join in tree.joins if own in (*join.first, *join.second))
+    assert of_few.n_cells == 8
+    assert (of_few == tree.joins[0]) is not far
+    assert (of_few.p_value < tree.gap_level) is far
+
+
+def test_two_cells_are_joined_first_however_far_they_are():
     log_joint, log_weights, s, _ = cells_of_kinds(parts=1)
     alone = np.full((len(s), 1), -1e4)
-    alone[[0, 700], 0] = log_joint.max(1)[[0, 700]] + 5.0  # two cells, far from all others
+    alone[[0, 700], 0] = log_joint.max(1)[[0, 700]] + 5.0
     joint = np.hstack([log_joint, alone])
     tree = join_tree(joint, np.append(log_weights, -8.0), s)
     first = tree.joins[0]
