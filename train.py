@@ -3,14 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from nbmix.app import main as app
 from nbmix.app.command import one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
-        return app.main(cfg)
+        from nbmix.app.main import main as run  # here: help and --cfg do without torch
+
+        return run(cfg)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from types import FrameType
 
 from nbmix.data.whole_file import why_unwritable
 from nbmix.errors import InputError
-from nbmix.training.trainer import is_first_rank
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 
@@ -78,6 +77,8 @@ def one_line_errors(whole_process: bool = False) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
+        from nbmix.training.trainer import is_first_rank  # here, since it brings Lightning
+
         if not is_first_rank():
             sys.exit(0)  # the first one says it; another status would make Lightning kill it before
         print(f"stopped{stopped.advice}", file=sys.stderr)

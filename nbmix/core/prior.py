@@ -82,13 +82,16 @@ def update_prior(fit: FittedComponents, prior: GenePrior) -> GenePrior:
 def mean_variance(off: Tensor, information: Tensor, variance: Tensor) -> Tensor:
     """(genes,) tau^2 from shrunken offsets (K, genes)."""
     own = 1 / information  # variance
-    off = off * (1 + own / variance)  # as they were before the prior shrank them
+    square_off = (off * (1 + own / variance)) ** 2  # as they were before the prior shrank them
     n_components = off.shape[0]
+    weight, square = torch.empty_like(own), torch.empty_like(own)  # to be filled each time
     for _ in range(ROUNDS):
-        weight = variance / (variance + own)
-        square = (weight * off) ** 2 + weight * own
-        typical = square.mean(0).log().mean().exp()
-        variance = (square.sum(0) + TYPICAL_GENE_WEIGHT * typical) / (n_components + TYPICAL_GENE_WEIGHT)
+        torch.add(variance, own, out=weight)
+        torch.div(variance, weight, out=weight)
+        torch.mul(weight, square_off, out=square)
+        total = square.add_(own).mul_(weight).sum(0)  # of E[x^2]
+        typical = (total / n_components).log().mean().exp()
+        variance = (total + TYPICAL_GENE_WEIGHT * typical) / (n_components + TYPICAL_GENE_WEIGHT)
     return variance
 
 

@@ -1,6 +1,6 @@
 """Two-dimensional pictures of the cells, from the counts alone: no model is involved."""
 
-import warnings
+from importlib.util import find_spec
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from nbmix.data.pca import log_pca
 UMAP_NEIGHBORS = 15
 UMAP_MIN_DISTANCE = 0.5  # as in scanpy: groups wide enough to see mixing within them
 
-MOST_UMAP_CELLS = 20_000  # which take a minute
+MOST_UMAP_CELLS = 20_000  # which take half a minute
 
 MaxUmapCells = Annotated[
     int, Setting("cells up to which pictures use UMAP; beyond: PCA; 0: always PCA", least=0)
@@ -38,8 +38,9 @@ def embed(
 ) -> Embedding:
     """Place the cells in the plane: UMAP (McInnes et al. 2018) of `log_pca`, or its first two components.
 
-    The principal components are the answer above `max_umap_cells` cells, to save the minutes that UMAP
-    would take, and up to 15 cells, its number of neighbours. UMAP starts from the first two components,
+    The principal components are the answer above `max_umap_cells` cells, to save the time that UMAP would
+    take, up to 15 cells, its number of neighbours, and where scranpy is not installed, which compiles UMAP
+    (umappp) for Linux and macOS. UMAP starts from the first two components,
     which keeps the coarse arrangement of the groups (Kobak and Linderman 2021).
 
     Args:
@@ -54,24 +55,23 @@ def embed(
     scores = log_pca(counts, size_factors, max(n_pcs, 2), seed)  # (cells, n_pcs)
     plane = scores[:, :2]
     spread = float(plane[:, 0].std())
-    if not UMAP_NEIGHBORS < len(scores) <= max_umap_cells or spread == 0:
+    if not UMAP_NEIGHBORS < len(scores) <= max_umap_cells or spread == 0 or find_spec("scranpy") is None:
         return Embedding("PCA", plane)
 
-    n_threads = torch.get_num_threads()
-    try:
-        return Embedding("UMAP", _umap(scores, plane / spread, seed))
-    finally:
-        torch.set_num_threads(n_threads)  # which numba's parallel loops raise to the number of cores
+    return Embedding("UMAP", _umap(scores, plane / spread, seed))
 
 
 def _umap(scores: NDArray[np.float32], init: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     """Coordinates (cells, 2) of UMAP that begins at ``init``."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
-        from umap import UMAP  # here, because the import compiles with numba for seconds
+    from scranpy import run_umap
 
-    # One job is what a fixed random_state allows; umap-learn warns when left to find that out.
-    reducer = UMAP(
-        n_neighbors=UMAP_NEIGHBORS, min_dist=UMAP_MIN_DISTANCE, init=init, random_state=seed, n_jobs=1
+    placed = run_umap(
+        np.asfortranarray(scores.T, dtype=np.float64),
+        num_neighbors=UMAP_NEIGHBORS,
+        min_dist=UMAP_MIN_DISTANCE,
+        initialize_method="none",
+        initial_coordinates=np.ascontiguousarray(init, dtype=np.float64),
+        optimize_seed=seed,
+        num_threads=torch.get_num_threads(),
     )
-    return np.asarray(reducer.fit_transform(scores), dtype=np.float32)
+    return np.asarray(placed, dtype=np.float32)

@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 from scipy.sparse import csr_array
 
-from nbmix import NBMixture
 from nbmix.evaluation.embedding import embed
 from tests.helpers.groups import two_groups
 
@@ -51,17 +49,6 @@ def test_no_umap_below_its_neighbors():
     assert embed(counts, size).name == "PCA"
 
 
-@pytest.mark.slow
-def test_umap_leaves_torch_its_threads():
-    """Before the tests below: numba begins its threads with the first UMAP of a process."""
-    counts, size, _ = two_groups()
-    NBMixture(2, start="kmeans").fit(counts)  # without which numba would not reach those of torch
-    assert torch.get_num_threads() == 1  # of all tests
-    assert embed(counts, size).name == "UMAP"
-    assert torch.get_num_threads() == 1
-
-
-@pytest.mark.slow
 def test_umap_separates_two_groups_and_repeats():
     counts, size, group = two_groups()
     first, second = embed(counts, size, seed=1), embed(counts, size, seed=1)
@@ -71,3 +58,9 @@ def test_umap_separates_two_groups_and_repeats():
     assert_separated(first.coordinates, group)
     np.testing.assert_array_equal(first.coordinates, second.coordinates)
     assert not np.array_equal(first.coordinates, embed(counts, size, seed=2).coordinates)
+
+
+def test_without_a_compiled_umap_there_are_principal_components(monkeypatch):
+    counts, size, _ = two_groups()
+    monkeypatch.setattr("nbmix.evaluation.embedding.find_spec", lambda name: None)
+    assert embed(counts, size).name == "PCA"
