@@ -125,6 +125,11 @@ class SufficientStatistics:
             self.weight.sum(0, keepdim=True),
         )
 
+    def others(self) -> SufficientStatistics:
+        """Of each component those of all others, added up."""
+        pairs = zip(self.pooled().tensors(), self.tensors(), strict=True)
+        return SufficientStatistics(*(total - own for total, own in pairs))
+
     def all_reduce_(self) -> SufficientStatistics:
         """Sum over the ranks of the default process group, in place."""
         for tensor in self.tensors():

@@ -81,7 +81,7 @@ class Markers(NamedTuple):
             size factor.
         share, share_rest: (K, genes) share of the component's cells, and of all others, with a count.
         nearest: (K,) int64 the component that would explain its cells next best; -1 where K = 1.
-        from_rest: against the mean expression over the cells of all other components, ln sum_l w_l mu_l.
+        from_rest: against all cells of other components, seen as those of one.
         from_nearest: against the nearest component.
         All of the rest and the nearest is NaN where K = 1.
     """
@@ -132,7 +132,7 @@ def find_markers(
         nearest = torch.tensor([-1])
         return Markers(log_mean, variance.sqrt(), share, share_rest, nearest, unknown, unknown)
     nearest = _nearest(statistics, basis, components)
-    rest = _log_of_mixture(log_mean, variance, _weights_of_others(sizes))
+    rest = _rest(statistics, basis, total_size, components, prior)
     return Markers(
         log_mean,
         variance.sqrt(),
@@ -196,30 +196,31 @@ def _all_others(n_components: int) -> Tensor:
     return 1 - torch.eye(n_components, dtype=torch.float64)
 
 
-def _weights_of_others(sizes: Tensor) -> Tensor:
-    """(K, K) row k: the shares of the other components in all cells that are not k's."""
-    weights = _all_others(sizes.numel()) * sizes
-    total = weights.sum(1, keepdim=True)
-    return torch.where(total > 0, weights, _all_others(sizes.numel())) / torch.where(
-        total > 0, total, sizes.numel() - 1.0
-    )
-
-
 class _Normal(NamedTuple):
     mean: Tensor
     variance: Tensor
 
 
-def _log_of_mixture(log_mean: Tensor, variance: Tensor, weights: Tensor) -> _Normal:
-    """Normal approximation of ln sum_l w_kl mu_l, (K, genes), for log-normal mu_l: exact for one of them.
+def _rest(
+    statistics: SufficientStatistics,
+    basis: Basis,
+    total_size: float,
+    components: Components,
+    prior: GenePrior,
+) -> _Normal:
+    """Posterior of ln mu, (K, genes), of the cells that are not of a component, as those of one component.
 
-    The first two moments of the sum are matched by a log-normal (Fenton 1960, IRE Trans. 8:57).
+    A sum over the other components would follow what little is known of those with few cells.
     """
-    largest = log_mean.max(0).values
-    first = torch.exp(log_mean - largest + variance / 2)  # (K, genes), relative to the largest
-    total = weights @ first
-    spread = torch.log1p(weights**2 @ (first**2 * torch.expm1(variance)) / total**2)
-    return _Normal(largest + torch.log(total) - spread / 2, spread)
+    others, sizes = statistics.others(), statistics.weight
+    weights = others.weight[:, None].clamp(min=torch.finfo(sizes.dtype).tiny)
+    weights = (sizes - torch.diag(sizes)) / weights  # of each other component
+    log_mean = torch.log(weights @ torch.exp(components.log_mean)).nan_to_num(
+        neginf=float(prior.log_mean.min())
+    )
+    begin = Components(log_mean, weights @ components.log_inv_disp)
+    fitted = NewtonMStep()(others, basis, begin, total_size, prior).components
+    return _Normal(fitted.log_mean, _variance(others, basis, fitted, prior))
 
 
 def _nearest(statistics: SufficientStatistics, basis: Basis, components: Components) -> Tensor:

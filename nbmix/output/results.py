@@ -196,9 +196,10 @@ def _learned_prior(model: MixtureModule) -> GenePrior | None:
 
 
 def named_markers(results: Results) -> pd.DataFrame:
-    """``marker_table`` of all groups and genes, with symbols beside the names where there are any."""
+    """``marker_table`` of all groups with cells, with symbols beside the names where there are any."""
     data = results.data.data
     table = marker_table(results.markers, data.gene_names)
+    table = table[table["component"].isin(np.unique(results.assignments))].reset_index(drop=True)
     if data.gene_symbols is not None:
         symbols = dict(zip(data.gene_names, data.gene_symbols, strict=True))
         table.insert(table.columns.get_loc("gene") + 1, "symbol", table["gene"].map(symbols))
