@@ -154,9 +154,11 @@ def _loaded(where: str, load: Callable[[], Any]) -> Any:
 
 
 def _in_memory(x: Any) -> Any:
-    """A matrix that is still in an open file, read."""
+    """A matrix that is still in an open file, or yet to be computed (dask), read."""
     if isinstance(x, h5py.Dataset):
         return x[()]
+    if hasattr(x, "__dask_graph__"):
+        return x.compute()
     return x.to_memory() if hasattr(x, "to_memory") else x
 
 
@@ -169,7 +171,7 @@ def _choose_matrix(adata: ad.AnnData, where: str, layer: str | None) -> Any:
     with reading(where):
         x = _in_memory(adata.X if layer is None else adata.layers[layer])
         if sp.issparse(x) and x.format in ("csr", "csc"):
-            check_structure(x)
+            x = check_structure(x)
     return x
 
 

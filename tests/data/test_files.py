@@ -112,8 +112,18 @@ def matrix(indices: list[int], indptr: list[int], kind: type = np.int32) -> sp.c
 
 
 def test_a_matrix_whose_parts_fit_together():
-    check_structure(matrix([0, 2, 1], [0, 2, 3]))
-    check_structure(matrix([0, 2, 1], [0, 2, 3]).tocsc())
+    for whole in (matrix([0, 2, 1], [0, 2, 3]), matrix([0, 2, 1], [0, 2, 3]).tocsc()):
+        assert check_structure(whole) is whole
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_unsigned_indices_become_signed(kind):
+    """As BPCells writes them."""
+    given = matrix([0, 2, 1], [0, 2, 3], kind)
+    checked = check_structure(given)
+    assert checked.indices.dtype.kind == checked.indptr.dtype.kind == "i"
+    np.testing.assert_array_equal(checked.toarray(), [[1, 0, 1], [0, 1, 0]])
+    assert given.indices.dtype == kind  # it is the caller's
 
 
 @pytest.mark.parametrize(
@@ -123,8 +133,8 @@ def test_a_matrix_whose_parts_fit_together():
         (matrix([0, -1, 1], [0, 2, 3]), "indices"),
         (matrix([], [0, 1, 0]), "indptr decreases"),
         (matrix([0, 1], [0, 2, 3]), "index"),
-        (matrix([0, 1, 2], [0, 2, 3], np.float64), "indices are no signed whole numbers"),
-        (matrix([0, 1, 2], [0, 2, 3], np.uint32), "indices are no signed whole numbers"),
+        (matrix([0, 1, 2], [0, 2, 3], np.float64), "no whole numbers"),
+        (matrix([0, 9, 2], [0, 2, 3], np.uint32), "indices must be < 3"),
     ],
 )
 def test_a_matrix_whose_parts_do_not(wrong, words):
