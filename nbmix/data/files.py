@@ -19,7 +19,6 @@ from nbmix.errors import InputError
 
 HEAP = b"GCOL\x01\0\0\0"  # how a global heap of HDF5 begins
 WINDOW = 2**26  # bytes of a file that are looked at together
-GIVE_BACK = getattr(mmap, "MADV_DONTNEED", None)  # which Windows does not have
 
 Compressed = TypeVar("Compressed", sp.csr_matrix, sp.csc_matrix)
 
@@ -114,6 +113,7 @@ def check_heaps(path: Path) -> None:
     Raises:
         ValueError: it cannot.
     """
+    give_back = getattr(mmap, "MADV_DONTNEED", None)  # which Windows does not have
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for begin in range(0, len(content), WINDOW):
             window_end = begin + WINDOW + len(HEAP) - 1
@@ -121,8 +121,8 @@ def check_heaps(path: Path) -> None:
             while start >= 0:
                 _check_heap(content, start)
                 start = content.find(HEAP, start + 1, window_end)
-            if GIVE_BACK is not None:  # else it counts as ours
-                content.madvise(GIVE_BACK, begin, min(WINDOW, len(content) - begin))
+            if give_back is not None:  # else it counts as ours
+                content.madvise(give_back, begin, min(WINDOW, len(content) - begin))
 
 
 def _check_heap(content: mmap.mmap, start: int) -> None:

@@ -91,7 +91,7 @@ def make_count_data(
     if min_counts < 0:
         raise InputError(f"data.min_counts={min_counts}: must be 0 or more")
     counts, totals, gene_totals = _checked(adata, where, layer, backed, others or {})
-    if not totals.any():
+    if min_counts and not totals.any():  # a prediction can be of empty cells alone
         raise InputError(f"{where}: every cell is empty; nbmix needs raw counts")
     data = CountData(
         counts=counts,
@@ -186,10 +186,23 @@ def _read_labels(adata: ad.AnnData, where: str, key: str) -> np.ndarray | None:
     if key == DEFAULT_LABEL_KEY and key not in adata.obs:
         return None
     labels = _obs_column(adata, where, key, "data.label_key")
+    return known_labels(labels, f"{where}: obs[{key!r}]", "drop them, or set data.label_key=null")
+
+
+def known_labels(labels: pd.Series, what: str, ways_out: str) -> np.ndarray:
+    """(cells,) labels as texts.
+
+    Args:
+        labels: of any type.
+        what: they are, in a message.
+        ways_out: other than labelling all cells.
+
+    Raises:
+        InputError: some are missing.
+    """
     if missing := int(labels.isna().sum()):
         raise InputError(
-            f"{where}: obs[{key!r}] misses the label of {missing} of {adata.n_obs} cells; "
-            "label them, drop them, or set data.label_key=null"
+            f"{what} misses the label of {missing} of {labels.size} cells; label them, {ways_out}"
         )
     return labels.to_numpy().astype(str)
 

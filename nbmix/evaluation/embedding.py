@@ -1,5 +1,6 @@
 """Two-dimensional pictures of the cells, from the counts alone: no model is involved."""
 
+import logging
 import warnings
 from typing import Annotated, Literal, NamedTuple
 
@@ -10,6 +11,7 @@ from scipy.sparse import csr_array, csr_matrix
 
 from nbmix.core.declared import Setting
 from nbmix.data.pca import log_pca
+from nbmix.errors import in_one_line
 
 UMAP_NEIGHBORS = 15
 UMAP_MIN_DISTANCE = 0.5  # as in scanpy: groups wide enough to see mixing within them
@@ -19,6 +21,9 @@ MOST_UMAP_CELLS = 20_000  # which take a minute
 MaxUmapCells = Annotated[
     int, Setting("cells up to which pictures use UMAP; beyond: PCA; 0: always PCA", least=0)
 ]
+
+
+log = logging.getLogger(__name__)
 
 
 class Embedding(NamedTuple):
@@ -39,8 +44,8 @@ def embed(
     """Place the cells in the plane: UMAP (McInnes et al. 2018) of `log_pca`, or its first two components.
 
     The principal components are the answer above `max_umap_cells` cells, to save the minutes that UMAP
-    would take, and up to 15 cells, its number of neighbours. UMAP starts from the first two components,
-    which keeps the coarse arrangement of the groups (Kobak and Linderman 2021).
+    would take, and up to 15 cells, its number of neighbours, and where UMAP cannot be used. It starts from
+    the first two components, which keeps the coarse arrangement of the groups (Kobak and Linderman 2021).
 
     Args:
         counts: (cells, genes), CSR.
@@ -60,6 +65,9 @@ def embed(
     n_threads = torch.get_num_threads()
     try:
         return Embedding("UMAP", _umap(scores, plane / spread, seed))
+    except (ImportError, RuntimeError) as error:  # it insists on a place for its machine code
+        log.warning("PCA in place of UMAP (%s): set NUMBA_CACHE_DIR to a folder of yours", in_one_line(error))
+        return Embedding("PCA", plane)
     finally:
         torch.set_num_threads(n_threads)  # which numba's parallel loops raise to the number of cores
 

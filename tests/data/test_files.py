@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import h5py
@@ -98,6 +99,13 @@ def test_a_heap_that_has_no_end_is_found_wherever_it_is(tmp_path, place):
         file.write(heap((1, 5), (0, 0), (2, 16)))
     with pytest.raises(ValueError, match="a heap of texts is damaged"):
         check_heaps(path)
+
+
+def test_heaps_where_memory_cannot_be_given_back(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.delattr(mmap, "MADV_DONTNEED", raising=False)
+    (tmp_path / "heaps").write_bytes(heap((1, 5)))
+    check_heaps(tmp_path / "heaps")
 
 
 def matrix(indices: list[int], indptr: list[int], kind: type = np.int32) -> sp.csr_matrix:
