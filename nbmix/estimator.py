@@ -35,7 +35,7 @@ from nbmix.data.from_anndata import known_labels, make_count_data
 from nbmix.data.from_arrays import each_cell, make_array_data
 from nbmix.data.module import CountsDataModule
 from nbmix.data.simulate import draw_counts
-from nbmix.errors import InputError
+from nbmix.errors import InputError, naming_the_nearest, refuse_unknown
 from nbmix.models.base import Prediction
 from nbmix.output.annotate import annotate
 from nbmix.output.groups import joins_table
@@ -132,6 +132,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
     _groups: tuple[Group, ...]
     _of_components: np.ndarray | None  # (cells, C) responsibilities of the fit
 
+    @naming_the_nearest
     def __init__(
         self,
         n_components: int | str = MixtureSettings.n_components,
@@ -619,6 +620,7 @@ def cluster(
             "adata is a view of a file, which nothing can be written to; give adata.to_memory(), or set "
             "copy=True"
         )
+    refuse_unknown("cluster", arguments, [*NBMixture._get_param_names(), "key_added", "copy"])
     mixture = NBMixture(n_components, **arguments)
     with settings_as_arguments(RENAMED):
         fitted = mixture._fit(adata, None, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 import sys
 import time
@@ -23,6 +22,7 @@ from nbmix.app.command import Stopped, stoppable
 from nbmix.app.functions import functions_named
 from nbmix.app.run_folder import held
 from nbmix.app.settings import check_config
+from nbmix.app.words import hydra_text
 from nbmix.core.memory import give_back
 from nbmix.data.checkpoint import load_checkpoint
 from nbmix.data.module import CountsDataModule
@@ -187,8 +187,7 @@ def how_to_go_on(folder: Path) -> str:
         key, where = "hydra.sweep.dir", Path(hydra.sweep.dir)
     again = [word for word in sys.argv[1:] if not word.startswith((f"{key}=", "ckpt_path="))]
     shown = os.path.relpath(where)
-    quoted = shown if re.fullmatch(r"[\w./-]+", shown) else f"'{shown}'"  # for Hydra; the shell has its own
-    command = [Path(sys.executable).name, sys.argv[0], *again, f"{key}={quoted}", "ckpt_path=last"]
+    command = [Path(sys.executable).name, sys.argv[0], *again, f"{key}={hydra_text(shown)}", "ckpt_path=last"]
     return f"; the fit is saved, go on with: {shlex.join(command)}"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -161,6 +162,7 @@ def picked_rows(
         known = column.notna().to_numpy()
         labels = column.astype(str).to_numpy()
         present = set(labels[known])
+        wanted = _with_commas(wanted, present)
         if absent := sorted(set(wanted) - present):
             raise InputError(
                 f"{where}: no cell has obs[{label_key!r}] = {', '.join(absent)} (data.populations); "
@@ -176,6 +178,26 @@ def picked_rows(
             )
         rows = np.sort(np.random.default_rng(seed).choice(rows, size=subsample, replace=False))
     return rows
+
+
+def _with_commas(wanted: list[str], present: Set[str]) -> list[str]:
+    """Labels that the command line took apart at their commas, put together where there is one way to.
+
+    >>> _with_commas(["CD4-positive", "T cell", "B cell"], {"CD4-positive, T cell", "B cell"})
+    ['CD4-positive, T cell', 'B cell']
+    """
+    if set(wanted) <= present:
+        return wanted
+
+    def ways(items: list[str]) -> Iterator[list[str]]:
+        if not items:
+            yield []
+        for end in range(1, len(items) + 1):
+            for label in {comma.join(items[:end]) for comma in (", ", ",")} & present:
+                yield from ([label, *others] for others in ways(items[end:]))
+
+    found = list(islice(ways(wanted), 2))
+    return found[0] if len(found) == 1 else wanted
 
 
 def _element(file: h5py.File, layer: str | None) -> str:

@@ -182,7 +182,7 @@ _CURES: tuple[tuple[Callable[[Exception, str], bool], str], ...] = (
     ),
     (
         lambda error, said: isinstance(error, UnicodeDecodeError),
-        "its text is not UTF-8: convert it, such as by iconv -f latin1 -t utf-8",
+        "its text is not UTF-8: write it anew as UTF-8 (a text file: iconv -f latin1 -t utf-8)",
     ),
     (
         lambda error, said: getattr(error, "errno", None) in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT),

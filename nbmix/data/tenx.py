@@ -34,7 +34,7 @@ from nbmix.data.from_anndata import MinCounts, make_count_data
 from nbmix.data.names import column, parse_names, without_head
 from nbmix.data.read import Subsample, pick_cells
 from nbmix.data.recognise import is_gzip, opened, what_it_is
-from nbmix.errors import InputError
+from nbmix.errors import InputError, naming_the_nearest
 
 GENES = "Gene Expression"  # 10x's name for the features that are genes
 VERSION_2 = ("data", "indices", "indptr", "shape", "genes", "gene_names", "barcodes")  # of a genome
@@ -132,6 +132,7 @@ def read_tenx(
         return make_count_data(adata, where=where, label_key=None, min_counts=min_counts, annotate=True)
 
 
+@naming_the_nearest
 def read_10x(
     path: str | os.PathLike[str], *, genome: str | None = None, feature_type: str | None = GENES
 ) -> ad.AnnData:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +44,42 @@ def write_outcome(
         loggers: figures are handed to them, too.
         pictures: in the order of the report.
     """
-    for name in ("n_components.csv", "joins.csv", "separations.csv"):  # of an earlier fit
-        (folder / name).unlink(missing_ok=True)
+    for name in ("n_components.csv", "joins.csv", "separations.csv", "markers.csv", "report.html"):
+        (folder / name).unlink(missing_ok=True)  # of an earlier fit
     if results.choice is not None:
-        results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
+        with sparing("n_components.csv"):
+            results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
     if results.joins is not None:
-        with whole_file(folder / "joins.csv") as part:
+        with sparing("joins.csv"), whole_file(folder / "joins.csv") as part:
             joins_table(results.joins).to_csv(part, index=False, float_format="%.5g")
     if results.separations is not None and len(results.separations):
-        with whole_file(folder / "separations.csv") as part:
+        with sparing("separations.csv"), whole_file(folder / "separations.csv") as part:
             results.separations.to_csv(part, index=False, float_format="%.5g")
     write_result(results, folder / "result.h5ad")
     give_back()
-    table = named_markers(results)
-    give_back()
-    write_markers(table, folder / "markers.csv")
+    table = pd.DataFrame({"component": [], "rank": [], "gene": []})
+    with sparing("markers.csv"):
+        table = named_markers(results)
+        give_back()
+        write_markers(table, folder / "markers.csv")
     shown = write_pictures(results, pictures, folder / "figures", loggers)
-    write_report(results, metrics, table, shown, folder / "report.html")
+    with sparing("report.html"):
+        write_report(results, metrics, table, shown, folder / "report.html")
     write_json(folder / "metrics.json", metrics)  # the last: where it is, all is there
+
+
+@contextmanager
+def sparing(what: str) -> Iterator[None]:
+    """Make a warning of what fails: one table or picture must not cost the rest of a fit.
+
+    A disk that is full, or a folder that cannot be written to, is no such failure.
+    """
+    try:
+        yield
+    except Exception as error:
+        if why_unwritable(error) is not None:
+            raise
+        log.warning("%s is left out: %s", what, in_one_line(error))
 
 
 def write_result(results: Results, path: Path) -> None:
@@ -139,30 +158,27 @@ def write_pictures(
     for draw in pictures:
         name = draw.__name__
         file = folder / f"{name}.png"
-        try:
+        file.unlink(missing_ok=True)  # of an earlier fit
+        with sparing(f"picture {name}"):
             figure = draw(results)
             if figure is None:
                 continue
-            figure.savefig(file, dpi=DPI)
-        except Exception as error:  # a fit must not be lost to it
-            if why_unwritable(error) is not None:
-                raise
-            file.unlink(missing_ok=True)
-            log.warning("picture %s is left out: %s", name, in_one_line(error))
-            continue
-        _log_figure(name, figure, file, loggers)
-        shown.append(Picture(*title_and_caption(draw), file.read_bytes()))
+            with whole_file(file) as part:
+                figure.savefig(part, dpi=DPI, format="png")
+            _log_figure(name, figure, file, loggers)
+            shown.append(Picture(*title_and_caption(draw), file.read_bytes()))
     return shown
 
 
 def _log_figure(name: str, figure: Figure, file: Path, loggers: Sequence[Logger]) -> None:
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure)
-        elif isinstance(logger, WandbLogger):
-            import wandb
+        with sparing(f"picture {name} of the logger"):
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure(name, figure)
+            elif isinstance(logger, WandbLogger):
+                import wandb
 
-            logger.experiment.log({name: wandb.Image(str(file))})
+                logger.experiment.log({name: wandb.Image(str(file))})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
