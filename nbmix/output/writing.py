@@ -44,42 +44,48 @@ def write_outcome(
         loggers: figures are handed to them, too.
         pictures: in the order of the report.
     """
-    for name in ("n_components.csv", "joins.csv", "separations.csv", "markers.csv", "report.html"):
-        (folder / name).unlink(missing_ok=True)  # of an earlier fit
+    for name in ("n_components.csv", "joins.csv", "separations.csv"):  # of an earlier fit
+        (folder / name).unlink(missing_ok=True)
     if results.choice is not None:
-        with sparing("n_components.csv"):
+        with sparing(folder / "n_components.csv"):
             results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
     if results.joins is not None:
-        with sparing("joins.csv"), whole_file(folder / "joins.csv") as part:
+        with sparing(folder / "joins.csv") as file, whole_file(file) as part:
             joins_table(results.joins).to_csv(part, index=False, float_format="%.5g")
     if results.separations is not None and len(results.separations):
-        with sparing("separations.csv"), whole_file(folder / "separations.csv") as part:
+        with (
+            sparing(folder / "separations.csv"),
+            whole_file(folder / "separations.csv") as part,
+        ):
             results.separations.to_csv(part, index=False, float_format="%.5g")
     write_result(results, folder / "result.h5ad")
     give_back()
     table = pd.DataFrame({"component": [], "rank": [], "gene": []})
-    with sparing("markers.csv"):
+    with sparing(folder / "markers.csv"):
         table = named_markers(results)
         give_back()
         write_markers(table, folder / "markers.csv")
     shown = write_pictures(results, pictures, folder / "figures", loggers)
-    with sparing("report.html"):
+    with sparing(folder / "report.html"):
         write_report(results, metrics, table, shown, folder / "report.html")
     write_json(folder / "metrics.json", metrics)  # the last: where it is, all is there
 
 
 @contextmanager
-def sparing(what: str) -> Iterator[None]:
+def sparing(file: Path, what: str | None = None, *, keep: bool = False) -> Iterator[Path]:
     """Make a warning of what fails: one table or picture must not cost the rest of a fit.
 
-    A disk that is full, or a folder that cannot be written to, is no such failure.
+    A file of that name is then of an earlier fit, and goes, unless ``keep``. A disk that is full, or a folder
+    that cannot be written to, is no such failure.
     """
     try:
-        yield
+        yield file
     except Exception as error:
         if why_unwritable(error) is not None:
             raise
-        log.warning("%s is left out: %s", what, in_one_line(error))
+        if not keep:
+            file.unlink(missing_ok=True)
+        log.warning("%s is left out: %s", what or file.name, in_one_line(error))
 
 
 def write_result(results: Results, path: Path) -> None:
@@ -158,8 +164,7 @@ def write_pictures(
     for draw in pictures:
         name = draw.__name__
         file = folder / f"{name}.png"
-        file.unlink(missing_ok=True)  # of an earlier fit
-        with sparing(f"picture {name}"):
+        with sparing(file, f"picture {name}"):
             figure = draw(results)
             if figure is None:
                 continue
@@ -172,7 +177,7 @@ def write_pictures(
 
 def _log_figure(name: str, figure: Figure, file: Path, loggers: Sequence[Logger]) -> None:
     for logger in loggers:
-        with sparing(f"picture {name} of the logger"):
+        with sparing(file, f"picture {name} in {type(logger).__name__}", keep=True):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(name, figure)
             elif isinstance(logger, WandbLogger):

@@ -93,7 +93,7 @@ def test_home(monkeypatch):
     [
         (
             ["model.n_components=3,4"],
-            "model.n_components=3,4: several values are a sweep, which needs -m; as one",
+            "=3,4: several values are a sweep, which needs -m; as one text",
         ),
         (["evaluation.scores=a(b"], "evaluation.scores=a(b: cannot be read; as one text it is"),
         (["-m", "data.path=a (1),b (2)"], """as texts it is 'data.path="a (1)","b (2)"'"""),

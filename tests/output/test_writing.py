@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nbmix.data.read import read_h5ad
 from nbmix.output.pictures import component_sizes, n_components, objective_trace, reliability
 from nbmix.output.scores import score
-from nbmix.output.writing import write_json, write_outcome, write_pictures, write_result
+from nbmix.output.writing import sparing, write_json, write_outcome, write_pictures, write_result
 from nbmix.starts.choice import Choice
 from nbmix.starts.random import DirichletStart
 from tests.helpers.results import results_of
@@ -198,3 +199,13 @@ def test_json_is_whole_or_not_there(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "new" / "a.json", {"b": object()})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": 1}
+
+
+def test_what_fails_is_left_out(tmp_path, caplog):
+    (tmp_path / "a.csv").write_text("of an earlier fit")
+    with sparing(tmp_path / "a.csv"):
+        raise ValueError("odd\nname")
+    assert "a.csv is left out: ValueError: odd name" in caplog.text
+    assert not (tmp_path / "a.csv").exists()
+    with pytest.raises(OSError), sparing(tmp_path / "b.csv"):
+        raise OSError(errno.ENOSPC, "No space left on device")
