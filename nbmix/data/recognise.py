@@ -168,7 +168,7 @@ _CURES: tuple[tuple[Callable[[Exception, str], bool], str], ...] = (
         "its file system has no locks: set HDF5_USE_FILE_LOCKING=FALSE in the environment",
     ),
     (
-        _text("unable to lock file", "file is already open for"),
+        _text("unable to lock file", "unable to lock the file", "unable to flock", "is already open for"),
         "it is open for writing in another program, such as a notebook: close it there (adata.file.close())",
     ),
     (

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import write_elem
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
@@ -104,11 +106,27 @@ def write_result(results: Results, path: Path) -> None:
         except Exception as error:  # a fit must not be lost to fields that it has not used
             if data.annotations is None or why_unwritable(error) is not None:
                 raise
-            reason = " ".join(str(error).split())
-            log.warning(
-                "%s: goes without what else the input holds, which cannot be written (%s)", path, reason
-            )
-            _write_h5ad(own, part)
+            log.warning("%s: goes without some of the input's fields (%s)", path, in_one_line(error))
+            _write_h5ad(_merged(own, _writable(data.annotations)), part)
+
+
+def _writable(given: ad.AnnData) -> ad.AnnData:
+    """Those columns and entries that anndata can write."""
+    with h5py.File("trial", "w", driver="core", backing_store=False) as file:
+
+        def can_write(name: Any, value: Any) -> bool:
+            try:
+                write_elem(file, "trial", {name: value})
+            except Exception:  # h5py and anndata raise all kinds
+                return False
+            return True
+
+        obs, var = (
+            table[[c for c in table if can_write("x", table[[c]])]] for table in (given.obs, given.var)
+        )
+        maps = {"obsm": given.obsm, "varm": given.varm, "uns": given.uns}
+        others = {name: {k: v for k, v in m.items() if can_write(k, v)} for name, m in maps.items()}
+    return ad.AnnData(obs=obs, var=var, **others)
 
 
 def _merged(own: ad.AnnData, given: ad.AnnData) -> ad.AnnData:
