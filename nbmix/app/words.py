@@ -27,7 +27,7 @@ _OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
 _SETTING = re.compile(r"(\+{0,2}[\w./@-]+)=(.*)", re.DOTALL)  # key and value
 
-_SEVERAL = ("-m", "--multirun", "hydra.mode=MULTIRUN")
+_SEVERAL = re.compile(r"-m|--multirun|\+*(hydra\.mode|sweep)=.*")  # words of a command that may be of a sweep
 
 
 def readable(words: Sequence[str]) -> list[str]:
@@ -39,7 +39,7 @@ def readable(words: Sequence[str]) -> list[str]:
     Raises:
         InputError: a word that can be meant in more than one way, or in none.
     """
-    is_sweep = any(word in _SEVERAL for word in words)
+    is_sweep = any(_SEVERAL.fullmatch(word) for word in words)
     return [_readable(word, is_sweep) if _SETTING.fullmatch(word) else word for word in words]
 
 

@@ -71,8 +71,9 @@ def test_what_hydra_reads_stays(word):
 
 
 def test_sweeps_stay():
-    words = ["-m", "model.n_components=2,3", "data.path=a.h5ad,b.h5ad", "seed=range(3)"]
-    assert readable(words) == words
+    for how in ("-m", "--multirun", "hydra.mode=MULTIRUN", "sweep=components"):
+        words = [how, "model.n_components=2,3", "data.path=a.h5ad,b.h5ad", "seed=range(3)"]
+        assert readable(words) == words
 
 
 def test_lists_of_labels():

@@ -101,13 +101,16 @@ def test_result_file_passes_on_what_the_input_holds(tmp_path, backed):
 
 def test_a_fit_is_not_lost_to_what_cannot_be_written(results, tmp_path, caplog):
     data = results.data.data
-    obs = pd.DataFrame({"strange": [object()] * data.n_cells}, index=data.cell_names)
-    annotations = ad.AnnData(obs=obs, var=pd.DataFrame(index=data.gene_names))
+    obs = pd.DataFrame({"strange": [object()] * data.n_cells, "kept": 1}, index=data.cell_names)
+    annotations = ad.AnnData(obs=obs, var=pd.DataFrame(index=data.gene_names), uns={"a": (1, 2), "b": "kept"})
+    annotations.var["_index"] = 0  # as Seurat's converters have it
     made = results_of(replace(data, annotations=annotations))
     write_result(made, tmp_path / "result.h5ad")
     assert "goes without some of the input's fields (" in caplog.text
     result = ad.read_h5ad(tmp_path / "result.h5ad")
-    assert "strange" not in result.obs
+    assert "strange" not in result.obs and "_index" not in result.var
+    assert (result.obs["kept"] == 1).all()
+    assert sorted(result.uns) == ["b", "nbmix"]
     assert np.array_equal(result.obsm["X_nbmix"], made.responsibilities)
     assert result.obs["cell_type"].tolist() == data.labels.tolist()
 
