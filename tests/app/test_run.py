@@ -423,7 +423,7 @@ def test_size_factors_in_another_unit_are_noticed(tmp_path, caplog):
         "data.size_factor_key=relative",
         NO_PICTURES,
     )
-    assert "set data.size_factor_key to the same kind of column as in the fit" in caplog.text
+    assert "set size_factor_key to the same kind of column as in the fit" in caplog.text
 
 
 @MODELS
