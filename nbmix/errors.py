@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
 
 class InputError(ValueError):
     """A file, field or setting that cannot be used.
@@ -23,3 +31,34 @@ def in_one_line(error: Exception) -> str:
     "KeyError: 'depth'"
     """
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """The nearest of some words, as the end of a message; nothing where none is near.
+
+    >>> did_you_mean("n_component", ["n_components", "folds"], "model.")
+    '; did you mean model.n_components?'
+    """
+    near = difflib.get_close_matches(word, list(known), 1, 0.7)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a TypeError that names the nearest argument, where a call is given one that there is not."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{near}")
+
+
+def naming_the_nearest(function: F) -> F:
+    """Decorate a function without ``**``: see ``refuse_unknown``."""
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*positional: Any, **named: Any) -> Any:
+        refuse_unknown(function.__qualname__.removesuffix(".__init__"), named, known)
+        return function(*positional, **named)
+
+    return call  # type: ignore[return-value]  # of the same signature

@@ -31,11 +31,11 @@ from nbmix.core.settings import MixtureSettings
 from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.checkpoint import Checkpoint
 from nbmix.data.counts import CountData
-from nbmix.data.from_anndata import make_count_data
+from nbmix.data.from_anndata import known_labels, make_count_data
 from nbmix.data.from_arrays import each_cell, make_array_data
 from nbmix.data.module import CountsDataModule
 from nbmix.data.simulate import draw_counts
-from nbmix.errors import InputError
+from nbmix.errors import InputError, naming_the_nearest, refuse_unknown
 from nbmix.models.base import Prediction
 from nbmix.output.annotate import annotate
 from nbmix.output.groups import joins_table
@@ -132,6 +132,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
     _groups: tuple[Group, ...]
     _of_components: np.ndarray | None  # (cells, C) responsibilities of the fit
 
+    @naming_the_nearest
     def __init__(
         self,
         n_components: int | str = MixtureSettings.n_components,
@@ -424,9 +425,10 @@ class NBMixture(ClusterMixin, BaseEstimator):
             raise InputError("start=labels: give the labels as y of NBMixture.fit")
         everything = self._read(X, size_factors, reset=True)
         if y is not None:
-            check_consistent_length(everything.counts, y)
-            everything = replace(everything, labels=np.ravel(y).astype(str))
+            everything = replace(everything, labels=_labels_in(y, everything, start))
         taking_part = np.flatnonzero(everything.counts.sum(axis=0))
+        if not taking_part.size:
+            raise InputError("every cell is empty; nbmix needs raw counts")
         data = everything.select_genes(taking_part)
         cells = CountsDataModule(
             lambda: data,
@@ -538,6 +540,20 @@ class NBMixture(ClusterMixin, BaseEstimator):
         )
 
 
+def _labels_in(y: Any, cells: CountData, start: Start) -> np.ndarray | None:
+    """(cells,) labels that ``start`` may see; None where they are not all known and it needs none."""
+    check_consistent_length(cells.counts, y)
+    names = y.index.astype(str).tolist() if isinstance(y, pd.Series) else []
+    if names != cells.cell_names.tolist() and set(names) == set(cells.cell_names.tolist()):
+        raise InputError("y: has the cells in another order; give y.loc[adata.obs_names]")
+    if np.ndim(y) > 1 and np.shape(y)[1:] != (1,):
+        raise InputError(f"y has shape {np.shape(y)}; give one label a cell")
+    labels = pd.Series(y if isinstance(y, pd.Series | pd.Categorical) else np.ravel(y))
+    if labels.isna().any() and not isinstance(start, LabelsStart):
+        return None
+    return known_labels(labels, "y", "or drop them")
+
+
 def cluster(
     adata: ad.AnnData,
     n_components: int | str = 4,
@@ -592,10 +608,23 @@ def cluster(
     """
     if not isinstance(adata, ad.AnnData):
         raise InputError(f"adata is a {type(adata).__name__}; for other data use nbmix.NBMixture")
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        raise InputError(
+            f"key_added={key_added!r}: must be a text without '/', which files cannot have in names"
+        )
+    is_copied = copy and adata.isbacked  # what cannot be written to, before the fit
+    if is_copied:
+        adata = adata.to_memory()
+    elif adata.isbacked and adata.is_view:
+        raise InputError(
+            "adata is a view of a file, which nothing can be written to; give adata.to_memory(), or set "
+            "copy=True"
+        )
+    refuse_unknown("cluster", arguments, [*NBMixture._get_param_names(), "key_added", "copy"])
     mixture = NBMixture(n_components, **arguments)
     with settings_as_arguments(RENAMED):
         fitted = mixture._fit(adata, None, None)
-    if copy:
+    if copy and not is_copied:
         adata = adata.copy()
     results = Results(*fitted, provenance(mixture.get_params(deep=False)))
     annotate(adata, key_added, results, mixture._taking_part)

@@ -327,6 +327,54 @@ def test_cluster_names_and_copies():
         cluster(COUNTS)
 
 
+def test_a_file_that_is_open(tmp_path):
+    """What cannot be written to in the end is found before the fit, or copied."""
+    annotated().write_h5ad(tmp_path / "a.h5ad")
+    adata = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    expected = NBMixture(**EM).fit_predict(annotated())
+    copied = cluster(adata, 2, copy=True, start="kmeans", folds=3)
+    assert not copied.isbacked and "nbmix" not in adata.obs
+    np.testing.assert_array_equal(copied.obs["nbmix"].astype(int), expected)
+    part = adata[: adata.n_obs // 2]
+    with pytest.raises(InputError, match=r"^adata is a view of a file.*to_memory\(\), or set copy=True$"):
+        cluster(part, 2, max_iter=-1)  # which would be refused by the fit
+    assert "nbmix" in cluster(part, 2, copy=True, start="kmeans", folds=3).obs
+    cluster(adata, 2, start="kmeans", folds=3)
+    np.testing.assert_array_equal(adata.obs["nbmix"].astype(int), expected)
+    adata.file.close()
+
+
+@pytest.mark.parametrize("key", ["a/b", "", 3])
+def test_names_that_no_file_can_have(key):
+    with pytest.raises(InputError, match="key_added="):
+        cluster(annotated(), 2, key_added=key)
+
+
+LABELS = pd.Series(np.where(np.arange(COUNTS.shape[0]) % 2, "a", "b"), index=annotated().obs_names)
+
+
+@pytest.mark.parametrize(
+    "y, words",
+    [
+        (LABELS.where(LABELS == "a"), "y misses the label of "),
+        (LABELS.where(LABELS == "a").astype("category"), "y misses the label of "),
+        (LABELS.where(LABELS == "a").astype("string"), "y misses the label of "),
+        (LABELS.where(LABELS == "a", None).tolist(), "y misses the label of "),
+        (LABELS[::-1], "y: has the cells in another order; give y.loc"),
+        (np.ones((COUNTS.shape[0], 2)), "y has shape "),
+    ],
+)
+def test_labels_to_start_from(y, words):
+    with pytest.raises(InputError, match=words) as refused:
+        NBMixture(2, start="labels").fit(annotated(), y)
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_that_no_start_sees_may_be_missing():
+    y = LABELS.where(LABELS == "a")
+    assert same_bits(NBMixture(**EM).fit(COUNTS, y.to_numpy()), NBMixture(**EM).fit(COUNTS))
+
+
 def test_counts_in_a_layer():
     adata = annotated()
     adata.layers["counts"] = adata.X.copy()

@@ -67,6 +67,14 @@ def test_predictions_do_not_depend_on_the_batches(of_either_mode):
     np.testing.assert_allclose(of_either_mode.predict_proba(many), expected, rtol=1e-6, atol=1e-9)
 
 
+def test_empty_cells_alone_have_the_weights(of_either_mode):
+    """As they have among others."""
+    adata = annotated()
+    adata.X = sp.vstack([adata.X[:2] * 0, adata.X[2:]]).tocsr()
+    among = of_either_mode.predict_proba(adata)[:2]
+    np.testing.assert_allclose(of_either_mode.predict_proba(adata[:2].copy()), among, rtol=1e-6)
+
+
 def test_new_cells_are_brought_to_the_genes_by_name(of_either_mode, caplog):
     mixture, adata = of_either_mode, annotated()
     expected = mixture.predict_proba(adata)

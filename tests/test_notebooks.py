@@ -26,7 +26,7 @@ needs_sorted_cells = pytest.mark.skipif(not FACS.exists(), reason="needs ../shar
 
 
 class Kernel:
-    """One process for all notebooks, which imports torch and compiles UMAP once; each begins empty."""
+    """One process for all notebooks, which imports torch once; each begins empty."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -8,12 +8,15 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import TextIOWrapper
 from types import FrameType
 
+from omegaconf import DictConfig
+
 from nbmix.data.whole_file import why_unwritable
-from nbmix.errors import InputError
+from nbmix.errors import InputError, did_you_mean
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 
@@ -65,6 +68,10 @@ def one_line_errors(whole_process: bool = False) -> Iterator[None]:
     HYDRA_FULL_ERROR=1 in the environment exceptions pass with their traceback. A run that is stopped ends
     with 128 and the number of the signal, as shells have it.
     """
+    if whole_process:
+        for stream in (sys.stdout, sys.stderr):  # a letter that the terminal has not must not end a run
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     wanted = os.environ.get(TRACEBACK) == "1" and not os.environ.get(_HELD)
     if whole_process and not wanted:
         # Hydra prints several lines and exits, unless it is told to raise; undone before the task runs,
@@ -123,7 +130,10 @@ def one_line(error: BaseException) -> str:
             r"\1 with this choice of data; for a file of your own add data=h5ad, or data=tenx",
             message,
         )
-        return f"{message.rstrip('.')} (see conf/ for what there is)"
+        message = re.sub(
+            r"^Error parsing override '(.*)' missing EQUAL.*", r"\1: is no setting; write \1=VALUE", message
+        )
+        return f"{message.rstrip('.')} (see conf/ for what there is){_near(error)}"
     if (reason := why_unwritable(error)) is not None:
         return f"a file cannot be written ({reason}); choose another folder by hydra.run.dir"
     message = " ".join(str(error).split()) or "no message"
@@ -137,6 +147,20 @@ def _said(error: BaseException) -> BaseException:
     ):
         error = error.__cause__
     return error
+
+
+def _near(error: BaseException) -> str:
+    """The setting or choice that may have been meant, where one was given that there is not."""
+    choices = r"Could not find '[^']*?([^/']+)'\s+Available options in '([^']*)':(.*)"
+    if found := re.search(choices, str(error), re.DOTALL):
+        word, group, options = found.groups()
+        return did_you_mean(word, options.partition("Config search path")[0].split(), f"{group}=")
+    cause = error.__cause__
+    parent, key = getattr(cause, "parent_node", None), str(getattr(cause, "full_key", ""))
+    if not isinstance(parent, Mapping | DictConfig):
+        return ""
+    prefix, _, name = key.rpartition(".")
+    return did_you_mean(name, map(str, parent), f"{prefix}." if prefix else "")
 
 
 def _of_config(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from nbmix.app.settings import check_config
 from nbmix.app.sweep import exit_on_failure, summarise
 from nbmix.app.trial import run_trial
+from nbmix.app.words import hydra_text
 from nbmix.errors import InputError
 
 
@@ -50,8 +51,7 @@ def search(cfg: DictConfig) -> float:
         for value in edges(override):  # a choice that is not there is said before any work
             compose(hydra.job.config_name, [*task, f"{override.key_or_group}={value}"])
 
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    own = [*hydra.overrides.hydra, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{quoted}'"]
+    own = [*hydra.overrides.hydra, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={hydra_text(str(folder))}"]
     config = compose(hydra.job.config_name, [*own, *task], return_hydra_config=True)
     loader = GlobalHydra.instance().config_loader()
     context = HydraContext(loader, Callback())  # type: ignore[arg-type]  # of Callbacks, two methods are called

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 import sys
 import time
@@ -12,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
@@ -24,6 +22,7 @@ from nbmix.app.command import Stopped, stoppable
 from nbmix.app.functions import functions_named
 from nbmix.app.run_folder import held
 from nbmix.app.settings import check_config
+from nbmix.app.words import hydra_text
 from nbmix.core.memory import give_back
 from nbmix.data.checkpoint import load_checkpoint
 from nbmix.data.module import CountsDataModule
@@ -40,8 +39,6 @@ from nbmix.training.provenance import provenance
 from nbmix.training.trainer import end_other_ranks, end_with_parent
 
 log = logging.getLogger(__name__)
-
-UNIT_RATIO = 30.0  # between medians of size factors: more is no difference in sequencing depth
 
 LAST = "checkpoints/last.ckpt"  # in the run folder
 
@@ -147,15 +144,10 @@ def predict_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
         raise InputError(f"ckpt_path={cfg.ckpt_path}: set model={checkpoint.model}, which it was saved by")
     # a gene that is silent in the new cells is seen all the same
     data: CountsDataModule = instantiate(cfg.data, folds=1, shuffle=False, validation_share=0.0, min_counts=0)
+    if data.data.empty_cells.all():
+        raise InputError("data: every cell is empty; a report needs raw counts")
     model, cells = restore_for(checkpoint, data.data, f"ckpt_path={cfg.ckpt_path}")
     data.use(cells)
-    compare_size_factors(checkpoint.median_size_factor, cells.size_factors)
-    if model.joins is None and model.mixture.settings.is_joined:
-        log.warning(
-            "ckpt_path=%s: is of a fit that did not end, whose components are not joined to groups yet: each "
-            "counts as one; go on with the fit first",
-            cfg.ckpt_path,
-        )
     if cfg.n_groups is not None:
         model.cut(cfg.n_groups)
     return Fitted(data, model, predict(trainer, model, data))
@@ -195,21 +187,8 @@ def how_to_go_on(folder: Path) -> str:
         key, where = "hydra.sweep.dir", Path(hydra.sweep.dir)
     again = [word for word in sys.argv[1:] if not word.startswith((f"{key}=", "ckpt_path="))]
     shown = os.path.relpath(where)
-    quoted = shown if re.fullmatch(r"[\w./-]+", shown) else f"'{shown}'"  # for Hydra; the shell has its own
-    command = [Path(sys.executable).name, sys.argv[0], *again, f"{key}={quoted}", "ckpt_path=last"]
+    command = [Path(sys.executable).name, sys.argv[0], *again, f"{key}={hydra_text(shown)}", "ckpt_path=last"]
     return f"; the fit is saved, go on with: {shlex.join(command)}"
-
-
-def compare_size_factors(fitted: float, size_factors: np.ndarray) -> None:
-    """Warn where new cells' size factors seem to be in another unit than those of the fit."""
-    here = float(np.median(size_factors))
-    if here > 0 and fitted > 0 and not 1 / UNIT_RATIO < here / fitted < UNIT_RATIO:
-        log.warning(
-            "size factors have a median of %.3g, those of the fit had %.3g: set data.size_factor_key to the "
-            "same kind of column as in the fit",
-            here,
-            fitted,
-        )
 
 
 def model_class(cfg: DictConfig) -> type[MixtureModule]:

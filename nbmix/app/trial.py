@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from nbmix.app.command import TRACEBACK, is_bad_input, one_line
@@ -30,7 +31,8 @@ def run_trial(cfg: DictConfig) -> float:
         return float(metrics.get(cfg.optimized_metric, math.nan))
     except Exception as error:
         reason = one_line(error)
-        log.error("failed: %s", reason, exc_info=os.environ.get(TRACEBACK) == "1")
+        settings = " ".join(HydraConfig.get().overrides.task) if HydraConfig.initialized() else "its settings"
+        log.error("failed with %s: %s", settings, reason, exc_info=os.environ.get(TRACEBACK) == "1")
         failure.write_text(json.dumps({"error": reason, "bad_input": is_bad_input(error)}) + "\n")
         return math.nan
 

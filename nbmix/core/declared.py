@@ -22,7 +22,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from nbmix.errors import InputError
+from nbmix.errors import InputError, did_you_mean, refuse_unknown
 
 REQUIRED = inspect.Parameter.empty  # the default of a setting that has none
 
@@ -81,9 +81,12 @@ def checked(group: str, *others: Callable[..., Any]) -> Callable[[T], T]:
         is_class = inspect.isclass(target)
         call = target.__init__ if is_class else target
         names = list(inspect.signature(call).parameters)
+        passes_on = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(call).parameters.values())
 
         @functools.wraps(call)
         def check_and_call(*positional: Any, **named: Any) -> Any:
+            if not passes_on:
+                refuse_unknown(target.__name__, named, names)
             given = dict(zip(names, positional, strict=False)) | named
             check_settings(group, given, declared(target))
             return call(*positional, **named)
@@ -133,7 +136,8 @@ def check_value(key: str, value: Any, one: Declared) -> None:
     """Raise ``InputError`` unless a setting takes ``value``; ``key`` is its name in the message."""
     of_a_kind = any(_is_a(value, kind, one.setting.words) for kind in one.types)
     if reason := _why_out_of_bounds(value, one.setting) if of_a_kind else _kinds_in_words(one):
-        raise InputError(f"{key}={shown(value)}: {reason}")
+        near = did_you_mean(value, one.setting.words) if isinstance(value, str) else ""
+        raise InputError(f"{key}={shown(value)}: {reason}{near}")
 
 
 def shown(value: Any) -> str:

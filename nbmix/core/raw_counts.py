@@ -74,6 +74,8 @@ def check_counts(
 def _canonical_csr(x: Any, where: str) -> sp.csr_matrix:
     if not (sp.issparse(x) or isinstance(x, np.ndarray)):
         raise InputError(f"{where} is a {type(x).__name__}; nbmix needs a sparse matrix or a dense array")
+    if np.ma.is_masked(x):
+        raise InputError(f"{where} has masked values; nbmix needs raw counts: fill them, as by x.filled(0)")
     if x.ndim != 2:
         raise InputError(f"{where} has shape {x.shape}; nbmix needs two dimensions, (cells, genes)")
     for size, what in zip(x.shape, ("cells", "genes"), strict=True):

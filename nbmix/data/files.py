@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import posixpath
 from collections.abc import Iterator
-from contextlib import contextmanager
-from mmap import ACCESS_READ, MADV_DONTNEED, mmap
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from nbmix.data.recognise import cure, what_it_is
 from nbmix.errors import InputError
 
 HEAP = b"GCOL\x01\0\0\0"  # how a global heap of HDF5 begins
 WINDOW = 2**26  # bytes of a file that are looked at together
+
+Compressed = TypeVar("Compressed", sp.csr_matrix, sp.csc_matrix)
 
 
 @contextmanager
@@ -38,9 +42,7 @@ def reading(where: str) -> Iterator[None]:
             "again, or, if it is an .h5ad of CSR counts that is this large, set data.backed=true"
         ) from error
     except Exception as error:
-        raise InputError(
-            f"{where}: cannot be read ({_reason(error)}); the file is damaged or cut short, get it again"
-        ) from error
+        raise InputError(f"{where}: cannot be read ({_reason(error)}); {cure(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -54,6 +56,8 @@ def existing(path: str | os.PathLike[str], where: str) -> Path:
         InputError: it is not, or may not be read.
     """
     path = Path(path)
+    with suppress(RuntimeError):  # nobody's home
+        path = path if path.exists() else path.expanduser()
     try:
         if not path.is_dir():
             path.open("rb").close()
@@ -71,8 +75,10 @@ def open_h5(path: Path, where: str, wanted: str) -> h5py.File:
     Raises:
         InputError: it is none, or is cut short.
     """
+    with suppress(ImportError):  # filters beyond those of HDF5, where they are installed
+        import hdf5plugin  # noqa: F401
     if not h5py.is_hdf5(path):
-        raise InputError(f"{where}: is not an HDF5 file; give {wanted}")
+        raise InputError(f"{where}: {what_it_is(path) or f'is not an HDF5 file; give {wanted}'}")
     with reading(where):
         check_heaps(path)
         return h5py.File(path, "r")
@@ -107,17 +113,19 @@ def check_heaps(path: Path) -> None:
     Raises:
         ValueError: it cannot.
     """
-    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+    give_back = getattr(mmap, "MADV_DONTNEED", None)  # which Windows does not have
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for begin in range(0, len(content), WINDOW):
             window_end = begin + WINDOW + len(HEAP) - 1
             start = content.find(HEAP, begin, window_end)
             while start >= 0:
                 _check_heap(content, start)
                 start = content.find(HEAP, start + 1, window_end)
-            content.madvise(MADV_DONTNEED, begin, min(WINDOW, len(content) - begin))  # else it counts as ours
+            if give_back is not None:  # else it counts as ours
+                content.madvise(give_back, begin, min(WINDOW, len(content) - begin))
 
 
-def _check_heap(content: mmap, start: int) -> None:
+def _check_heap(content: mmap.mmap, start: int) -> None:
     end = min(start + int.from_bytes(content[start + 8 : start + 16], "little"), len(content))
     place = start + 16
     while place + 16 <= end:
@@ -129,15 +137,21 @@ def _check_heap(content: mmap, start: int) -> None:
         place += size
 
 
-def check_structure(matrix: sp.csr_matrix | sp.csc_matrix) -> None:
-    """Whether row pointers and indices stay within the matrix; SciPy itself trusts them, and would read on.
+def check_structure(matrix: Compressed) -> Compressed:
+    """The matrix, its row pointers and indices signed, once it is known that they stay within it.
+
+    SciPy itself trusts them, and would read on. Others write them unsigned.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they do not, or are no whole numbers.
     """
-    for name in ("indices", "indptr"):
-        if getattr(matrix, name).dtype.kind != "i":
-            raise ValueError(f"{name} are no signed whole numbers")
+    parts = matrix.indices, matrix.indptr
+    if any(part.dtype.kind not in "iu" for part in parts):
+        raise ValueError("indices or indptr are no whole numbers")
+    if any(part.dtype.kind == "u" for part in parts):
+        indices, indptr = (part.astype(np.int64) for part in parts)
+        matrix = type(matrix)((matrix.data, indices, indptr), shape=matrix.shape)
     if (np.diff(matrix.indptr) < 0).any():  # which SciPy does not look at where the last one is 0
         raise ValueError("indptr decreases")
     matrix.check_format(full_check=True)
+    return matrix

@@ -91,7 +91,7 @@ def make_count_data(
     if min_counts < 0:
         raise InputError(f"data.min_counts={min_counts}: must be 0 or more")
     counts, totals, gene_totals = _checked(adata, where, layer, backed, others or {})
-    if not totals.any():
+    if min_counts and not totals.any():  # a prediction can be of empty cells alone
         raise InputError(f"{where}: every cell is empty; nbmix needs raw counts")
     data = CountData(
         counts=counts,
@@ -154,9 +154,11 @@ def _loaded(where: str, load: Callable[[], Any]) -> Any:
 
 
 def _in_memory(x: Any) -> Any:
-    """A matrix that is still in an open file, read."""
+    """A matrix that is still in an open file, or yet to be computed (dask), read."""
     if isinstance(x, h5py.Dataset):
         return x[()]
+    if hasattr(x, "__dask_graph__"):
+        return x.compute()
     return x.to_memory() if hasattr(x, "to_memory") else x
 
 
@@ -169,7 +171,7 @@ def _choose_matrix(adata: ad.AnnData, where: str, layer: str | None) -> Any:
     with reading(where):
         x = _in_memory(adata.X if layer is None else adata.layers[layer])
         if sp.issparse(x) and x.format in ("csr", "csc"):
-            check_structure(x)
+            x = check_structure(x)
     return x
 
 
@@ -184,10 +186,23 @@ def _read_labels(adata: ad.AnnData, where: str, key: str) -> np.ndarray | None:
     if key == DEFAULT_LABEL_KEY and key not in adata.obs:
         return None
     labels = _obs_column(adata, where, key, "data.label_key")
+    return known_labels(labels, f"{where}: obs[{key!r}]", "drop them, or set data.label_key=null")
+
+
+def known_labels(labels: pd.Series, what: str, ways_out: str) -> np.ndarray:
+    """(cells,) labels as texts.
+
+    Args:
+        labels: of any type.
+        what: they are, in a message.
+        ways_out: other than labelling all cells.
+
+    Raises:
+        InputError: some are missing.
+    """
     if missing := int(labels.isna().sum()):
         raise InputError(
-            f"{where}: obs[{key!r}] misses the label of {missing} of {adata.n_obs} cells; "
-            "label them, drop them, or set data.label_key=null"
+            f"{what} misses the label of {missing} of {labels.size} cells; label them, {ways_out}"
         )
     return labels.to_numpy().astype(str)
 

@@ -25,7 +25,7 @@ from nbmix.data.sampler import ShuffledBatches
 from nbmix.data.simulate import simulated_count_data
 from nbmix.data.tenx import read_tenx
 from nbmix.data.zheng import MIXTURES, read_zheng
-from nbmix.errors import InputError
+from nbmix.errors import InputError, did_you_mean
 
 NAMES_AT_ONCE = 65536
 SIZE_FACTOR_RATIO = 1e9  # between the largest and the smallest: beyond it one of them is not a cell
@@ -301,5 +301,6 @@ def _split(
     """Settings of ``CountsDataModule``, and those of ``reader``."""
     batches = {name: settings.pop(name) for name in BATCH_SETTINGS if name in settings}
     if unknown := settings.keys() - inspect.signature(reader).parameters.keys():
-        raise InputError(f"data.{min(unknown)}: there is no such setting of this data")
+        near = did_you_mean(min(unknown), inspect.signature(reader).parameters, "data.")
+        raise InputError(f"data.{min(unknown)}: there is no such setting of this data{near}")
     return batches, settings

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any
 
 import anndata as ad
@@ -30,7 +32,10 @@ from nbmix.data.from_anndata import (
     SymbolKey,
     make_count_data,
 )
+from nbmix.data.recognise import what_it_is
 from nbmix.errors import InputError
+
+UNKNOWN_HDF5 = "is HDF5 but no AnnData (no obs and var); give an .h5ad file as AnnData.write_h5ad writes it"
 
 RAW, RAW_ELEMENT = "raw.X", "raw/X"  # counts put aside before X was normalised: as data.layer, in the file
 
@@ -82,10 +87,7 @@ def read_h5ad(
         warnings.filterwarnings("ignore", category=ad.OldFormatWarning)
         file_path = existing(path, where)
         if file_path.is_dir():
-            raise InputError(
-                f"{where}: is a folder; give the .h5ad file in it, or set data=tenx for a folder of Cell "
-                "Ranger"
-            )
+            raise InputError(f"{where}: {what_it_is(file_path) or 'is a folder; give the .h5ad file in it'}")
         with open_h5(file_path, where, "an .h5ad file as AnnData.write_h5ad writes it") as file:
             with reading(where):
                 element, others = _element(file, layer), _others(file, layer)
@@ -160,6 +162,7 @@ def picked_rows(
         known = column.notna().to_numpy()
         labels = column.astype(str).to_numpy()
         present = set(labels[known])
+        wanted = _with_commas(wanted, present)
         if absent := sorted(set(wanted) - present):
             raise InputError(
                 f"{where}: no cell has obs[{label_key!r}] = {', '.join(absent)} (data.populations); "
@@ -175,6 +178,26 @@ def picked_rows(
             )
         rows = np.sort(np.random.default_rng(seed).choice(rows, size=subsample, replace=False))
     return rows
+
+
+def _with_commas(wanted: list[str], present: Set[str]) -> list[str]:
+    """Labels that the command line took apart at their commas, put together where there is one way to.
+
+    >>> _with_commas(["CD4-positive", "T cell", "B cell"], {"CD4-positive, T cell", "B cell"})
+    ['CD4-positive, T cell', 'B cell']
+    """
+    if set(wanted) <= present:
+        return wanted
+
+    def ways(items: list[str]) -> Iterator[list[str]]:
+        if not items:
+            yield []
+        for end in range(1, len(items) + 1):
+            for label in {comma.join(items[:end]) for comma in (", ", ",")} & present:
+                yield from ([label, *others] for others in ways(items[end:]))
+
+    found = list(islice(ways(wanted), 2))
+    return found[0] if len(found) == 1 else wanted
 
 
 def _element(file: h5py.File, layer: str | None) -> str:
@@ -196,10 +219,7 @@ def _lazy_anndata(
 ) -> ad.AnnData:
     """What the model or the results may need: other layers stay in the file unless they are asked for."""
     if "obs" not in file or "var" not in file:
-        raise InputError(
-            f"{where}: is HDF5 but no AnnData (no obs and var); write it with AnnData.write_h5ad, or for a "
-            "file of Cell Ranger set data=tenx"
-        )
+        raise InputError(f"{where}: {what_it_is(Path(file.filename)) or UNKNOWN_HDF5}")
     if isinstance(file["obs"], h5py.Dataset):
         raise InputError(
             f"{where}: dates from before anndata 0.7; rewrite it: read_h5ad(old).write_h5ad(new)"
@@ -233,8 +253,8 @@ def _sound(element: h5py.Group | h5py.Dataset) -> Any:
     """A matrix, dense or sparse, whose parts fit together."""
     x = read_elem(element)
     if sp.issparse(x):
-        check_structure(x)
-    elif not isinstance(x, np.ndarray):
+        return check_structure(x)
+    if not isinstance(x, np.ndarray):
         raise ValueError(f"{element.name} is no matrix")
     return x
 

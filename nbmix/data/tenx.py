@@ -5,17 +5,16 @@
 | folder | matrix.mtx, genes.tsv, barcodes.tsv | matrix.mtx.gz, features.tsv.gz, barcodes.tsv.gz |
 | .h5 | a group for each genome | the group "matrix" |
 
-Any of the files of a folder may be compressed or not.
+Any of the files of a folder may be compressed or not. All of them may begin alike, as GSM1_matrix.mtx.gz.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any, NamedTuple
@@ -32,12 +31,16 @@ from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, existing, open_h5, reading
 from nbmix.data.from_anndata import MinCounts, make_count_data
+from nbmix.data.names import column, parse_names, without_head
 from nbmix.data.read import Subsample, pick_cells
-from nbmix.errors import InputError
+from nbmix.data.recognise import is_gzip, opened, what_it_is
+from nbmix.errors import InputError, naming_the_nearest
 
 GENES = "Gene Expression"  # 10x's name for the features that are genes
 VERSION_2 = ("data", "indices", "indptr", "shape", "genes", "gene_names", "barcodes")  # of a genome
 FEATURE_COLUMNS = ("symbol", "feature_type")  # of features.tsv, after the id; version 2 has symbols alone
+MATRIX = "matrix.mtx"
+UNKNOWN_HDF5 = "is HDF5 but not as Cell Ranger writes it (no group 'matrix', none of a genome); give its .h5"
 FORMS = (["integer", "general"], ["real", "general"])  # of a matrix.mtx
 LONGEST_LINE = 2**16  # bytes, in the header of a matrix.mtx
 LINES_AT_ONCE = 2**22
@@ -71,8 +74,7 @@ class Library(NamedTuple):
         named = len(self.barcodes), len(self.features)
         if self.counts.shape != named:
             raise ValueError(f"a matrix of {self.counts.shape} for {named[0]} barcodes, {named[1]} genes")
-        check_structure(self.counts)
-        return self
+        return self._replace(counts=check_structure(self.counts))
 
     def select(self, column: str, wanted: str | None, where: str) -> Library:
         """The features with ``wanted`` in a column, which data.``column`` asks for; None for all.
@@ -105,7 +107,8 @@ def read_tenx(
     """Read the counts that Cell Ranger left; cells by barcode, genes by Ensembl id.
 
     Args:
-        path: folder with matrix.mtx, or .h5 file; of the filtered matrix, whose barcodes are cells.
+        path: folder with matrix.mtx, that file itself, or .h5 file; of the filtered matrix, whose barcodes
+            are cells.
         genome: None for all there are (version 2 keeps their cells apart).
         feature_type: where the file tells ("Antibody Capture" are no genes).
         min_counts: over the picked cells.
@@ -129,6 +132,7 @@ def read_tenx(
         return make_count_data(adata, where=where, label_key=None, min_counts=min_counts, annotate=True)
 
 
+@naming_the_nearest
 def read_10x(
     path: str | os.PathLike[str], *, genome: str | None = None, feature_type: str | None = GENES
 ) -> ad.AnnData:
@@ -137,7 +141,8 @@ def read_10x(
     ``scanpy.read_10x_mtx`` and ``scanpy.read_10x_h5`` do as well.
 
     Args:
-        path: folder with matrix.mtx, or .h5 file; of the filtered matrix, whose barcodes are cells.
+        path: folder with matrix.mtx, that file itself, or .h5 file; of the filtered matrix, whose barcodes
+            are cells.
         genome: of an .h5 file with several; None for all.
         feature_type: features to keep, where the file tells; None for all.
 
@@ -173,7 +178,12 @@ def tenx_anndata(
         where: what ``path`` is called in messages.
     """
     found = existing(path, where)
-    library = _read_folder(found, where, genome) if found.is_dir() else _read_h5(found, where, genome)
+    if found.is_dir():
+        library = _read_folder(found, where, genome)
+    elif (prefix := _matrix_prefix(found)) is not None:
+        library = _read_folder(found.parent, where, genome, prefix)
+    else:
+        library = _read_h5(found, where, genome)
     if "feature_type" in library.features:
         library = library.select("feature_type", feature_type, where)
     n_barcodes, n_empty = len(library.barcodes), int((np.diff(library.counts.indptr) == 0).sum())
@@ -217,37 +227,65 @@ def parse_library(
     Raises:
         ValueError, IndexError, EOFError, OSError: they are damaged, or do not fit together.
     """
-    names = _lines(barcodes)
-    rows = [line.split("\t") for line in _lines(features)]
-    columns = FEATURE_COLUMNS[: 1 if min(map(len, rows), default=0) < 3 else 2]
+    n_rows, n_columns, n_entries = _read_size(matrix)
+    names, rows = parse_names(barcodes), parse_names(features)
+    for is_turned in (False, True):
+        n_genes, n_cells = (n_columns, n_rows) if is_turned else (n_rows, n_columns)
+        cells, genes = without_head(names, n_cells), without_head(rows, n_genes)
+        if (len(cells), len(genes)) == (n_cells, n_genes):
+            break
+    else:
+        raise ValueError(f"a matrix of {n_columns, n_rows} for {len(names)} barcodes, {len(rows)} genes")
+    if is_turned:
+        log.info("matrix.mtx has cells in its rows, and is turned")
+    if any(len(row) > 1 for row in cells):
+        log.warning(
+            "barcodes.tsv: names are its first column, such as %r; the others are left out", cells[0][0]
+        )
     table = pd.DataFrame(
-        {name: [row[1 + i] for row in rows] for i, name in enumerate(columns)},
-        index=[row[0] for row in rows],
+        {name: column(genes, 1 + i) for i, name in enumerate(FEATURE_COLUMNS[: _n_columns(genes)])},
+        index=column(genes, 0),
         dtype=object,
     )
-    counts = _read_matrix(matrix, len(names), len(table), n_bytes, lines_at_once)
-    return Library(counts, table, names).check()
+    counts = _read_entries(matrix, (n_rows, n_columns), n_entries, n_bytes, lines_at_once)
+    return Library(counts if is_turned else counts.T.tocsr(), table, column(cells, 0)).check()
 
 
-def _read_matrix(
-    stream: IO[bytes], n_cells: int, n_genes: int, n_bytes: int, lines_at_once: int
-) -> sp.csr_matrix:
-    """(cells, genes) counts out of a matrix.mtx.
+def _n_columns(genes: Sequence[Sequence[str]]) -> int:
+    """Columns of a table of genes that mean something, beside the name.
 
-    Not by ``scipy.io.mmread``, which ends the whole process on some damaged files that it has no path of.
+    Raises:
+        ValueError: its rows have not the same.
     """
-    banner = stream.readline(LONGEST_LINE).decode().lower().split()
+    widths = [min(len(row) - 1, len(FEATURE_COLUMNS)) for row in genes] or [0]
+    if min(widths) < max(widths):
+        number = widths.index(min(widths))
+        raise ValueError(f"{genes[number][0]!r} has {1 + min(widths)} columns, other genes {1 + max(widths)}")
+    return widths[0]
+
+
+def _read_size(stream: IO[bytes]) -> tuple[int, int, int]:
+    """Rows, columns and entries, as the head of a matrix.mtx says."""
+    banner = stream.readline(LONGEST_LINE).decode("utf-8-sig").lower().split()
     if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or banner[3:] not in FORMS:
         raise ValueError("matrix.mtx does not begin as 10x writes it")
     line = stream.readline(LONGEST_LINE)
     while line.startswith(b"%"):
         line = stream.readline(LONGEST_LINE)
     n_rows, n_columns, n_entries = (int(word) for word in line.split())
-    if (n_columns, n_rows) != (n_cells, n_genes):
-        raise ValueError(f"a matrix of {n_columns, n_rows} for {n_cells} barcodes, {n_genes} genes")
+    return n_rows, n_columns, n_entries
+
+
+def _read_entries(
+    stream: IO[bytes], shape: tuple[int, int], n_entries: int, n_bytes: int, lines_at_once: int
+) -> sp.csc_matrix:
+    """The matrix itself, below the head.
+
+    Not by ``scipy.io.mmread``, which ends the whole process on some damaged files that it has no path of.
+    """
     if not 0 < n_entries * SHORTEST_LINE <= n_bytes + 1:
         raise ValueError(f"a matrix that claims {n_entries} entries in {n_bytes} bytes")
-    index = np.empty((2, n_entries), np.int32)  # gene, cell
+    index = np.empty((2, n_entries), np.int32)  # row, column
     values = np.empty(n_entries)
     filled = 0
     columns = {0: np.int64, 1: np.int64, 2: np.float64}
@@ -257,7 +295,7 @@ def _read_matrix(
             end = filled + len(chunk)
             if chunk.shape[1] != len(columns) or end > n_entries:
                 raise ValueError("matrix.mtx has more, or other, entries than its header says")
-            for row, size in enumerate((n_genes, n_cells)):
+            for row, size in enumerate(shape):
                 place = chunk[row].to_numpy()
                 if place.min() < 1 or place.max() > size:
                     raise ValueError(f"matrix.mtx has an entry at {int(place.max())} of 1 to {size}")
@@ -268,27 +306,38 @@ def _read_matrix(
         raise ValueError(f"matrix.mtx has {filled} of {n_entries} entries")
     if (np.abs(values) <= MAX_COUNT).all() and (values == np.rint(values)).all():
         values = values.astype(np.float32)  # exact, and half the memory
-    counts = sp.csr_matrix((values, (index[1], index[0])), shape=(n_cells, n_genes))
+    counts = sp.csr_matrix((values, (index[1], index[0])), shape=shape[::-1]).T
     if counts.nnz != n_entries:  # which SciPy has added up
         raise ValueError("matrix.mtx gives an entry twice")
     return counts
 
 
-def _lines(content: bytes) -> list[str]:
-    """Of a text; ``str.splitlines`` would also split within a name."""
-    lines = [line.removesuffix("\r") for line in content.decode().split("\n")]
-    return lines[:-1] if lines and not lines[-1] else lines
-
-
-def _read_folder(folder: Path, where: str, genome: str | None) -> Library:
+def _read_folder(folder: Path, where: str, genome: str | None, prefix: str | None = None) -> Library:
+    """What a folder holds; ``prefix`` of its files where several samples are in it."""
     if genome is not None:
         raise InputError(f"data.genome={genome}: a folder has none to choose from; set data.genome=null")
-    matrix = _member(folder, where, "matrix.mtx")
-    features = _member(folder, where, "features.tsv", "genes.tsv")
-    barcodes = _member(folder, where, "barcodes.tsv")
-    with reading(where), _opened(matrix) as stream:
-        n_bytes = matrix.stat().st_size * (LARGEST_RATIO if matrix.suffix == ".gz" else 1)
+    begin = _prefix(folder, where) if prefix is None else prefix
+    matrix = _member(folder, where, f"{begin}matrix.mtx")
+    features = _member(folder, where, f"{begin}features.tsv", f"{begin}genes.tsv")
+    barcodes = _member(folder, where, f"{begin}barcodes.tsv")
+    with reading(where), opened(matrix) as stream:
+        n_bytes = matrix.stat().st_size * (LARGEST_RATIO if is_gzip(matrix) else 1)
         return parse_library(stream, read_table(features), read_table(barcodes), n_bytes)
+
+
+def _prefix(folder: Path, where: str) -> str:
+    """What the names of the files begin with, as GEO has them: GSM1_matrix.mtx.gz."""
+    found = {begin for path in folder.iterdir() if (begin := _matrix_prefix(path)) is not None}
+    if len(found) > 1 and "" not in found:
+        names = ", ".join(sorted(f"{begin}{MATRIX}" for begin in found)[:3])
+        raise InputError(f"{where}: holds several samples ({names}, ...); give the matrix.mtx of one of them")
+    return found.pop() if len(found) == 1 else ""
+
+
+def _matrix_prefix(path: Path) -> str | None:
+    """What stands before matrix.mtx in the name of a file; None of another file."""
+    name = path.name.removesuffix(".gz")
+    return name.removesuffix(MATRIX) if name.endswith(MATRIX) and path.is_file() else None
 
 
 def _member(folder: Path, where: str, *names: str) -> Path:
@@ -299,13 +348,9 @@ def _member(folder: Path, where: str, *names: str) -> Path:
                 return path
     inner = sorted({path.parent.name for path in folder.glob(f"*/{names[0]}*")})
     advice = f"give the folder {inner[0]!r} in it" if inner else "give a folder as Cell Ranger writes it"
-    raise InputError(f"{where}: is a folder without {names[0]} or {names[0]}.gz; {advice}")
-
-
-def _opened(path: Path) -> IO[bytes]:
-    # a GzipFile has all that is asked of it
-    # gzip declares a file of its own kind, which reads bytes alike
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    raise InputError(
+        f"{where}: {what_it_is(folder) or f'is a folder without {names[0]} or {names[0]}.gz; {advice}'}"
+    )
 
 
 def read_table(path: Path, largest: int = LARGEST_TABLE) -> bytes:
@@ -314,7 +359,7 @@ def read_table(path: Path, largest: int = LARGEST_TABLE) -> bytes:
     Raises:
         ValueError: it is larger.
     """
-    with _opened(path) as stream:
+    with opened(path) as stream:
         content = stream.read(largest + 1)
     if len(content) > largest:
         raise ValueError(f"{path.name} is larger than {largest / 2**20:g} MiB")
@@ -323,7 +368,7 @@ def read_table(path: Path, largest: int = LARGEST_TABLE) -> bytes:
 
 def _read_h5(path: Path, where: str, genome: str | None) -> Library:
     with open_h5(path, where, "an .h5 file, or a folder, as Cell Ranger writes it") as file, reading(where):
-        if "matrix" in file:
+        if isinstance(file.get("matrix"), h5py.Group):
             features = file["matrix"].get("features", {})
             columns = {"symbol": "name", "feature_type": "feature_type", "genome": "genome"}
             table = pd.DataFrame(
@@ -334,10 +379,7 @@ def _read_h5(path: Path, where: str, genome: str | None) -> Library:
             return _parse_group(file["matrix"], table).select("genome", genome, where)
         genomes = [name for name in file if set(VERSION_2) <= set(_members(file[name]))]
         if not genomes:
-            raise InputError(
-                f"{where}: is HDF5 but not as Cell Ranger writes it (no group 'matrix', none of a genome); "
-                "an .h5ad file needs data=h5ad"
-            )
+            raise InputError(f"{where}: {what_it_is(path) or UNKNOWN_HDF5}")
         if genome not in genomes and (genome is not None or len(genomes) > 1):
             raise InputError(
                 f"{where}: has cells of {', '.join(sorted(genomes))}; set data.genome to one of them"

@@ -40,8 +40,8 @@ def embed(
 
     The principal components are the answer above `max_umap_cells` cells, to save the time that UMAP would
     take, up to 15 cells, its number of neighbours, and where scranpy is not installed, which compiles UMAP
-    (umappp) for Linux and macOS. UMAP starts from the first two components,
-    which keeps the coarse arrangement of the groups (Kobak and Linderman 2021).
+    (umappp) for Linux and macOS. UMAP starts from the first two components, which keeps the coarse
+    arrangement of the groups (Kobak and Linderman 2021).
 
     Args:
         counts: (cells, genes), CSR.

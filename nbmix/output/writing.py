@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import write_elem
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
@@ -46,21 +49,45 @@ def write_outcome(
     for name in ("n_components.csv", "joins.csv", "separations.csv"):  # of an earlier fit
         (folder / name).unlink(missing_ok=True)
     if results.choice is not None:
-        results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
+        with sparing(folder / "n_components.csv"):
+            results.choice.table().to_csv(folder / "n_components.csv", index=False, float_format="%.8g")
     if results.joins is not None:
-        with whole_file(folder / "joins.csv") as part:
+        with sparing(folder / "joins.csv") as file, whole_file(file) as part:
             joins_table(results.joins).to_csv(part, index=False, float_format="%.5g")
     if results.separations is not None and len(results.separations):
-        with whole_file(folder / "separations.csv") as part:
+        with (
+            sparing(folder / "separations.csv"),
+            whole_file(folder / "separations.csv") as part,
+        ):
             results.separations.to_csv(part, index=False, float_format="%.5g")
     write_result(results, folder / "result.h5ad")
     give_back()
-    table = named_markers(results)
-    give_back()
-    write_markers(table, folder / "markers.csv")
+    table = pd.DataFrame({"component": [], "rank": [], "gene": []})
+    with sparing(folder / "markers.csv"):
+        table = named_markers(results)
+        give_back()
+        write_markers(table, folder / "markers.csv")
     shown = write_pictures(results, pictures, folder / "figures", loggers)
-    write_report(results, metrics, table, shown, folder / "report.html")
+    with sparing(folder / "report.html"):
+        write_report(results, metrics, table, shown, folder / "report.html")
     write_json(folder / "metrics.json", metrics)  # the last: where it is, all is there
+
+
+@contextmanager
+def sparing(file: Path, what: str | None = None, *, keep: bool = False) -> Iterator[Path]:
+    """Make a warning of what fails: one table or picture must not cost the rest of a fit.
+
+    A file of that name is then of an earlier fit, and goes, unless ``keep``. A disk that is full, or a folder
+    that cannot be written to, is no such failure.
+    """
+    try:
+        yield file
+    except Exception as error:
+        if why_unwritable(error) is not None:
+            raise
+        if not keep:
+            file.unlink(missing_ok=True)
+        log.warning("%s is left out: %s", what or file.name, in_one_line(error))
 
 
 def write_result(results: Results, path: Path) -> None:
@@ -79,11 +106,27 @@ def write_result(results: Results, path: Path) -> None:
         except Exception as error:  # a fit must not be lost to fields that it has not used
             if data.annotations is None or why_unwritable(error) is not None:
                 raise
-            reason = " ".join(str(error).split())
-            log.warning(
-                "%s: goes without what else the input holds, which cannot be written (%s)", path, reason
-            )
-            _write_h5ad(own, part)
+            log.warning("%s: goes without some of the input's fields (%s)", path, in_one_line(error))
+            _write_h5ad(_merged(own, _writable(data.annotations)), part)
+
+
+def _writable(given: ad.AnnData) -> ad.AnnData:
+    """Those columns and entries that anndata can write."""
+    with h5py.File("trial", "w", driver="core", backing_store=False) as file:
+
+        def can_write(name: Any, value: Any) -> bool:
+            try:
+                write_elem(file, "trial", {name: value})
+            except Exception:  # h5py and anndata raise all kinds
+                return False
+            return True
+
+        obs, var = (
+            table[[c for c in table if can_write("x", table[[c]])]] for table in (given.obs, given.var)
+        )
+        maps = {"obsm": given.obsm, "varm": given.varm, "uns": given.uns}
+        others = {name: {k: v for k, v in m.items() if can_write(k, v)} for name, m in maps.items()}
+    return ad.AnnData(obs=obs, var=var, **others)
 
 
 def _merged(own: ad.AnnData, given: ad.AnnData) -> ad.AnnData:
@@ -139,30 +182,26 @@ def write_pictures(
     for draw in pictures:
         name = draw.__name__
         file = folder / f"{name}.png"
-        try:
+        with sparing(file, f"picture {name}"):
             figure = draw(results)
             if figure is None:
                 continue
-            figure.savefig(file, dpi=DPI)
-        except Exception as error:  # a fit must not be lost to it
-            if why_unwritable(error) is not None:
-                raise
-            file.unlink(missing_ok=True)
-            log.warning("picture %s is left out: %s", name, in_one_line(error))
-            continue
-        _log_figure(name, figure, file, loggers)
-        shown.append(Picture(*title_and_caption(draw), file.read_bytes()))
+            with whole_file(file) as part:
+                figure.savefig(part, dpi=DPI, format="png")
+            _log_figure(name, figure, file, loggers)
+            shown.append(Picture(*title_and_caption(draw), file.read_bytes()))
     return shown
 
 
 def _log_figure(name: str, figure: Figure, file: Path, loggers: Sequence[Logger]) -> None:
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure)
-        elif isinstance(logger, WandbLogger):
-            import wandb
+        with sparing(file, f"picture {name} in {type(logger).__name__}", keep=True):
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure(name, figure)
+            elif isinstance(logger, WandbLogger):
+                import wandb
 
-            logger.experiment.log({name: wandb.Image(str(file))})
+                logger.experiment.log({name: wandb.Image(str(file))})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

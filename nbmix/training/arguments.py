@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbmix.errors import InputError
+from nbmix.errors import InputError, did_you_mean
 from nbmix.models.base import MixtureModule
 from nbmix.models.restore import model_classes
 from nbmix.starts.base import Start
@@ -40,12 +40,13 @@ def model_of(name: str, common: Mapping[str, Any], own: Mapping[str, Any] | None
     """
     models = models_in_python()
     if name not in models:
-        raise InputError(f"model={name}: choose one of {', '.join(models)}")
+        raise InputError(f"model={name}: choose one of {', '.join(models)}{did_you_mean(name, models)}")
     kind, own = models[name], own or {}
     known = set(inspect.signature(kind).parameters) - {"gene_names"}
     if unknown := sorted(own.keys() - known):
         raise InputError(
             f"model_settings: model={name} has no {unknown[0]!r}; its settings are {', '.join(sorted(known))}"
+            f"{did_you_mean(unknown[0], known)}"
         )
     settings = {key: plain(value) for key, value in {**common, **own}.items() if key in known}
     return ModelArguments(kind, settings)
@@ -61,7 +62,10 @@ def start_of(start: str | Start) -> Start:
         return start
     known = named_starts()
     if start not in known:
-        raise InputError(f"start={start}: choose one of {', '.join(known)}, or an object of nbmix.starts")
+        near = did_you_mean(start, known)
+        raise InputError(
+            f"start={start}: choose one of {', '.join(known)}, or an object of nbmix.starts{near}"
+        )
     return known[start]()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from nbmix.data.module import CountsDataModule
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.models.restore import restore
 
+log = logging.getLogger(__name__)
+
+UNIT_RATIO = 30.0  # between medians of size factors: more is no difference in sequencing depth
 BATCHES_AT_ONCE = 256  # after which the memory of those that were joined is given back
 
 
@@ -80,4 +84,24 @@ def restore_for(checkpoint: Checkpoint, data: CountData, where: str) -> tuple[Mi
     there, here = align_to_genes(checkpoint.gene_names, data.gene_names, where)
     model.n_genes_missing = len(checkpoint.gene_names) - len(there)
     model.restrict_genes(there)
+    compare_size_factors(checkpoint.median_size_factor, data.size_factors, where)
+    if model.joins is None and model.mixture.settings.is_joined:
+        log.warning(
+            "%s: is of a fit that did not end, whose components are not joined to groups yet: each counts as "
+            "one; go on with the fit first",
+            where,
+        )
     return model, data.select_genes(here)
+
+
+def compare_size_factors(fitted: float, size_factors: np.ndarray, where: str) -> None:
+    """Warn where new cells' size factors seem to be in another unit than those of the fit."""
+    here = float(np.median(size_factors))
+    if here > 0 and fitted > 0 and not 1 / UNIT_RATIO < here / fitted < UNIT_RATIO:
+        log.warning(
+            "%s: size factors have a median of %.3g, those of the fit had %.3g: set size_factor_key to the "
+            "same kind of column as in the fit",
+            where,
+            here,
+            fitted,
+        )

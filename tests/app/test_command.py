@@ -10,6 +10,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from nbmix.app.command import TRACEBACK, is_bad_input, one_line, one_line_errors
 from nbmix.errors import InputError
+from tests.helpers.running import configure
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -106,3 +107,28 @@ def test_hydra_raises_to_us_and_children_do_not_inherit_it(monkeypatch):
         assert os.environ[TRACEBACK] == "1"
         with one_line_errors():
             assert TRACEBACK not in os.environ
+
+
+@pytest.mark.parametrize(
+    "words, near",
+    [
+        (["model.n_component=3"], "model.n_components"),
+        (["trainer.max_epoch=3"], "trainer.max_epochs"),
+        (["modl=em"], "model"),
+        (["sed=3"], "seed"),
+        (["model=emm"], "model=em"),
+        (["start=kmean"], "start=kmeans"),
+        (["m_step@model.m_step=newtn"], "m_step=newton"),
+    ],
+)
+def test_near_misses_are_named(words, near):
+    with pytest.raises(Exception) as error:
+        configure(*words)
+    assert is_bad_input(error.value)
+    assert one_line(error.value).endswith(f"; did you mean {near}?")
+
+
+def test_a_word_that_is_no_setting():
+    with pytest.raises(Exception) as error:
+        configure("data", "h5ad")
+    assert one_line(error.value).startswith("data: is no setting; write data=VALUE")

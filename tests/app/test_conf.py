@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -74,3 +75,13 @@ def test_amortized_sets_the_batch_size_of_every_data_set(data):
 def test_a_key_that_is_not_there_is_refused():
     with pytest.raises(ConfigCompositionException, match=r"model\.foo"):
         configure("model.foo=1")
+
+
+def test_help_names_what_can_be_chosen():
+    """Every choice of a group, but for files that only others are made of, and nothing else."""
+    template = OmegaConf.load(ROOT / "conf" / "config.yaml").hydra.help.template
+    named = dict(re.findall(r"^  ([\w@.]+) {2,}(\S.*)$", template, re.MULTILINE))
+    there = {"m_step@model.m_step": "m_step"}
+    for group, choices in named.items():
+        files = {file.stem for file in (ROOT / "conf" / there.get(group, group)).glob("*.yaml")}
+        assert set(choices.split(", ")) == files - {"zheng"}

@@ -350,7 +350,7 @@ def test_settings_that_do_not_fit_the_data(settings, words, tmp_path):
 def test_files_that_are_no_data(tmp_path):
     text = tmp_path / "text.h5ad"
     text.write_text("gene,cell\n1,2\n")
-    assert "is not an HDF5 file" in refused(tmp_path / "a", "data=h5ad", f"data.path={text}")
+    assert "is a table of text" in refused(tmp_path / "a", "data=h5ad", f"data.path={text}")
     missing = f"data.path={tmp_path}/none.h5ad"
     assert "no such file" in refused(tmp_path / "b", "data=h5ad", missing)
     assert "data.path is not set" in refused(tmp_path / "c", "data=h5ad")
@@ -423,7 +423,7 @@ def test_size_factors_in_another_unit_are_noticed(tmp_path, caplog):
         "data.size_factor_key=relative",
         NO_PICTURES,
     )
-    assert "set data.size_factor_key to the same kind of column as in the fit" in caplog.text
+    assert "set size_factor_key to the same kind of column as in the fit" in caplog.text
 
 
 @MODELS

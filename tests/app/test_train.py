@@ -6,6 +6,7 @@ import json
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
@@ -47,6 +48,31 @@ def test_the_folder_of_cell_ranger(tmp_path):
     folders = (f"data.path={tmp_path}/matrix", f"hydra.run.dir={tmp_path}/run")
     our_lines(train("data=tenx", "model.n_components=1-2", "logger=csv", *folders), log_lines=1)
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_odd_names_in_another_locale(tmp_path):
+    """A path that is no word of Hydra's, labels and genes that the locale cannot spell, and formulas."""
+    data, labels = small_data(), np.array(["T\u00e9 $x_{$", "_\u6570\u636e"])
+    obs = {"cell_type": labels[np.unique(data.labels, return_inverse=True)[1]]}
+    adata = ad.AnnData(data.counts, obs=pd.DataFrame(obs, index=data.cell_names))
+    adata.var_names = [f"\u00e9{name}" for name in data.gene_names]
+    adata.write_h5ad(tmp_path / "epoch=1, sample (1).h5ad")
+    locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_train(
+        *(
+            "data=h5ad",
+            f"data.path={tmp_path}/epoch=1, sample (1).h5ad",
+            "model.n_components=2",
+            "start=kmeans",
+        ),
+        *("evaluation.max_umap_cells=0", "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run"),
+        **locale,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out" not in done.stdout + done.stderr
+    assert (tmp_path / "run/report.html").is_file()
+    assert (tmp_path / "run/figures/component_label_table.png").is_file()
 
 
 def test_amortized_with_wandb_offline(tmp_path):

@@ -89,6 +89,7 @@ def test_the_largest_exact_count_passes_and_positions_stand_in_for_names():
     ("x", "what"),
     [
         (np.ones(3), "has shape (3,)"),
+        (np.ma.masked_equal(DENSE, 0), "has masked values"),
         (np.ones((0, 3)), "has no cells"),
         (sp.csr_matrix((3, 0)), "has no genes"),
         (np.array([["a", "b"]]), "holds values of type <U1"),

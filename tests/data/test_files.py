@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import h5py
@@ -100,6 +101,13 @@ def test_a_heap_that_has_no_end_is_found_wherever_it_is(tmp_path, place):
         check_heaps(path)
 
 
+def test_heaps_where_memory_cannot_be_given_back(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.delattr(mmap, "MADV_DONTNEED", raising=False)
+    (tmp_path / "heaps").write_bytes(heap((1, 5)))
+    check_heaps(tmp_path / "heaps")
+
+
 def matrix(indices: list[int], indptr: list[int], kind: type = np.int32) -> sp.csr_matrix:
     """(2, 3) with parts that SciPy has not looked at."""
     made = sp.csr_matrix((2, 3), dtype=np.float32)
@@ -112,8 +120,18 @@ def matrix(indices: list[int], indptr: list[int], kind: type = np.int32) -> sp.c
 
 
 def test_a_matrix_whose_parts_fit_together():
-    check_structure(matrix([0, 2, 1], [0, 2, 3]))
-    check_structure(matrix([0, 2, 1], [0, 2, 3]).tocsc())
+    for whole in (matrix([0, 2, 1], [0, 2, 3]), matrix([0, 2, 1], [0, 2, 3]).tocsc()):
+        assert check_structure(whole) is whole
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_unsigned_indices_become_signed(kind):
+    """As BPCells writes them."""
+    given = matrix([0, 2, 1], [0, 2, 3], kind)
+    checked = check_structure(given)
+    assert checked.indices.dtype.kind == checked.indptr.dtype.kind == "i"
+    np.testing.assert_array_equal(checked.toarray(), [[1, 0, 1], [0, 1, 0]])
+    assert given.indices.dtype == kind  # it is the caller's
 
 
 @pytest.mark.parametrize(
@@ -123,8 +141,8 @@ def test_a_matrix_whose_parts_fit_together():
         (matrix([0, -1, 1], [0, 2, 3]), "indices"),
         (matrix([], [0, 1, 0]), "indptr decreases"),
         (matrix([0, 1], [0, 2, 3]), "index"),
-        (matrix([0, 1, 2], [0, 2, 3], np.float64), "indices are no signed whole numbers"),
-        (matrix([0, 1, 2], [0, 2, 3], np.uint32), "indices are no signed whole numbers"),
+        (matrix([0, 1, 2], [0, 2, 3], np.float64), "no whole numbers"),
+        (matrix([0, 9, 2], [0, 2, 3], np.uint32), "indices must be < 3"),
     ],
 )
 def test_a_matrix_whose_parts_do_not(wrong, words):

@@ -177,3 +177,13 @@ def test_repeated_gene_names_are_numbered(caplog):
     assert data.gene_names.tolist() == ["CD3", "CD3-2", "CD3-1"]
     assert adata.var_names[1] == "CD3"
     assert "1 gene names are repeated" in caplog.text
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix])
+def test_counts_that_are_yet_to_be_computed(form):
+    """As anndata's lazy readers give them."""
+    array = pytest.importorskip("dask.array")
+    adata = example()
+    adata.X = array.from_array(DENSE, chunks=(2, -1)).map_blocks(form)
+    data = make_count_data(adata, where="adata", min_counts=0)
+    np.testing.assert_array_equal(data.counts.toarray(), DENSE)

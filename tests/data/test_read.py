@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import warnings
 from pathlib import Path
 
@@ -148,6 +149,10 @@ def write_text(path: Path) -> None:
     path.write_text("gene,cell\n1,2\n")
 
 
+def write_noise(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(200))
+
+
 def write_half(path: Path) -> None:
     adata = ad.AnnData(sp.random(50, 50, 0.5, format="csr", dtype=np.float32))
     adata.write_h5ad(path)
@@ -177,8 +182,9 @@ def write_obs_of_no_kind(path: Path) -> None:
     [
         (lambda path: None, "no such file; check the path"),
         (Path.mkdir, "is a folder; give the .h5ad file in it"),
-        (Path.touch, "is not an HDF5 file; give an .h5ad file"),
-        (write_text, "is not an HDF5 file; give an .h5ad file"),
+        (Path.touch, "is empty: get it again"),
+        (write_text, "is a table of text: make an .h5ad of it by anndata.AnnData(pandas.read_csv("),
+        (write_noise, "is not an HDF5 file; give an .h5ad file"),
         (write_half, "cannot be read (Unable to synchronously open file (truncated file"),
         (write_other_hdf5, "is HDF5 but no AnnData (no obs and var)"),
         (write_before_anndata_0_7, "dates from before anndata 0.7; rewrite it"),
@@ -304,3 +310,28 @@ def test_gene_symbols(adata, tmp_path):
     adata.write_h5ad(tmp_path / "b.h5ad")
     assert read_h5ad(tmp_path / "b.h5ad").gene_symbols is not None
     assert read_h5ad(tmp_path / "b.h5ad", gene_symbol_key=None).gene_labels[0] == "gene0"
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_indices_without_sign(path, backed):
+    """As BPCells, of Seurat 5, writes them."""
+    expected = read_h5ad(path, backed=backed).load()
+    with h5py.File(path, "r+") as file:
+        for name, kind in (("indices", "u4"), ("indptr", "u8")):
+            values = file[f"X/{name}"][()]
+            del file[f"X/{name}"]
+            file[f"X/{name}"] = values.astype(kind)
+    data = read_h5ad(path, backed=backed).load()
+    np.testing.assert_array_equal(data.counts.toarray(), expected.counts.toarray())
+
+
+def test_a_file_that_is_open_for_writing(path):
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as HDF5 does
+        with pytest.raises(InputError, match="open for writing in another program"):
+            read_h5ad(path)
+
+
+def test_a_path_in_the_home_folder(path, monkeypatch):
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert read_h5ad(f"~/{path.name}").n_cells == read_h5ad(path).n_cells

@@ -14,6 +14,7 @@ import pytest
 import scipy.io
 import scipy.sparse as sp
 
+from nbmix.data.counts import CountData
 from nbmix.data.module import from_tenx
 from nbmix.data.read import read_h5ad
 from nbmix.data.tenx import parse_library, read_table, read_tenx
@@ -62,6 +63,74 @@ def test_line_ends_of_windows(tmp_path):
     data = read_tenx(tmp_path / "v2")
     np.testing.assert_array_equal(data.counts.toarray(), counts())
     assert data.cell_names[0] == "AC0-1"
+
+
+def read_rewritten(folder: Path, version: int = 2, **changes) -> CountData:
+    """A folder whose files of some names are changed, each by a function of its text."""
+    write_tenx_folder(folder, version)
+    for file in folder.iterdir():
+        if change := changes.get(file.name.partition(".")[0]):
+            file.write_bytes(change(file.read_bytes()))
+    return read_tenx(folder)
+
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"genes": lambda b: b"gene_id\tgene_name\n" + b, "barcodes": lambda b: b'"x"\n' + b},
+        {"genes": lambda b: b + b"\n\n", "barcodes": lambda b: b + b"\r\n"},
+        {"barcodes": lambda b: b.replace(b"-1\n", b"-1\tsample 1\n")},
+        {name: lambda b: BYTE_ORDER_MARK + b for name in ("genes", "barcodes", "matrix")},
+        {"barcodes": lambda b: b.decode().encode("utf-16")},
+        {"barcodes": lambda b: b.replace(b"AC", b'"AC').replace(b"-1", b'-1"')},
+        {name: gzip.compress for name in ("genes", "barcodes", "matrix")},
+    ],
+    ids=["heads", "blank lines", "second column", "byte-order marks", "UTF-16", "quotes", "packed as .tsv"],
+)
+def test_tables_of_names_of_other_programs(tmp_path, changes):
+    data = read_rewritten(tmp_path / "v2", **changes)
+    np.testing.assert_array_equal(data.counts.toarray(), counts())
+    assert data.cell_names.tolist() == [f"AC{i}-1" for i in range(N_CELLS)]
+    assert data.gene_names.tolist() == [f"ENSG{j}" for j in range(N_GENES)]
+    assert data.gene_symbols is not None
+    assert data.gene_symbols.tolist() == [f"S{j}" for j in range(N_GENES)]
+
+
+def test_genes_by_name_alone(tmp_path):
+    data = read_rewritten(tmp_path / "v2", genes=lambda b: re.sub(rb"\t.*", b"", b))
+    assert data.gene_names.tolist() == [f"ENSG{j}" for j in range(N_GENES)]
+    assert data.gene_symbols is None
+
+
+def test_gz_that_is_not_packed(tmp_path):
+    data = read_rewritten(
+        tmp_path / "v3", 3, **dict.fromkeys(("features", "barcodes", "matrix"), gzip.decompress)
+    )
+    np.testing.assert_array_equal(data.counts.toarray(), counts())
+
+
+def test_cells_in_rows(tmp_path):
+    write_tenx_folder(tmp_path / "v2", version=2)
+    scipy.io.mmwrite(tmp_path / "v2/matrix.mtx", sp.coo_matrix(counts()), field="integer")
+    np.testing.assert_array_equal(read_tenx(tmp_path / "v2").counts.toarray(), counts())
+
+
+def test_a_folder_of_samples(tmp_path):
+    """As GEO has them: GSM1_matrix.mtx.gz."""
+    for sample, x in (("GSM1", counts()), ("GSM2", counts() + 1)):
+        write_tenx_folder(tmp_path / sample, x=sp.coo_matrix(x))
+        for file in list((tmp_path / sample).iterdir()):
+            file.rename(file.with_name(f"{sample}_{file.name}"))
+    np.testing.assert_array_equal(read_tenx(tmp_path / "GSM1").counts.toarray(), counts())
+    for file in list((tmp_path / "GSM2").iterdir()):
+        file.rename(tmp_path / "GSM1" / file.name)
+    with pytest.raises(InputError, match=r"several samples .*give the matrix\.mtx of one of them"):
+        read_tenx(tmp_path / "GSM1")
+    second = read_tenx(tmp_path / "GSM1/GSM2_matrix.mtx.gz")
+    np.testing.assert_array_equal(second.counts.toarray(), counts() + 1)
 
 
 @pytest.mark.parametrize("lines_at_once", [1, 3, 10**6])
@@ -178,10 +247,10 @@ def anndata_file(path: Path) -> None:
     ("write", "what"),
     [
         (lambda path: None, "no such file; check the path"),
-        (Path.touch, "is not an HDF5 file; give an .h5 file, or a folder, as Cell Ranger writes it"),
+        (Path.touch, "is empty: get it again"),
         (Path.mkdir, "is a folder without matrix.mtx or matrix.mtx.gz; give a folder as Cell Ranger"),
         (nested, "is a folder without matrix.mtx or matrix.mtx.gz; give the folder 'hg19' in it"),
-        (anndata_file, "is HDF5 but not as Cell Ranger writes it"),
+        (anndata_file, "is an .h5ad file: set data=h5ad"),
         (
             rewrite("barcodes.tsv", lambda t: t + "X-1\n"),
             "cannot be read (a matrix of (12, 7) for 13",
@@ -189,6 +258,18 @@ def anndata_file(path: Path) -> None:
         (
             rewrite("genes.tsv", lambda t: t + "ENSG9\tS9\n"),
             "cannot be read (a matrix of (12, 7) for 12",
+        ),
+        (
+            rewrite("genes.tsv", lambda t: t.replace("ENSG2\tS2", "ENSG2")),
+            "cannot be read ('ENSG2' has 1 columns, other genes 2)",
+        ),
+        (
+            rewrite("barcodes.tsv", lambda t: t.replace("AC3-1", "")),
+            "cannot be read (line 4 of a table of names has none)",
+        ),
+        (
+            rewrite("genes.tsv", lambda t: "0\t0\n" + t),
+            "cannot be read (a matrix of (12, 7) for 12 barcodes, 8 genes)",
         ),
         (
             rewrite("matrix.mtx", lambda t: t + "1 1 1\n"),

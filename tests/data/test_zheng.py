@@ -245,7 +245,7 @@ def swapped_crc() -> bytes:
             pack(members(COUNTS["b_cells"]) | {f"{FOLDER}/genes.tsv": b"ENSG1\tA\n"}),
             "is damaged (a matrix of (2, 3)",
         ),
-        (pack(members(COUNTS["b_cells"]) | {f"{FOLDER}/genes.tsv": b"A\nB\nC\n"}), "is damaged ("),
+        (pack(members(COUNTS["b_cells"]) | {f"{FOLDER}/genes.tsv": b"A\nB\n\nC\n"}), "is damaged ("),
     ],
 )
 def test_a_damaged_archive_is_never_recorded(server, tmp_path, content, what):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nbmix.data.read import read_h5ad
 from nbmix.output.pictures import component_sizes, n_components, objective_trace, reliability
 from nbmix.output.scores import score
-from nbmix.output.writing import write_json, write_outcome, write_pictures, write_result
+from nbmix.output.writing import sparing, write_json, write_outcome, write_pictures, write_result
 from nbmix.starts.choice import Choice
 from nbmix.starts.random import DirichletStart
 from tests.helpers.results import results_of
@@ -100,13 +101,16 @@ def test_result_file_passes_on_what_the_input_holds(tmp_path, backed):
 
 def test_a_fit_is_not_lost_to_what_cannot_be_written(results, tmp_path, caplog):
     data = results.data.data
-    obs = pd.DataFrame({"strange": [object()] * data.n_cells}, index=data.cell_names)
-    annotations = ad.AnnData(obs=obs, var=pd.DataFrame(index=data.gene_names))
+    obs = pd.DataFrame({"strange": [object()] * data.n_cells, "kept": 1}, index=data.cell_names)
+    annotations = ad.AnnData(obs=obs, var=pd.DataFrame(index=data.gene_names), uns={"a": (1, 2), "b": "kept"})
+    annotations.var["_index"] = 0  # as Seurat's converters have it
     made = results_of(replace(data, annotations=annotations))
     write_result(made, tmp_path / "result.h5ad")
-    assert "goes without what else the input holds, which cannot be written" in caplog.text
+    assert "goes without some of the input's fields (" in caplog.text
     result = ad.read_h5ad(tmp_path / "result.h5ad")
-    assert "strange" not in result.obs
+    assert "strange" not in result.obs and "_index" not in result.var
+    assert (result.obs["kept"] == 1).all()
+    assert sorted(result.uns) == ["b", "nbmix"]
     assert np.array_equal(result.obsm["X_nbmix"], made.responsibilities)
     assert result.obs["cell_type"].tolist() == data.labels.tolist()
 
@@ -198,3 +202,13 @@ def test_json_is_whole_or_not_there(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "new" / "a.json", {"b": object()})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": 1}
+
+
+def test_what_fails_is_left_out(tmp_path, caplog):
+    (tmp_path / "a.csv").write_text("of an earlier fit")
+    with sparing(tmp_path / "a.csv"):
+        raise ValueError("odd\nname")
+    assert "a.csv is left out: ValueError: odd name" in caplog.text
+    assert not (tmp_path / "a.csv").exists()
+    with pytest.raises(OSError), sparing(tmp_path / "b.csv"):
+        raise OSError(errno.ENOSPC, "No space left on device")

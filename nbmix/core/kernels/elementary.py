@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
 LOW_LEVELS = 20  # EXACT_COUNT of nbmix.core.special, which the compiler must see as a constant
 
+
+def _compiled(fastmath: set[str]) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator that compiles; the machine code is kept where numba finds a folder that can be written to."""
+
+    def compile_it(function: Callable[..., Any]) -> Any:
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # there is none, as in a container that is read-only
+            return numba.njit(**options)(function)
+
+    return compile_it
+
+
 # sums keep the order in which they are written; a product may be fused with the sum that it enters
-ordered = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+ordered = _compiled({"contract", "nsz"})
 
 # sums over a loop are taken in any order, so that they are vectorised
-reordered = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+reordered = _compiled({"contract", "nsz", "reassoc"})
 
 
 class LogBuffers(NamedTuple):

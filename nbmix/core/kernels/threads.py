@@ -18,7 +18,8 @@ class Helpers:
 
     def __init__(self) -> None:
         self.forget()
-        os.register_at_fork(after_in_child=self.forget)  # where they do not exist
+        if hasattr(os, "register_at_fork"):  # Windows has no forks
+            os.register_at_fork(after_in_child=self.forget)  # where they do not exist
 
     def forget(self) -> None:
         self._lock = Lock()

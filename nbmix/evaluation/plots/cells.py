@@ -246,7 +246,15 @@ def _mark(axes: Axes, points: NDArray, panel: _Panel) -> None:
     for k in np.unique(panel.codes):
         x, y = _fullest_place(points, points[panel.codes == k])
         box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": panel.colors[k]}
-        axes.text(x, y, panel.names[k], fontsize=6.5, ha="center", va="center", bbox={**box, "alpha": 0.85})
+        axes.text(
+            x,
+            y,
+            short_name(panel.names[k]),
+            fontsize=6.5,
+            ha="center",
+            va="center",
+            bbox={**box, "alpha": 0.85},
+        )
 
 
 def _fullest_place(points: NDArray, members: NDArray) -> NDArray:

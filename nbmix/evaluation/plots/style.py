@@ -27,10 +27,15 @@ def component_colors(n: int) -> list[str]:
 
 
 def short_name(name: object) -> str:
-    """The name with its middle left out where it is long: cell types often differ in their last word."""
-    text = str(name)
+    """The name with its middle left out where it is long: cell types often differ in their last word.
+
+    Matplotlib draws it as it stands: no dollar begins a formula, no first underscore hides it from legends,
+    and what cannot be printed is written out.
+    """
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
     head, tail = LONGEST_NAME // 2, LONGEST_NAME - LONGEST_NAME // 2 - 1
-    return text if len(text) <= LONGEST_NAME else f"{text[:head]}…{text[-tail:]}"
+    text = text if len(text) <= LONGEST_NAME else f"{text[:head]}…{text[-tail:]}"
+    return f"{' ' if text.startswith('_') else ''}{text}".replace("$", r"\$")
 
 
 def new_figure(width: float, height: float) -> Figure:

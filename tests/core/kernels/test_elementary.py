@@ -1,4 +1,4 @@
-"""ln(1 + x) against NumPy."""
+"""ln(1 + x) against NumPy, and how loops are compiled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from nbmix.core.kernels.elementary import log1p_and_share
+from nbmix.core.kernels.elementary import log1p_and_share, ordered, reordered
 
 
 def log1p_share(x):
@@ -40,3 +40,10 @@ def test_log1p_and_share_are_exact_to_a_few_ulp(x):
 def test_log1p_never_falls_as_its_argument_grows_by_more_than_its_rounding():
     x = np.geomspace(1e-20, 1e20, 100_001)
     assert (np.diff(log1p_share(x)[0]) > 0).all()
+
+
+@pytest.mark.parametrize("decorate", [ordered, reordered])
+def test_code_that_cannot_be_kept_is_compiled_all_the_same(decorate):
+    """As in a container that is read-only; numba has no place for code that is in no file either."""
+    twice = eval("lambda x: 2.0 * x")
+    assert decorate(twice)(1.5) == 3.0

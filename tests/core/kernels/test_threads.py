@@ -122,3 +122,13 @@ def test_ranges_cover_all_rows_once(more_threads, n_rows):
 
     over_rows(mark, n_rows, 4, seen)
     assert (seen == 1).all()
+
+
+def test_a_system_without_forks(monkeypatch):
+    """As Windows is."""
+    monkeypatch.delattr(os, "register_at_fork", raising=False)
+    torch.set_num_threads(2)
+    try:
+        assert in_threads(lambda i: i * i, 5, Helpers()) == [0, 1, 4, 9, 16]
+    finally:
+        torch.set_num_threads(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 
 from nbmix.evaluation.plots.style import (
@@ -50,3 +52,25 @@ def test_words_where_there_is_nothing_to_draw():
     assert texts(axes) == ["nothing"]
     assert not len(axes.get_xticks()) and not len(axes.get_yticks())
     assert_drawn(figure)
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("low ($) high ($$)", "low ($) high ($$)"),
+        ("$x_1$ cells", "$x_1$ cells"),
+        (r"\frac$\alpha{", r"\frac$\alpha{"),
+        ("_hidden", " _hidden"),
+        ("a\nb\x1b", r"a\nb\x1b"),
+        ("Té", "Té"),
+    ],
+)
+def test_names_are_drawn_as_they_stand(name, shown):
+    def pixels(text: str, parse_math: bool) -> np.ndarray:
+        figure = new_figure(3.0, 1.0)
+        figure.text(0.1, 0.5, text, parse_math=parse_math)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())
+
+    np.testing.assert_array_equal(pixels(short_name(name), True), pixels(shown, False))
