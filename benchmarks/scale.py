@@ -8,7 +8,8 @@ population of the file, or of a simulation where none is given. It is built once
     product          one product of the counts (torch CSR, float32, int32) with a dense (genes x K) matrix:
                      the unit of everything else
     plain, crossfit  parts of an EM iteration without and with cross-fitting ("iteration" is both)
-    fit              a whole default fit in Python, from its random starts to convergence
+    fit              a whole default fit in Python, from its random starts to groups of all cells
+    fit_unjoined     the same with one component for each group
     command          the same by the command line, with prediction, scores and pictures
     amortized_epoch  train.py model=amortized for a few epochs
     amortized_fit    train.py model=amortized as it is
@@ -43,6 +44,7 @@ MEASUREMENTS = (
     "plain",
     "crossfit",
     "fit",
+    "fit_unjoined",
     "command",
     "amortized_epoch",
     "amortized_fit",
@@ -65,8 +67,8 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         measured = measure_product(data, arguments)
     elif name == "bandwidth":
         measured = measure_bandwidth(data, arguments)
-    elif name == "fit":
-        measured = measure_fit(data, arguments)
+    elif name in ("fit", "fit_unjoined"):
+        measured = measure_fit(data, arguments, joined=name == "fit")
     else:
         measured = measure_iteration(data, name == "crossfit", arguments)
     return measured | {"read_seconds": reading, "data": sources.describe(data)}
@@ -138,21 +140,28 @@ def measure_iteration(data: Any, crossfit: bool, arguments: argparse.Namespace) 
     return timed
 
 
-def measure_fit(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A whole default fit of all cells, up to their clusters; labels are read by the score alone."""
+def measure_fit(data: Any, arguments: argparse.Namespace, *, joined: bool) -> dict[str, Any]:
+    """A whole fit of all cells, up to their clusters; labels are read by the score alone."""
+    from dataclasses import replace
+
     import numpy as np
     from sklearn.metrics import adjusted_rand_score
 
     from nbmix.core.em_loop import StoppingRule, run_em
-    from nbmix.core.settings import MixtureSettings
-    from nbmix.starts.base import new_mixture, prepare
+    from nbmix.core.joins import group_probabilities
+    from nbmix.core.settings import MixtureSettings, n_to_join
+    from nbmix.starts.base import join_evidence, new_mixture, prepare
     from nbmix.starts.random import RandomStart
 
-    settings = MixtureSettings(arguments.components)
+    n_groups = arguments.components
+    settings = MixtureSettings(n_groups)
+    if joined:
+        settings = MixtureSettings(n_to_join(n_groups), n_groups=n_groups, may_be_fewer=True)
     generator = np.random.default_rng(arguments.seed)
     clock = common.Clock(arguments.device)
     with clock("start"):
         start = RandomStart()(data, settings, generator)
+        settings = replace(settings, n_components=start.n_components)
     with clock("prepare"):
         basis, batches = prepare(data, settings.folds, generator, dtype=settings.torch_dtype)
         mixture = new_mixture(data, settings, basis, start).to(arguments.device)
@@ -168,6 +177,11 @@ def measure_fit(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     with clock("assign"):
         q, log_likelihood = common.responsibilities_of(mixture, batches, data.n_cells)
         assigned = q.argmax(1).numpy()
+    if settings.is_joined:
+        with clock("join"):
+            evidence = join_evidence(mixture, batches)
+            assert evidence is not None  # there are folds
+            assigned = group_probabilities(q.numpy(), evidence.tree().groups(n_groups)).argmax(1)
     seconds = {name: clock.seconds(name) for name in clock.wall}
     return {
         "seconds": seconds | {"total": sum(seconds.values())},
@@ -295,10 +309,12 @@ def rows(results: dict[str, dict[str, Any]]) -> list[list[Any]]:
             add("  first m step, once", result["first_m_step_seconds"])
             add("  prepare, once", result["prepare_seconds"])
             add("  read, once", result["read_seconds"])
-        elif name in ("fit", "scanpy"):
+        elif name in ("fit", "fit_unjoined", "scanpy"):
             seconds = result["seconds"]
             found = (
-                f"{result['iterations']} iterations" if name == "fit" else f"{result['n_clusters']} clusters"
+                f"{result['iterations']} iterations"
+                if name != "scanpy"
+                else f"{result['n_clusters']} clusters"
             )
             remark = found + ("" if result["ari"] is None else f", ARI {result['ari']:.3f}")
             add(f"{name}, without reading", seconds["total"], result, remark)
