@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         layer: str | None = None,
         size_factor_key: str | None = None,
         prior_key: str | None = None,
+        batch_key: str | Sequence[str] | None = None,
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.n_components = n_components
@@ -165,6 +166,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.layer = layer
         self.size_factor_key = size_factor_key
         self.prior_key = prior_key
+        self.batch_key = batch_key
         self.random_state = random_state
 
     def __sklearn_tags__(self) -> Tags:
@@ -511,6 +513,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
                 layer=self.layer,
                 size_factor_key=self.size_factor_key,
                 prior_key=self.prior_key,
+                batch_key=self.batch_key,
                 min_counts=0,
             )
             if reset:

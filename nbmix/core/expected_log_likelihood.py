@@ -76,6 +76,7 @@ class ExpectedLogLikelihood:
         """The problems of all components and genes, component by component."""
         n_genes, n_components, n_nodes = statistics.rate.shape
         levels = basis.levels
+        node = statistics.node if statistics.node.dim() == 3 else statistics.node[None]
         offset = torch.arange(n_components, device=levels.gene.device) * n_genes
         weight = levels.reaching(statistics.pair) * (levels.level > 0)[:, None]  # (low pairs, K)
         low, low_k = torch.nonzero(weight, as_tuple=True)
@@ -84,7 +85,7 @@ class ExpectedLogLikelihood:
         return cls(
             basis.nodes.log_nodes,
             statistics.rate.permute(2, 1, 0).reshape(n_nodes, -1),
-            statistics.node.T[:, :, None].expand(-1, -1, n_genes).reshape(n_nodes, -1),
+            node.permute(2, 1, 0).expand(-1, -1, n_genes).reshape(n_nodes, -1),
             levels.gene[low] + offset[low_k],
             levels.level[low],
             weight[low, low_k],
@@ -220,8 +221,9 @@ def expected_sums(
     prior: GenePrior | None = None,
 ) -> ExpectedSums:
     """What compiled loops take beside the components; nodes: (genes, padded) S_m."""
-    node = np.zeros((statistics.node.shape[0], nodes.shape[1]))
-    node[:, : statistics.node.shape[1]] = statistics.node.numpy()
+    of_genes = statistics.node if statistics.node.dim() == 3 else statistics.node[None]
+    node = np.zeros((*of_genes.shape[:2], nodes.shape[1]))
+    node[:, :, : of_genes.shape[2]] = of_genes.numpy()
     beliefs = np.zeros((4, levels.n_genes)) if prior is None else flat_prior(prior, 1).contiguous().numpy()
     rate, pair = (t.contiguous().numpy() for t in (statistics.rate, statistics.pair))
     return ExpectedSums(nodes, rate, node, pair, levels.places(), beliefs)

@@ -38,7 +38,8 @@ def moment_components(statistics: SufficientStatistics, basis: Basis, total_size
     """Weighted mean rate per gene, ln(sum q x / sum q s), with a common dispersion: where Newton begins."""
     counts = statistics.rate.sum(2).T.clamp(min=0)  # (K, genes)
     size = (statistics.node @ torch.exp(basis.nodes.log_nodes)).clamp(min=torch.finfo(torch.float64).tiny)
-    log_mean = torch.log(counts / size[:, None]).clamp(min=lowest_log_mean(total_size))
+    size = size.T if size.dim() == 2 else size[:, None]  # (K, genes or 1)
+    log_mean = torch.log(counts / size).clamp(min=lowest_log_mean(total_size))
     return Components(log_mean, torch.full_like(log_mean, START_LOG_INV_DISP))
 
 

@@ -63,16 +63,20 @@ class LikelihoodTables(NamedTuple):
 
 
 def likelihood_tables(
-    basis: Basis, log_mean: Tensor, log_inv_disp: Tensor, dtype: torch.dtype = torch.float32
+    basis: Basis,
+    log_mean: Tensor,
+    log_inv_disp: Tensor,
+    dtype: torch.dtype = torch.float32,
+    pair: Tensor | None = None,
 ) -> LikelihoodTables:
-    """Tabulate components (K, genes), for products that run in ``dtype``."""
+    """Tabulate components (K, genes), for products that run in ``dtype``; ``pair`` where it is known."""
     a, b = log_mean.detach().double(), log_inv_disp.detach().double()
     if a.device.type == "cpu":
         grown, zero = tabulate_nodes(nodes_of_genes(basis), basis.nodes.log_nodes.numel(), a, b)
     else:
         grown = node_softplus(basis.nodes, a.T, b.T)
         zero = torch.einsum("jkm,kj->km", grown, torch.exp(b))
-    pair = pair_table(basis.levels, b)
+    pair = pair_table(basis.levels, b) if pair is None else pair
     return LikelihoodTables(a.T.contiguous(), grown, pair, zero, largest_value(basis, a, b), dtype)
 
 

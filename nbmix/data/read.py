@@ -30,6 +30,7 @@ from nbmix.data.from_anndata import (
     SymbolKey,
     make_count_data,
 )
+from nbmix.data.origins import BatchKey
 from nbmix.errors import InputError
 
 RAW, RAW_ELEMENT = "raw.X", "raw/X"  # counts put aside before X was normalised: as data.layer, in the file
@@ -47,6 +48,7 @@ def read_h5ad(
     size_factor_key: SizeFactorKey = None,
     prior_key: PriorKey = None,
     gene_symbol_key: SymbolKey = DEFAULT_SYMBOL_KEY,
+    batch_key: BatchKey = None,
     min_counts: MinCounts = 1,
     populations: Annotated[Sequence[str] | str | None, Setting("labels of cells to keep; null: all")] = None,
     subsample: Subsample = None,
@@ -63,7 +65,7 @@ def read_h5ad(
 
     Args:
         path: the .h5ad file.
-        label_key, layer, size_factor_key, prior_key, gene_symbol_key: see ``make_count_data``.
+        label_key, layer, size_factor_key, prior_key, gene_symbol_key, batch_key: see ``make_count_data``.
         min_counts: over the picked cells.
         subsample: the cells drawn stay in file order.
         backed: the counts are checked; the file must hold them as CSR.
@@ -110,6 +112,7 @@ def read_h5ad(
                 size_factor_key=size_factor_key,
                 prior_key=prior_key,
                 gene_symbol_key=gene_symbol_key,
+                batch_key=batch_key,
                 min_counts=min_counts,
                 backed=counts,
                 others=others,

@@ -299,7 +299,8 @@ def compare_with_poisson(
     counts = statistics.rate.sum(2).T  # (K, genes)
     # ln s and s at the nodes, summed over the cells of a component
     constant = (statistics.rate @ nodes).T - _log_factorials(statistics, basis.levels)
-    size = (statistics.node @ torch.exp(nodes))[:, None]
+    size = statistics.node @ torch.exp(nodes)
+    size = size.T if size.dim() == 2 else size[:, None]  # (K, genes or 1)
     poisson = counts * begin.log_mean - size * torch.exp(begin.log_mean)
     return PoissonComparison(poisson + constant, fitted.curvature.value + constant)
 

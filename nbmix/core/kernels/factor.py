@@ -56,7 +56,7 @@ class LoadingProblem(NamedTuple):
         log_nodes: (nodes,) ln S_m.
         effects: (E, nodes) e, what the loadings multiply.
         rate: (genes, K, nodes) A.
-        node: (K, nodes) R.
+        node: (genes, K, nodes) R, or (1, K, nodes) where it is the same for all genes.
         precision: (E,) of the loadings around 0.
     """
 
@@ -85,6 +85,7 @@ def loading_rows(begin, end, a, b, problem, n_steps, v, out):
     reach, pulls, bends = np.empty(width), np.empty(width), np.empty(width)
     slope, hessian = np.empty(n_effects), np.empty((n_effects, n_effects))
     for j in range(begin, end):
+        at = j if node.shape[0] > 1 else 0
         for step in range(n_steps + 1):
             for m in range(width):
                 shift = log_nodes[m]
@@ -94,7 +95,7 @@ def loading_rows(begin, end, a, b, problem, n_steps, v, out):
                 pulls[m] = bends[m] = 0.0
             for k in range(n_components):
                 r = math.exp(b[k, j])
-                _loading_sums(math.exp(a[k, j]) / r, r, reach, rate[j, k], node[k], pulls, bends)
+                _loading_sums(math.exp(a[k, j]) / r, r, reach, rate[j, k], node[at, k], pulls, bends)
             for e in range(n_effects):
                 slope[e] = -precision[e] * v[j, e]
                 for m in range(width):

@@ -1,0 +1,233 @@
+"""The offsets of a mixture in all copies, and the statistics of its cells origin by origin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.offsets import (
+    FIRST_OFFSET_VARIANCE,
+    Loadings,
+    OriginMargins,
+    add_shifted_,
+    mean_offset,
+    offset_step,
+    offset_variance,
+    spanning_offsets,
+    zeros_of_genes,
+)
+from nbmix.core.parameters import Components
+from nbmix.core.statistics import SufficientStatistics
+
+
+class OfFolds(Protocol):
+    """Statistics of the cells of each fold, as ``nbmix.core.fold_statistics`` has them."""
+
+    def add(self, batch: CellBatch, responsibilities: Tensor) -> None: ...
+
+    def total(self) -> SufficientStatistics: ...
+
+    def without(self, fold: int, total: SufficientStatistics) -> SufficientStatistics: ...
+
+    def sum_over_ranks_(self, total: SufficientStatistics, fitters: Sequence[int]) -> None: ...
+
+
+class CopyParameters(NamedTuple):
+    """What the offsets of a copy are judged by: components (K, genes), and loadings where there are any."""
+
+    components: Components
+    loadings: Loadings | None = None
+
+
+@dataclass
+class _Collected:
+    """Statistics of one iteration.
+
+    Attributes:
+        basis: of the cells.
+        fit_basis: the same with nodes that reach as far as offsets.
+        make: empty statistics by fold.
+        by_origin: of origins that are not complete yet.
+        n_met: cells of each origin so far.
+        of_copy: what each copy may see of complete origins, every gene at nodes of its own.
+        information: (copies, origins, genes) on the offsets.
+    """
+
+    basis: Basis
+    fit_basis: Basis
+    make: Callable[[], OfFolds]
+    n_met: Tensor
+    information: Tensor
+    by_origin: dict[int, OfFolds] = field(default_factory=dict)
+    of_copy: dict[int, SufficientStatistics] = field(default_factory=dict)
+
+
+class OriginOffsets(nn.Module):
+    """Offsets d_gj of every copy of a mixture, see ``nbmix.core.offsets``.
+
+    What an origin's cells say is collected fold by fold. Once all of them have been met, every copy takes a
+    step on its offsets by those that it may see, and adds their statistics to its own, moved by the offsets:
+    so one origin at a time is in memory where its batches follow each other. Over several ranks all wait for
+    the M step.
+
+    Args:
+        folds: each has a copy that does not see it; 1: there are none.
+        has_whole: there is a copy of all cells, the last one; else there are folds alone.
+        n_levels: of axes that components share, see ``nbmix.core.factor``.
+
+    Attributes:
+        offsets: (copies, origins, genes) float64, natural logarithm.
+        variance: (copies, genes) float64, tau^2.
+        n_cells: (origins,) cells of the fit; None where nothing is fitted.
+        are_first: there are no components yet by which offsets could be judged.
+    """
+
+    offsets: Tensor
+    variance: Tensor
+
+    def __init__(
+        self, folds: int, n_origins: int, n_genes: int, *, has_whole: bool = True, n_levels: int = 1
+    ) -> None:
+        super().__init__()
+        n_copies = 1 if folds == 1 else folds + has_whole
+        self.folds, self.n_levels = folds, n_levels
+        self.register_buffer("offsets", torch.zeros(n_copies, n_origins, n_genes, dtype=torch.float64))
+        first = torch.full((n_copies, n_genes), FIRST_OFFSET_VARIANCE, dtype=torch.float64)
+        self.register_buffer("variance", first)
+        self.n_cells: Tensor | None = None
+        self.are_first = True
+        self._collected: _Collected
+
+    @property
+    def n_copies(self) -> int:
+        return self.offsets.shape[0]
+
+    @property
+    def n_origins(self) -> int:
+        return self.offsets.shape[1]
+
+    def without(self, copy: int) -> int | None:
+        """The fold that a copy does not see."""
+        return copy if self.folds > 1 and copy < self.folds else None
+
+    @property
+    def fit_basis(self) -> Basis:
+        """Of the statistics of the iteration."""
+        return self._collected.fit_basis
+
+    def of(self, copy: int, origin: int) -> Tensor | None:
+        """(genes,) offsets; None for cells of no origin."""
+        return None if origin < 0 else self.offsets[copy, origin]
+
+    def set(self, offsets: Tensor, variance: Tensor) -> None:
+        """The same offsets (origins, genes), and variances, for all copies."""
+        self.offsets.copy_(offsets.to(self.offsets).expand_as(self.offsets))
+        self.variance.copy_(variance.to(self.variance).expand_as(self.variance))
+        self.are_first = False
+
+    def restrict_genes(self, positions: Tensor) -> None:
+        """Keep the genes at ``positions`` alone."""
+        self.offsets, self.variance = self.offsets[..., positions], self.variance[:, positions]
+
+    def begin(self, margins: OriginMargins) -> None:
+        """First offsets of every copy, from responsibilities alone."""
+        for copy in range(self.n_copies):
+            offsets, variance = margins.first_offsets(self.without(copy))
+            self.offsets[copy], self.variance[copy] = offsets.to(self.offsets), variance.to(self.variance)
+        self.are_first = True
+
+    def reset(self, basis: Basis, make: Callable[[], OfFolds]) -> None:
+        """Forget the statistics of the last iteration."""
+        reaching = basis._replace(nodes=spanning_offsets(basis.nodes, self.offsets))
+        n_met = torch.zeros(self.n_origins, dtype=torch.int64)
+        information = torch.zeros_like(self.offsets, device="cpu")
+        self._collected = _Collected(basis, reaching, make, n_met, information)
+
+    def add(self, batch: CellBatch, q: Tensor, parameters: Callable[[int], CopyParameters]) -> None:
+        """Add cells of one origin; ``parameters`` of a copy are what its offsets are judged by."""
+        if not 0 <= batch.origin < self.n_origins:
+            raise ValueError(f"a batch of origin {batch.origin} in a fit of {self.n_origins} origins")
+        now = self._collected
+        if batch.origin not in now.by_origin:
+            now.by_origin[batch.origin] = now.make()
+        now.by_origin[batch.origin].add(batch, q)
+        now.n_met[batch.origin] += batch.n_cells
+        if self.n_cells is not None and now.n_met[batch.origin] == self.n_cells[batch.origin]:
+            raw = now.by_origin.pop(batch.origin)
+            self._finish(batch.origin, raw, raw.total(), range(self.n_copies), parameters)
+
+    def finish(
+        self,
+        parameters: Callable[[int], CopyParameters],
+        copies: Sequence[int],
+        fitters: Sequence[int] | None = None,
+    ) -> None:
+        """Bring in all origins that still wait.
+
+        Args:
+            parameters: of each copy.
+            copies: that this rank fits.
+            fitters: the rank that fits each copy, where there are several.
+        """
+        now = self._collected
+        for origin in range(self.n_origins):
+            raw = now.by_origin.pop(origin, None)
+            if raw is None and fitters is None:
+                continue
+            raw = now.make() if raw is None else raw
+            total = raw.total()
+            if fitters is not None:
+                raw.sum_over_ranks_(total, fitters)
+            self._finish(origin, raw, total, copies, parameters)
+        for copy in copies:
+            if not self.are_first:
+                self.variance[copy] = offset_variance(
+                    self.offsets[copy], now.information[copy].to(self.offsets), self.variance[copy]
+                )
+        self.are_first = False
+
+    def seen(self, copy: int) -> SufficientStatistics:
+        """What a copy may see, of all origins, every gene at nodes of its own; it is handed over."""
+        found, device = self._collected.of_copy.pop(copy), self.offsets.device
+        return SufficientStatistics(*(t.to(device) for t in found.tensors()))
+
+    def centre(self, copy: int) -> Tensor:
+        """Take the mean over cells off the offsets of a copy, and return it, (genes,)."""
+        assert self.n_cells is not None
+        mean = mean_offset(self.offsets[copy], self.n_cells.to(self.offsets.device))
+        self.offsets[copy] -= mean
+        return mean
+
+    def _finish(
+        self,
+        origin: int,
+        raw: OfFolds,
+        total: SufficientStatistics,
+        copies: Sequence[int],
+        parameters: Callable[[int], CopyParameters],
+    ) -> None:
+        now = self._collected
+        nodes, to_nodes = now.basis.nodes.to("cpu"), now.fit_basis.nodes.to("cpu")
+        for copy in copies:
+            fold = self.without(copy)
+            seen = total if fold is None else raw.without(fold, total)
+            seen = SufficientStatistics(*(t.cpu() for t in seen.tensors()))
+            offset = self.offsets[copy, origin].cpu()
+            if not self.are_first:
+                components, loadings = parameters(copy)
+                if loadings is None:
+                    loadings = Loadings.none(offset.numel(), nodes.log_nodes.numel())
+                of_copy = Components(*(t.cpu() for t in components))
+                offset, information = offset_step(
+                    seen, nodes, of_copy, offset, self.variance[copy].cpu(), loadings
+                )
+                self.offsets[copy, origin] = offset.to(self.offsets)
+                now.information[copy, origin] = information
+            if copy not in now.of_copy:
+                now.of_copy[copy] = zeros_of_genes(seen, self.n_levels * to_nodes.log_nodes.numel())
+            add_shifted_(now.of_copy[copy], seen, offset, nodes, to_nodes, self.n_levels)
