@@ -15,8 +15,8 @@ from nbmix.errors import InputError
 BatchKey = Annotated[
     str | Sequence[str] | None,
     Setting(
-        "column of obs with the batch, donor or protocol of each cell, whose effects on genes are part of the "
-        "model; several: each combination of their values is one; null: none"
+        "column of obs with the batch, donor or protocol of each cell, in which genes have offsets; "
+        "several: each combination of values is a batch; null: none"
     ),
 ]
 
@@ -51,15 +51,16 @@ def _read_column(obs: pd.DataFrame, where: str, key: str) -> list[str]:
     column, field = obs[key], f"{where}: obs[{key!r}]"
     if missing := int(column.isna().sum()):
         raise InputError(
-            f"{field} misses the batch of {missing} of {len(column)} cells; name it, drop these cells, or set "
-            "data.batch_key=null"
+            f"{field} misses the batch of {missing} of {len(column)} cells; name it, drop these cells, or "
+            "set data.batch_key=null"
         )
     if pd.api.types.is_float_dtype(column):
         values = column.to_numpy(np.float64)
-        if (values != np.round(values)).any():
+        measured = values[values != np.round(values)]
+        if measured.size:
             raise InputError(
-                f"{field} holds measured numbers (such as {values[values != np.round(values)][0]:g}); a batch is "
-                "a name: make classes of them, or choose another column for data.batch_key"
+                f"{field} holds measured numbers (such as {measured[0]:g}); a batch is a name: make "
+                "classes of them, or choose another column for data.batch_key"
             )
         column = column.astype(np.int64)
     return column.astype(str).tolist()
@@ -73,15 +74,15 @@ def check_origins(data: CountData) -> None:
     names = data.origin_names
     if len(names) == 1:
         raise InputError(
-            f"data.batch_key: all {data.n_cells} cells are of one batch, {names[0]!r}; set data.batch_key=null"
+            f"data.batch_key: all {data.n_cells} cells are of one batch, {names[0]!r}; set it to null"
         )
     if len(names) * CELLS_A_BATCH > data.n_cells:
         raise InputError(
-            f"data.batch_key: makes {len(names)} batches of {data.n_cells} cells; a batch is of many cells, such "
-            "as a donor, a run or a protocol: choose another column"
+            f"data.batch_key: makes {len(names)} batches of {data.n_cells} cells; a batch is of many cells, "
+            "such as a donor, a run or a protocol: choose another column"
         )
     if few := [name for name, n in zip(names, n_cells, strict=True) if n < FEWEST_CELLS]:
         raise InputError(
-            f"data.batch_key: {len(few)} of {len(names)} batches have a single cell (such as {few[0]!r}), which "
-            "cannot be told from what is particular to its batch; drop these cells, or join batches"
+            f"data.batch_key: {len(few)} of {len(names)} batches have a single cell (such as {few[0]!r}), "
+            "which cannot be told from what is particular to its batch; drop these cells, or join batches"
         )

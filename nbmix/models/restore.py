@@ -67,9 +67,9 @@ def check_resumable(checkpoint: Checkpoint, model: MixtureModule, data: CountsDa
             f"{len(model.gene_names)} of the data; {advice}"
         )
     if checkpoint.origin_names != model.origin_names:
+        theirs, ours = (", ".join(n) or "none" for n in (checkpoint.origin_names, model.origin_names))
         raise InputError(
-            f"{where}: was fitted with the batches {', '.join(checkpoint.origin_names) or 'none'}, the data has "
-            f"{', '.join(model.origin_names) or 'none'} (data.batch_key); {advice}"
+            f"{where}: was fitted with batches {theirs}; the data has {ours} (data.batch_key); {advice}"
         )
     other = [
         f"model.{name}={value}"

@@ -42,8 +42,8 @@ def k_means(
         n_clusters: at most; fewer distinct cells leave some empty.
         seed: of the centres.
         origins: (cells,) batches that shift all clusters alike; k-means and least squares take turns.
-        apart: begin at no shift, so that clusters may tell origins apart; else at the origins' means, which is
-            off where kinds are in other shares.
+        apart: begin at no shift, so that clusters may tell origins apart; else at the origins' means, which
+            are off where kinds are in other shares.
     """
     means = KMeans(n_clusters, n_init=1, random_state=seed)
     with warnings.catch_warnings():
