@@ -250,5 +250,7 @@ class CellBatch:
 
 
 def nodes_of_genes(basis: Basis) -> np.ndarray:
-    """(genes, padded) S_m, the same for all genes, as compiled loops take them."""
+    """(genes, padded) S_m, the same for all genes unless they have their own, as compiled loops take them."""
+    if basis.nodes.log_nodes.dim() == 2:
+        return padded_nodes(basis.nodes.log_nodes)
     return np.tile(padded_nodes(basis.nodes.log_nodes), (basis.levels.n_genes, 1))

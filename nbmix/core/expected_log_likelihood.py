@@ -50,7 +50,7 @@ class ExpectedLogLikelihood:
     """Q of many (gene, component) problems laid out flat, so that converged ones can be dropped.
 
     Attributes:
-        log_nodes: (nodes,).
+        log_nodes: (nodes, 1), or (nodes, problems) where genes have nodes of their own.
         rate, node: (nodes, problems) A_m and R_m.
         low_at, low_level, low_weight: the levels t with a weight: their problem, t, and total weight of
             counts above t.
@@ -82,8 +82,9 @@ class ExpectedLogLikelihood:
         low, low_k = torch.nonzero(weight, as_tuple=True)
         high_weight = statistics.pair[levels.n_low :]
         high, high_k = torch.nonzero(high_weight, as_tuple=True)
+        log_nodes = basis.nodes.log_nodes
         return cls(
-            basis.nodes.log_nodes,
+            log_nodes[:, None] if log_nodes.dim() == 1 else log_nodes.T.repeat(1, n_components),
             statistics.rate.permute(2, 1, 0).reshape(n_nodes, -1),
             node.permute(2, 1, 0).expand(-1, -1, n_genes).reshape(n_nodes, -1),
             levels.gene[low] + offset[low_k],
@@ -108,7 +109,7 @@ class ExpectedLogLikelihood:
             return torch.cat(of_parts, dim)
 
         return cls(
-            first.log_nodes,
+            first.log_nodes if first.log_nodes.shape[1] == 1 else along("log_nodes", 1),
             along("rate", 1),
             along("node", 1),
             along("low_at", shifted=True),
@@ -136,7 +137,7 @@ class ExpectedLogLikelihood:
         place = torch.cumsum(keep, 0) - 1
         low, high = keep[self.low_at], keep[self.high_at]
         return ExpectedLogLikelihood(
-            self.log_nodes,
+            self.log_nodes if self.log_nodes.shape[1] == 1 else self.log_nodes[:, keep],
             self.rate[:, keep],
             self.node[:, keep],
             place[self.low_at[low]],
@@ -156,7 +157,7 @@ class ExpectedLogLikelihood:
         """Q with its gradient and Hessian in (a, b) at flat ``log_mean``, ``log_inv_disp`` (problems,)."""
         a, b = log_mean, log_inv_disp
         r = torch.exp(b)
-        z = self.log_nodes[:, None] + (a - b)  # (nodes, problems)
+        z = self.log_nodes + (a - b)  # (nodes, problems)
         grown, share = softplus(z, threshold=WIDEST_SOFTPLUS), torch.sigmoid(z)
         zeros = r * self.node
         both = self.rate + zeros

@@ -297,7 +297,7 @@ class FactorMixture:
         return SufficientStatistics(rate, seen.pair, node, seen.weight)
 
     def grid(self) -> tuple[Tensor, Tensor]:
-        """At each of the L M nodes: ln S_m, and (1 + axes, ...) what the loadings multiply."""
+        """At each of the L M nodes: ln S_m, and (1 + axes, ...) what loadings multiply; or of each gene."""
         return self._grid(self._fit_basis)
 
     @property
@@ -306,16 +306,21 @@ class FactorMixture:
         return self.basis if self.origins is None else self.origins.fit_basis
 
     def _grid(self, basis: Basis) -> tuple[Tensor, Tensor]:
-        log_nodes = basis.nodes.log_nodes
-        depth = log_nodes - self.log_centre  # (nodes,) ln(S_m / s_0)
-        axes = self.levels.T.repeat_interleave(len(log_nodes), 1)
-        return log_nodes.repeat(self.n_levels), torch.cat([depth.repeat(self.n_levels)[None], axes])
+        log_nodes = basis.nodes.log_nodes  # (nodes,), or (genes, nodes)
+        axes = self.levels.T.repeat_interleave(log_nodes.shape[-1], 1)
+        log_nodes = torch.cat([log_nodes] * self.n_levels, -1)
+        depth = (log_nodes - self.log_centre)[..., None, :]  # ln(S_m / s_0)
+        effects = torch.cat([depth, axes.expand(*log_nodes.shape[:-1], -1, -1)], -2)
+        return log_nodes, effects
 
     def fit_loadings(self, seen: SufficientStatistics, copy: FactorCopy) -> FactorCopy:
         """``LOADING_STEPS`` of Newton on the loadings given the components; then the loadings' variances."""
         v, bend = copy.loadings.clone(), torch.empty_like(copy.loadings)
-        node = seen.node if seen.node.dim() == 3 else seen.node[None]
-        parts = (*self.grid(), seen.rate, node, 1 / copy.loading_variance)
+        log_nodes, effects = self.grid()
+        of_genes = (log_nodes, effects, seen.rate, seen.node)
+        if log_nodes.dim() == 1:
+            of_genes = (log_nodes[None], effects[None], seen.rate, seen.node[None])
+        parts = (*of_genes, 1 / copy.loading_variance)
         problem = LoadingProblem(*(t.contiguous().numpy() for t in parts))
         a, b = (t.contiguous().numpy() for t in copy.components)
         arguments = (a, b, problem, LOADING_STEPS, v.numpy(), bend.numpy())
@@ -327,7 +332,8 @@ class FactorMixture:
 
     def _fit_components(self, seen: SufficientStatistics, copy: FactorCopy) -> FactorCopy:
         log_nodes, effects = self.grid()
-        nodes = padded_nodes(log_nodes + copy.loadings @ effects)
+        moved = (copy.loadings[:, None] @ effects)[:, 0] if effects.dim() == 3 else copy.loadings @ effects
+        nodes = padded_nodes(log_nodes + moved)
         levels, total_size = self.basis.levels, self.total_size
         fitted = self.components_m_step.solve(seen, levels, nodes, copy.components, total_size, copy.prior)
         return replace(copy, components=fitted.components, prior=update_prior(fitted, copy.prior))

@@ -22,6 +22,7 @@ Every cross-fitting copy has offsets of its own, fitted without its fold, so tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,10 +32,10 @@ import torch
 from torch import Tensor
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.kernels.blocks import GENES_AT_ONCE
+from nbmix.core.kernels.blocks import GENES_AT_ONCE, LANES
 from nbmix.core.kernels.offsets import OffsetProblem, offset_rows, shifted_rows
 from nbmix.core.kernels.threads import over_rows
-from nbmix.core.nodes import SizeFactorNodes
+from nbmix.core.nodes import SizeFactorNodes, fewest_nodes
 from nbmix.core.parameters import START_LOG_INV_DISP, Components
 from nbmix.core.prior import mean_variance
 from nbmix.core.statistics import SufficientStatistics
@@ -43,21 +44,29 @@ FIRST_OFFSET_VARIANCE = 0.1  # of ln expression between origins
 
 LARGEST_OFFSET = 3.0  # twenty-fold; nodes have to reach as far
 
-LONGEST_OFFSET_STEP = 0.5  # of Newton, at once
+LONGEST_OFFSET_STEP = 0.3  # of Newton, at once
+
+LONGEST_FIRST_STEP = 0.5
 
 LEAST_OFFSET_VARIANCE = 1e-6
 
-NODE_TOLERANCE_OF_OFFSETS = 1e-4  # relative, of nodes that are as far apart as offsets; for M steps alone
+NODE_TOLERANCE_OF_OFFSETS = 1e-3  # relative, for M steps alone
 
-ROUNDS_OF_FIRST = 20  # between means and offsets, which cost nothing beside a pass over the cells
+ROUNDS_OF_FIRST = 10  # between means and offsets, which cost nothing beside a pass over the cells
 
 
 def spanning_offsets(nodes: SizeFactorNodes, offsets: Tensor) -> SizeFactorNodes:
-    """Nodes that reach wherever those of the size factor are moved by offsets, and by a step from there."""
-    least, most = float(offsets.min()) - LONGEST_OFFSET_STEP, float(offsets.max()) + LONGEST_OFFSET_STEP
-    ends = torch.stack([nodes.log_nodes.min() + least, nodes.log_nodes.max() + most]).cpu()
-    spanning = SizeFactorNodes.spanning(torch.exp(ends).numpy(), NODE_TOLERANCE_OF_OFFSETS)
-    return spanning.to(nodes.log_nodes.device)
+    """Every gene's nodes, as far as offsets (..., genes) and a step from there move those of the size factor.
+
+    There are as many as the typical gene needs, and as vector registers take at once; a gene that differs by
+    large factors has them farther apart.
+    """
+    of_gene = offsets.flatten(0, -2)
+    low = nodes.log_nodes.min() + of_gene.min(0).values - LONGEST_OFFSET_STEP
+    high = nodes.log_nodes.max() + of_gene.max(0).values + LONGEST_OFFSET_STEP
+    half = float((high - low).median()) / 2
+    n_nodes = fewest_nodes(math.ceil(half * 32) / 32, NODE_TOLERANCE_OF_OFFSETS)
+    return SizeFactorNodes.of_genes(low.cpu(), high.cpu(), -(-n_nodes // LANES) * LANES)
 
 
 class Loadings(NamedTuple):
@@ -118,10 +127,10 @@ def offset_step(
     return FittedOffset(found, information)
 
 
-def zeros_of_genes(seen: SufficientStatistics, n_nodes: int) -> SufficientStatistics:
-    """Zeros of the shapes of ``seen``, with ``n_nodes`` nodes of every gene's own; on the CPU."""
+def room_of_genes(seen: SufficientStatistics, n_nodes: int) -> SufficientStatistics:
+    """Room for sums like ``seen``, with ``n_nodes`` nodes of every gene's own; on the CPU."""
     n_genes, n_components, _ = seen.rate.shape
-    make = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
+    make = lambda *shape: torch.empty(*shape, dtype=torch.float64)  # noqa: E731
     shape = (n_genes, n_components, n_nodes)
     return SufficientStatistics(make(shape), make(seen.pair.shape), make(shape), make(n_components))
 
@@ -132,22 +141,30 @@ def add_shifted_(
     offset: Tensor,
     nodes: SizeFactorNodes,
     to_nodes: SizeFactorNodes,
+    *,
     n_levels: int = 1,
+    is_first: bool = False,
 ) -> None:
     """Add the statistics of an origin with these offsets (genes,) to those of all origins, on the CPU.
 
     Args:
-        total: at ``to_nodes``, every gene's own (``zeros_of_genes``).
+        total: at ``to_nodes``, every gene's own (``room_of_genes``).
         seen: at ``nodes``.
+        is_first: what is in ``total`` is of no account.
     """
     of_nodes, of_seen, of_total = (
         tuple(t.contiguous().numpy() for t in tensors)
-        for tensors in ((nodes.log_nodes, *to_nodes), (seen.rate, seen.node), (total.rate, total.node))
+        for tensors in ((nodes.log_nodes, *to_nodes), (seen.rate, seen.node[None]), (total.rate, total.node))
     )
     moved = offset.double().contiguous().numpy()
-    over_rows(shifted_rows, moved.size, GENES_AT_ONCE, moved, of_nodes, n_levels, of_seen, of_total)
-    total.pair += seen.pair
-    total.weight += seen.weight
+    arguments = (moved, of_nodes, n_levels, is_first, of_seen, of_total)
+    over_rows(shifted_rows, moved.size, GENES_AT_ONCE, *arguments)
+    if is_first:
+        total.pair.copy_(seen.pair)
+        total.weight.copy_(seen.weight)
+    else:
+        total.pair += seen.pair
+        total.weight += seen.weight
 
 
 def mean_offset(offsets: Tensor, n_cells: Tensor) -> Tensor:
@@ -236,7 +253,7 @@ class OriginMargins:
             information = expected * share
             slope = (counts - expected) * share - offsets / variance
             step = slope / (information + 1 / variance)
-            offsets = offsets + step.clamp(-LONGEST_OFFSET_STEP, LONGEST_OFFSET_STEP)
+            offsets = offsets + step.clamp(-LONGEST_FIRST_STEP, LONGEST_FIRST_STEP)
             offsets = offsets.clamp(-LARGEST_OFFSET, LARGEST_OFFSET)
             variance = offset_variance(offsets, information, variance)
             offsets = offsets - mean_offset(offsets, n_cells)

@@ -18,8 +18,8 @@ from nbmix.core.offsets import (
     mean_offset,
     offset_step,
     offset_variance,
+    room_of_genes,
     spanning_offsets,
-    zeros_of_genes,
 )
 from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
@@ -102,6 +102,7 @@ class OriginOffsets(nn.Module):
         self.n_cells: Tensor | None = None
         self.are_first = True
         self._collected: _Collected
+        self._room: dict[int, SufficientStatistics] = {}  # of the last iteration: new memory costs more
 
     @property
     def n_copies(self) -> int:
@@ -192,8 +193,9 @@ class OriginOffsets(nn.Module):
         self.are_first = False
 
     def seen(self, copy: int) -> SufficientStatistics:
-        """What a copy may see, of all origins, every gene at nodes of its own; it is handed over."""
+        """What a copy may see, of all origins, every gene at nodes of its own; until the next iteration."""
         found, device = self._collected.of_copy.pop(copy), self.offsets.device
+        self._room[copy] = found
         return SufficientStatistics(*(t.to(device) for t in found.tensors()))
 
     def centre(self, copy: int) -> Tensor:
@@ -228,6 +230,11 @@ class OriginOffsets(nn.Module):
                 )
                 self.offsets[copy, origin] = offset.to(self.offsets)
                 now.information[copy, origin] = information
-            if copy not in now.of_copy:
-                now.of_copy[copy] = zeros_of_genes(seen, self.n_levels * to_nodes.log_nodes.numel())
-            add_shifted_(now.of_copy[copy], seen, offset, nodes, to_nodes, self.n_levels)
+            is_first = copy not in now.of_copy
+            if is_first:
+                shape = (*seen.rate.shape[:2], self.n_levels * to_nodes.log_nodes.shape[1])
+                room = self._room.pop(copy, None)
+                fits = room is not None and room.rate.shape == shape
+                now.of_copy[copy] = room if fits else room_of_genes(seen, shape[2])
+            sums = now.of_copy[copy]
+            add_shifted_(sums, seen, offset, nodes, to_nodes, n_levels=self.n_levels, is_first=is_first)

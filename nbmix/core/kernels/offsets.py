@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nbmix.core.kernels.blocks import LANES
 from nbmix.core.kernels.elementary import ordered, reordered
 
 
@@ -34,14 +35,14 @@ class OffsetProblem(NamedTuple):
 
 
 @reordered
-def _sums(rho, r, reach, rate, node):
+def _sums(j, k, rho, r, reach, rate, node):
     """Over the nodes: A - (A + r R) share, and (A + r R) share (1 - share)."""
     pull = bend = 0.0
     for m in range(reach.size):
         x = reach[m] * rho
         share = x / (1.0 + x)
-        both = (rate[m] + r * node[m]) * share
-        pull += rate[m] - both
+        both = (rate[j, k, m] + r * node[k, m]) * share
+        pull += rate[j, k, m] - both
         bend += both * (1.0 - share)
     return pull, bend
 
@@ -70,7 +71,7 @@ def offset_rows(begin, end, a, b, problem, offset, information):
         slope = bend = 0.0
         for k in range(n_components):
             r = math.exp(b[k, j])
-            pull, curved = _sums(math.exp(a[k, j]) / r, r, reach, rate[j, k], node[k])
+            pull, curved = _sums(j, k, math.exp(a[k, j]) / r, r, reach, rate, node)
             slope += pull
             bend += curved
         information[j] = max(bend, 0.0) * effect * effect
@@ -79,46 +80,72 @@ def offset_rows(begin, end, a, b, problem, offset, information):
 
 
 @ordered
-def _interpolation(at, log_nodes, barycentric, out):
-    """Weights (nodes,) that interpolate to ``at``."""
+def _interpolation(at, j, log_nodes, barycentric, row, out):
+    """Weights that interpolate between the nodes of gene j to ``at``, into a row of ``out``."""
     total = 0.0
-    for m in range(log_nodes.size):
-        gap = at - log_nodes[m]
+    for m in range(barycentric.size):
+        gap = at - log_nodes[j, m]
         if gap == 0.0:
-            out[:] = 0.0
-            out[m] = 1.0
+            for other in range(barycentric.size):
+                out[row, other] = 1.0 if other == m else 0.0
             return
-        out[m] = barycentric[m] / gap
-        total += out[m]
-    for m in range(log_nodes.size):
-        out[m] /= total
+        out[row, m] = barycentric[m] / gap
+        total += out[row, m]
+    scale = 1.0 / total
+    for m in range(barycentric.size):
+        out[row, m] *= scale
 
 
 @ordered
-def shifted_rows(begin, end, offset, nodes, n_levels, seen, total):
+def shifted_rows(begin, end, offset, nodes, n_levels, is_first, seen, total):
     """Add the statistics of the genes begin..end, with nodes moved by their offsets, at other nodes.
 
-    offset: (genes,). nodes: (M,) ln S_m, and of the other N their logarithms and barycentric weights. seen:
-    A (genes, K, L M) and R (K, L M). total: both (genes, K, L N).
+    offset: (genes,). nodes: (M,) ln S_m, (genes, N) the logarithms of the other ones, N a
+    multiple of LANES, and (N,) their barycentric weights. is_first: set, do not add. seen: A (genes, K, L M) and R (1, K, L M). total: both (genes, K, L N).
     """
     log_nodes, to_nodes, barycentric = nodes
     rate, node = seen
     to_rate, to_node = total
-    n_from, n_to, n_components = log_nodes.size, to_nodes.size, node.shape[0]
+    n_from, n_to, n_components = log_nodes.size, barycentric.size, rate.shape[1]
     weights = np.empty((n_from, n_to))
     for j in range(begin, end):
         for m in range(n_from):
-            _interpolation(log_nodes[m] + offset[j], to_nodes, barycentric, weights[m])
+            _interpolation(log_nodes[m] + offset[j], j, to_nodes, barycentric, m, weights)
         counted = 0.0
         for k in range(n_components):
             for m in range(rate.shape[2]):
                 counted += abs(rate[j, k, m])
-        for k in range(n_components):
-            for at in range(n_levels):
-                for m in range(n_from):
-                    of_zeros, of_counts = node[k, at * n_from + m], rate[j, k, at * n_from + m]
-                    for n in range(n_to):
-                        to_node[j, k, at * n_to + n] += of_zeros * weights[m, n]
-                    if counted > 0.0:
-                        for n in range(n_to):
-                            to_rate[j, k, at * n_to + n] += of_counts * weights[m, n]
+            if is_first:
+                to_rate[j, k, :] = 0.0
+                to_node[j, k, :] = 0.0
+        for part in range(n_components * n_levels):
+            k, first, to = part // n_levels, part % n_levels * n_from, part % n_levels * n_to
+            for n in range(0, n_to, LANES):
+                _add_lanes(weights, n, node, 0, k, first, to_node, j, to)
+                if counted > 0.0:
+                    _add_lanes(weights, n, rate, j, k, first, to_rate, j, to)
+
+
+@ordered
+def _add_lanes(weights, n, values, i, k, first, into, j, to):
+    """Add sum_m values[i, k, first + m] weights[m, n:n + LANES] to into[j, k, to + n:], in registers."""
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
+    for m in range(weights.shape[0]):
+        value = values[i, k, first + m]
+        a0 += value * weights[m, n]
+        a1 += value * weights[m, n + 1]
+        a2 += value * weights[m, n + 2]
+        a3 += value * weights[m, n + 3]
+        a4 += value * weights[m, n + 4]
+        a5 += value * weights[m, n + 5]
+        a6 += value * weights[m, n + 6]
+        a7 += value * weights[m, n + 7]
+    to += n
+    into[j, k, to] += a0
+    into[j, k, to + 1] += a1
+    into[j, k, to + 2] += a2
+    into[j, k, to + 3] += a3
+    into[j, k, to + 4] += a4
+    into[j, k, to + 5] += a5
+    into[j, k, to + 6] += a6
+    into[j, k, to + 7] += a7
