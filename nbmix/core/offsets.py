@@ -111,17 +111,10 @@ def offset_step(
         offset, variance: (genes,) d, and tau^2.
     """
     found, information = offset.double().clone().contiguous(), torch.empty_like(offset, dtype=torch.float64)
-    parts = (
-        nodes.log_nodes.repeat(loadings.n_levels),
-        loadings.effects,
-        loadings.of_genes,
-        seen.rate,
-        seen.node,
-        1 / variance,
-    )
-    problem = OffsetProblem(
-        *(t.double().contiguous().numpy() for t in parts), LONGEST_OFFSET_STEP, LARGEST_OFFSET
-    )
+    log_nodes = nodes.log_nodes.repeat(loadings.n_levels)
+    parts = (log_nodes, loadings.effects, loadings.of_genes, seen.rate, seen.node, 1 / variance)
+    arrays = [t.double().contiguous().numpy() for t in parts]
+    problem = OffsetProblem._make([*arrays, LONGEST_OFFSET_STEP, LARGEST_OFFSET])
     a, b = (t.double().contiguous().numpy() for t in components)
     over_rows(offset_rows, found.numel(), GENES_AT_ONCE, a, b, problem, found.numpy(), information.numpy())
     return FittedOffset(found, information)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.offsets import (
     FIRST_OFFSET_VARIANCE,
+    LARGEST_OFFSET,
     Loadings,
     OriginMargins,
     add_shifted_,
@@ -131,9 +132,24 @@ class OriginOffsets(nn.Module):
         self.variance.copy_(variance.to(self.variance).expand_as(self.variance))
         self.are_first = False
 
+    @staticmethod
+    def within_bounds(offsets: Tensor) -> Tensor:
+        """Offsets as large as they may be."""
+        return offsets.clamp(-LARGEST_OFFSET, LARGEST_OFFSET)
+
     def restrict_genes(self, positions: Tensor) -> None:
         """Keep the genes at ``positions`` alone."""
         self.offsets, self.variance = self.offsets[..., positions], self.variance[:, positions]
+
+    def extend(self, n_new: int) -> None:
+        """Add origins without offsets."""
+        self.offsets = torch.cat(
+            [self.offsets, self.offsets.new_zeros(self.n_copies, n_new, self.n_genes)], 1
+        )
+
+    @property
+    def n_genes(self) -> int:
+        return self.offsets.shape[2]
 
     def begin(self, margins: OriginMargins) -> None:
         """First offsets of every copy, from responsibilities alone."""
@@ -205,6 +221,38 @@ class OriginOffsets(nn.Module):
         self.offsets[copy] -= mean
         return mean
 
+    def statistics(
+        self, batches: Iterable[CellBatch], basis: Basis, q: Tensor
+    ) -> tuple[SufficientStatistics, Basis]:
+        """Of cells with responsibilities (all rows, K), moved by the offsets of the copy of all cells.
+
+        Returns:
+            Sums with every gene's nodes of its own, on the CPU, and the basis with these nodes.
+        """
+        offsets, nodes = self.offsets[-1].cpu(), basis.nodes.to("cpu")
+        none = torch.zeros_like(offsets[0])
+        moved = basis._replace(nodes=spanning_offsets(nodes, torch.cat([offsets, none[None]])))
+        total: SufficientStatistics | None = None
+
+        def bring_in(seen: SufficientStatistics, origin: int) -> None:
+            nonlocal total
+            is_first = total is None
+            if total is None:
+                total = room_of_genes(seen, moved.nodes.log_nodes.shape[1])
+            offset = none if origin < 0 else offsets[origin]
+            add_shifted_(total, seen, offset, nodes, moved.nodes, is_first=is_first)
+
+        seen, origin = SufficientStatistics.zeros(basis, q.shape[1], "cpu"), -1
+        for batch in batches:
+            if batch.origin != origin and float(seen.weight.sum()) > 0:
+                bring_in(seen, origin)
+                seen = SufficientStatistics.zeros(basis, q.shape[1], "cpu")
+            origin = batch.origin
+            seen.add_batch_(batch, basis, q[batch.rows])
+        bring_in(seen, origin)
+        assert total is not None
+        return total, moved
+
     def _finish(
         self,
         origin: int,
@@ -234,7 +282,8 @@ class OriginOffsets(nn.Module):
             if is_first:
                 shape = (*seen.rate.shape[:2], self.n_levels * to_nodes.log_nodes.shape[1])
                 room = self._room.pop(copy, None)
-                fits = room is not None and room.rate.shape == shape
-                now.of_copy[copy] = room if fits else room_of_genes(seen, shape[2])
+                if room is None or room.rate.shape != shape:
+                    room = room_of_genes(seen, shape[2])
+                now.of_copy[copy] = room
             sums = now.of_copy[copy]
             add_shifted_(sums, seen, offset, nodes, to_nodes, n_levels=self.n_levels, is_first=is_first)

@@ -42,6 +42,12 @@ def read_origins(obs: pd.DataFrame, where: str, key: BatchKey) -> tuple[np.ndarr
     return codes.astype(np.int64), tuple(names.tolist())
 
 
+def has_columns(obs: pd.DataFrame, key: BatchKey) -> bool:
+    """Whether all columns that a key names are there."""
+    columns = [key] if isinstance(key, str) else list(key or ())
+    return all(column in obs for column in columns)
+
+
 def _read_column(obs: pd.DataFrame, where: str, key: str) -> list[str]:
     if key not in obs:
         names = ", ".join(map(str, obs.columns)) or "none"

@@ -292,7 +292,8 @@ def most_variable_genes(
     else:
         parts = by_origin(np.arange(counts.shape[0]), origins)
         found = [_excess(counts[rows], size_factors[rows]) for rows in parts]
-        excess, deviation = sum(e for e, _ in found), np.sqrt(sum(d**2 for _, d in found))
+        excess = np.sum([e for e, _ in found], axis=0)
+        deviation = np.sqrt(np.sum([d**2 for _, d in found], axis=0))
     score = np.divide(excess, deviation, out=np.full_like(excess, -np.inf), where=deviation > 0)
     return np.sort(np.argsort(-score, kind="stable")[:n_genes])
 

@@ -100,8 +100,9 @@ def _interpolation(at, j, log_nodes, barycentric, row, out):
 def shifted_rows(begin, end, offset, nodes, n_levels, is_first, seen, total):
     """Add the statistics of the genes begin..end, with nodes moved by their offsets, at other nodes.
 
-    offset: (genes,). nodes: (M,) ln S_m, (genes, N) the logarithms of the other ones, N a
-    multiple of LANES, and (N,) their barycentric weights. is_first: set, do not add. seen: A (genes, K, L M) and R (1, K, L M). total: both (genes, K, L N).
+    offset: (genes,). nodes: (M,) ln S_m, (genes, N) the logarithms of the other ones, N a multiple of LANES,
+    and (N,) their barycentric weights. is_first: set, do not add. seen: A (genes, K, L M) and R (1, K, L M).
+    total: both (genes, K, L N).
     """
     log_nodes, to_nodes, barycentric = nodes
     rate, node = seen
