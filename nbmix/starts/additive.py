@@ -33,19 +33,26 @@ def origin_shifts(scores: NDArray, assigned: NDArray, origins: NDArray, begin: N
 
 
 def k_means(
-    scores: NDArray, n_clusters: int, seed: int, origins: NDArray | None = None, *, apart: bool = False
+    scores: NDArray,
+    n_clusters: int,
+    seed: int,
+    origins: NDArray | None = None,
+    *,
+    n_init: int = 1,
+    apart: bool = False,
 ) -> NDArray[np.int64]:
-    """(cells,) clusters by one run of k-means from random centres.
+    """(cells,) clusters by k-means from random centres.
 
     Args:
         scores: (cells, axes).
         n_clusters: at most; fewer distinct cells leave some empty.
         seed: of the centres.
+        n_init: runs, of which the tightest is taken.
         origins: (cells,) batches that shift all clusters alike; k-means and least squares take turns.
         apart: begin at no shift, so that clusters may tell origins apart; else at the origins' means, which
             are off where kinds are in other shares.
     """
-    means = KMeans(n_clusters, n_init=1, random_state=seed)
+    means = KMeans(n_clusters, n_init=n_init, random_state=seed)
     with warnings.catch_warnings():
         # fewer distinct cells than components: the spare components begin empty
         warnings.simplefilter("ignore", ConvergenceWarning)
