@@ -22,7 +22,10 @@ from nbmix.evaluation import plots
 from nbmix.evaluation.calibration import reliability as reliability_bins
 from nbmix.evaluation.markers import Markers, compare_with_poisson
 from nbmix.evaluation.metrics import match_cells, overlap_table
+from nbmix.output.batches import batches_table
 from nbmix.output.results import Results, loaded
+
+MOST_BATCHES_SHOWN = 40  # rows that can be read
 
 
 class Draw(Protocol):
@@ -128,6 +131,19 @@ def component_label_table(results: Results) -> Figure | None:
     if labels is None:
         return None
     return plots.component_label_table(*overlap_table(labels, assignments, results.responsibilities.shape[1]))
+
+
+def component_batch_table(results: Results) -> Figure | None:
+    """Batches and groups.
+
+    Cells of each batch in each group; the colour is the share of the batch. The largest batches are shown.
+    """
+    table = batches_table(results)
+    if table is None:
+        return None
+    largest = np.sort(np.argsort(-table.to_numpy().sum(0), kind="stable")[:MOST_BATCHES_SHOWN])
+    shown = table.iloc[:, largest]
+    return plots.component_batch_table(shown.columns, shown.to_numpy().T)
 
 
 def component_label_correlation(results: Results) -> Figure | None:
