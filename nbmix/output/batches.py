@@ -14,9 +14,7 @@ NEARLY_ALONE = 0.95  # share of a group's cells from one batch
 
 FEWEST_CELLS = 20  # of a group of which anything is said
 
-LARGER_THAN_EXPECTED = 1.2  # times the share of the batch in all cells, which may be nearly 1
-    1.2  # times the batch's share of all cells; a batch of nearly all cells has most anywhere
-)
+LARGER_THAN_EXPECTED = 1.2  # times the share of the batch in all cells
 
 MOST_VALUES = 50  # of a column that might be one of batches
 
