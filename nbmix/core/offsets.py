@@ -88,6 +88,18 @@ class Loadings(NamedTuple):
         return cls(empty, torch.zeros(0, n_nodes, dtype=torch.float64), 1)
 
 
+class GammaRates(NamedTuple):
+    """(genes, K) rho = mu / r, and r, on the CPU: exponentials that all origins share."""
+
+    rho: Tensor
+    inv_disp: Tensor
+
+    @classmethod
+    def of(cls, components: Components) -> GammaRates:
+        a, b = (t.double().cpu().T.contiguous() for t in components)
+        return cls(torch.exp(a - b), torch.exp(b))
+
+
 class FittedOffset(NamedTuple):
     """(genes,) offsets of an origin, and minus the second derivative of Q there."""
 
@@ -98,7 +110,7 @@ class FittedOffset(NamedTuple):
 def offset_step(
     seen: SufficientStatistics,
     nodes: SizeFactorNodes,
-    components: Components,
+    gammas: GammaRates,
     offset: Tensor,
     variance: Tensor,
     loadings: Loadings,
@@ -107,7 +119,7 @@ def offset_step(
 
     Args:
         seen: of the cells of the origin alone, at ``nodes``, level by level where there are levels.
-        components: (K, genes).
+        gammas: of the components.
         offset, variance: (genes,) d, and tau^2.
     """
     found, information = offset.double().clone().contiguous(), torch.empty_like(offset, dtype=torch.float64)
@@ -115,8 +127,8 @@ def offset_step(
     parts = (log_nodes, loadings.effects, loadings.of_genes, seen.rate, seen.node, 1 / variance)
     arrays = [t.double().contiguous().numpy() for t in parts]
     problem = OffsetProblem._make([*arrays, LONGEST_OFFSET_STEP, LARGEST_OFFSET])
-    a, b = (t.double().contiguous().numpy() for t in components)
-    over_rows(offset_rows, found.numel(), GENES_AT_ONCE, a, b, problem, found.numpy(), information.numpy())
+    rates = (t.numpy() for t in gammas)
+    over_rows(offset_rows, found.numel(), GENES_AT_ONCE, *rates, problem, found.numpy(), information.numpy())
     return FittedOffset(found, information)
 
 

@@ -13,6 +13,7 @@ from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.offsets import (
     FIRST_OFFSET_VARIANCE,
     LARGEST_OFFSET,
+    GammaRates,
     Loadings,
     OriginMargins,
     add_shifted_,
@@ -57,6 +58,7 @@ class _Collected:
         n_met: cells of each origin so far.
         of_copy: what each copy may see of complete origins, every gene at nodes of its own.
         information: (copies, origins, genes) on the offsets.
+        gammas: of the components of each copy, which stay the same until the M step.
     """
 
     basis: Basis
@@ -66,6 +68,7 @@ class _Collected:
     information: Tensor
     by_origin: dict[int, OfFolds] = field(default_factory=dict)
     of_copy: dict[int, SufficientStatistics] = field(default_factory=dict)
+    gammas: dict[int, GammaRates] = field(default_factory=dict)
 
 
 class OriginOffsets(nn.Module):
@@ -272,10 +275,10 @@ class OriginOffsets(nn.Module):
                 components, loadings = parameters(copy)
                 if loadings is None:
                     loadings = Loadings.none(offset.numel(), nodes.log_nodes.numel())
-                of_copy = Components(*(t.cpu() for t in components))
-                offset, information = offset_step(
-                    seen, nodes, of_copy, offset, self.variance[copy].cpu(), loadings
-                )
+                if copy not in now.gammas:
+                    now.gammas[copy] = GammaRates.of(components)
+                variance = self.variance[copy].cpu()
+                offset, information = offset_step(seen, nodes, now.gammas[copy], offset, variance, loadings)
                 self.offsets[copy, origin] = offset.to(self.offsets)
                 now.information[copy, origin] = information
             is_first = copy not in now.of_copy

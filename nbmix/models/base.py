@@ -286,16 +286,21 @@ class MixtureModule(pl.LightningModule):
         """Whether the model has offsets of the batches that cells come from, see ``know_origins``."""
         return False
 
+    @classmethod
+    def check_origins(cls, names: tuple[str, ...]) -> None:
+        """Raise ``InputError`` where there are batches, and the model has nothing for them."""
+        if names and not cls.knows_origins():
+            raise InputError(f"data.batch_key: model={cls.kind} has no offsets of batches; choose model=em")
+
     def know_origins(self, names: tuple[str, ...]) -> None:
         """Have genes differ between the batches of these names, before the fit or parameters of one.
 
         Raises:
             InputError: the model has nothing for that.
         """
+        self.check_origins(names)
         if not names:
             return
-        if not self.knows_origins():
-            raise InputError(f"data.batch_key: model={self.kind} has no offsets of batches; choose model=em")
         self.origin_names = tuple(names)
         self.mixture = Mixture(len(self.gene_names), self.mixture.settings, len(names))
 

@@ -125,6 +125,7 @@ def fit(
     allowed = Range.parse(spec.setting("n_components"))
     data.setup()
     check_origins(data.data)
+    spec.kind.check_origins(data.data.origin_names)
     checkpoint = None if ckpt_path is None else load_checkpoint(ckpt_path)
     cells, generator = data.training_data, np.random.default_rng(seed)
     if checkpoint is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from nbmix.core.batch import Basis, CellBatch, Precision
 from nbmix.core.folds import CELLS_A_BLOCK, fold_shares
 from nbmix.core.mixture import Mixture
-from nbmix.core.offsets import Loadings, OriginMargins, offset_step
+from nbmix.core.offsets import GammaRates, Loadings, OriginMargins, offset_step
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.batches import CellBatches
 from nbmix.data.counts import CountData, some_rows
@@ -105,7 +105,7 @@ def _iterate(
     origins, basis = mixture.origins, mixture.basis
     assert origins is not None
     variance, found = origins.variance[-1].cpu(), (-np.inf, offset)
-    components = type(mixture.components())(*(t.cpu() for t in mixture.components()))
+    gammas = GammaRates.of(mixture.components())
     none = Loadings.none(offset.numel(), basis.nodes.log_nodes.numel())
     for _ in range(ITERATIONS):
         origins.offsets[-1, origin] = offset.to(origins.offsets)
@@ -117,5 +117,5 @@ def _iterate(
             score += float(log_likelihood.sum())
             seen.add_batch_(batch, basis, q)
         found = max(found, (score, offset), key=lambda end: end[0])
-        offset = offset_step(seen, basis.nodes, components, offset, variance, none).offset
+        offset = offset_step(seen, basis.nodes, gammas, offset, variance, none).offset
     return found

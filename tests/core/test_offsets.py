@@ -14,6 +14,7 @@ from nbmix.core.m_step import sizes_of_components
 from nbmix.core.offsets import (
     LARGEST_OFFSET,
     LONGEST_OFFSET_STEP,
+    GammaRates,
     Loadings,
     OriginMargins,
     add_shifted_,
@@ -67,7 +68,9 @@ def test_newton_comes_to_the_offset_of_the_highest_likelihood_with_its_prior(cel
     none = Loadings.none(n_genes, len(cells.basis.nodes.log_nodes))
     offset = torch.zeros(n_genes, dtype=torch.float64)
     for _ in range(30):
-        offset, information = offset_step(seen, cells.basis.nodes, components, offset, variance, none)
+        offset, information = offset_step(
+            seen, cells.basis.nodes, GammaRates.of(components), offset, variance, none
+        )
     for j in range(n_genes):
 
         def lowered(d, j=j):
@@ -88,10 +91,10 @@ def test_a_step_and_an_offset_are_bounded(cells, components):
     far = Components(components.log_mean - 20, components.log_inv_disp)
     none, wide = Loadings.none(n_genes, len(cells.basis.nodes.log_nodes)), torch.full((n_genes,), 1e6)
     begin = torch.zeros(n_genes, dtype=torch.float64)
-    once = offset_step(seen, cells.basis.nodes, far, begin, wide, none).offset
+    once = offset_step(seen, cells.basis.nodes, GammaRates.of(far), begin, wide, none).offset
     assert once.abs().max() <= LONGEST_OFFSET_STEP + 1e-12
     for _ in range(20):
-        begin = offset_step(seen, cells.basis.nodes, far, begin, wide, none).offset
+        begin = offset_step(seen, cells.basis.nodes, GammaRates.of(far), begin, wide, none).offset
     assert begin.max() == LARGEST_OFFSET
 
 

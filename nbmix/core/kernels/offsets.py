@@ -48,14 +48,14 @@ def _sums(j, k, rho, r, reach, rate, node):
 
 
 @ordered
-def offset_rows(begin, end, a, b, problem, offset, information):
+def offset_rows(begin, end, rho, r, problem, offset, information):
     """A step of Newton on the offsets of the genes begin..end, in place: offset, information (genes,).
 
     Q is concave in an offset d, with e = 1 + g what a gene makes of the size factor,
 
         sum_km A_km e d - (A_km + r R_km) ln(1 + rho S_m exp(v e_m + e d)) - precision d^2 / 2.
 
-    a, b: (K, genes) ln mu and ln r. problem: ``OffsetProblem``. ``information`` gets minus the second
+    rho, r: (genes, K) mu / r and r. problem: ``OffsetProblem``. ``information`` gets minus the second
     derivative without the prior, where the step begins.
     """
     log_nodes, effects, loadings, rate, node, precision, longest, largest = problem
@@ -70,8 +70,7 @@ def offset_rows(begin, end, a, b, problem, offset, information):
             reach[m] = math.exp(shift)
         slope = bend = 0.0
         for k in range(n_components):
-            r = math.exp(b[k, j])
-            pull, curved = _sums(j, k, math.exp(a[k, j]) / r, r, reach, rate, node)
+            pull, curved = _sums(j, k, rho[j, k], r[j, k], reach, rate, node)
             slope += pull
             bend += curved
         information[j] = max(bend, 0.0) * effect * effect
@@ -82,14 +81,18 @@ def offset_rows(begin, end, a, b, problem, offset, information):
 @ordered
 def _interpolation(at, j, log_nodes, barycentric, row, out):
     """Weights that interpolate between the nodes of gene j to ``at``, into a row of ``out``."""
+    hit = -1
+    for m in range(barycentric.size):
+        if at == log_nodes[j, m]:
+            hit = m
+    if hit >= 0:
+        for m in range(barycentric.size):
+            out[row, m] = 1.0 if m == hit else 0.0
+        return
     total = 0.0
     for m in range(barycentric.size):
-        gap = at - log_nodes[j, m]
-        if gap == 0.0:
-            for other in range(barycentric.size):
-                out[row, other] = 1.0 if other == m else 0.0
-            return
-        out[row, m] = barycentric[m] / gap
+        out[row, m] = barycentric[m] / (at - log_nodes[j, m])
+    for m in range(barycentric.size):
         total += out[row, m]
     scale = 1.0 / total
     for m in range(barycentric.size):

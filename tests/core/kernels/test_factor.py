@@ -66,7 +66,7 @@ def test_newton_comes_to_the_loadings_of_the_highest_q(loadings):
             return (a - b)[:, j, None] + problem.log_nodes[0] + v @ problem.effects[0]
 
         def lowered(v, j=j, both=both):
-            gained = (problem.rate[j] * (v @ problem.effects)).sum() - (
+            gained = (problem.rate[j] * (v @ problem.effects[0])).sum() - (
                 both * np.logaddexp(0, reach(v))
             ).sum()
             return problem.precision @ v**2 / 2 - gained
@@ -75,7 +75,7 @@ def test_newton_comes_to_the_loadings_of_the_highest_q(loadings):
         best = scipy.optimize.minimize(lowered, np.zeros(2), bounds=bounds, options={"ftol": 1e-15})
         assert lowered(v[j]) <= best.fun + 1e-8
         share = expit(reach(v[j]))
-        curvature = (both * share * (1 - share) * problem.effects[:, None] ** 2).sum((1, 2))
+        curvature = (both * share * (1 - share) * problem.effects[0][:, None] ** 2).sum((1, 2))
         np.testing.assert_allclose(bend[j], curvature + problem.precision, rtol=1e-9)
     assert v[4, 0] == -LARGEST_POWER
 
