@@ -398,7 +398,11 @@ class NBMixture(ClusterMixin, BaseEstimator):
         names = getattr(self, "feature_names_in_", None)
         arguments = {name: plain(value) for name, value in self.get_params(deep=False).items()}
         own = {
-            "arguments": {k: v for k, v in arguments.items() if isinstance(v, str | float | int | None)},
+            "arguments": {
+                k: v
+                for k, v in arguments.items()
+                if k == "batch_key" or isinstance(v, str | float | int | None)
+            },
             "genes": self._taking_part.tolist(),
             "n_genes": self.n_features_in_,
             "gene_names": None if names is None else names.tolist(),
