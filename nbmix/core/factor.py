@@ -208,10 +208,10 @@ class FactorMixture:
 
     def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
-        self.statistics.zero_()
-        if self.origins is not None:
-            # one origin is added at a time
-            self.origins.reset(self.basis, lambda: self.statistics.zero_())
+        if self.origins is None:
+            self.statistics.zero_()
+        else:  # one origin is added at a time
+            self.origins.reset(self.basis, self.statistics.zero_)
 
     def meet(self, batches: Iterable[CellBatch], responsibilities: Tensor) -> None:
         """Learn first offsets from responsibilities (all rows, K, L), where there is nothing else yet."""

@@ -80,6 +80,10 @@ class FactorStatistics:
             total = total + statistics
         return total
 
+    def of(self, fold: int) -> SufficientStatistics:
+        """Those of a fold."""
+        return self.of_fold[fold]
+
     def without(self, fold: int, total: SufficientStatistics) -> SufficientStatistics:
         """``total`` less a fold."""
         return total - self.of_fold[fold]

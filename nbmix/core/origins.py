@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,9 @@ class OfFolds(Protocol):
 
     def total(self) -> SufficientStatistics: ...
 
-    def without(self, fold: int, total: SufficientStatistics) -> SufficientStatistics: ...
+    def of(self, fold: int) -> SufficientStatistics | None: ...
+
+    def zero_(self) -> Any: ...
 
     def sum_over_ranks_(self, total: SufficientStatistics, fitters: Sequence[int]) -> None: ...
 
@@ -106,7 +108,10 @@ class OriginOffsets(nn.Module):
         self.n_cells: Tensor | None = None
         self.are_first = True
         self._collected: _Collected
-        self._room: dict[int, SufficientStatistics] = {}  # of the last iteration: new memory costs more
+        # new memory costs more than filling that of the last origin or iteration
+        self._room: dict[int, SufficientStatistics] = {}
+        self._used: list[OfFolds] = []
+        self._scratch: SufficientStatistics | None = None
 
     @property
     def n_copies(self) -> int:
@@ -163,6 +168,8 @@ class OriginOffsets(nn.Module):
 
     def reset(self, basis: Basis, make: Callable[[], OfFolds]) -> None:
         """Forget the statistics of the last iteration."""
+        if getattr(self, "_collected", None) is None or self._collected.basis is not basis:
+            self._used.clear()
         reaching = basis._replace(nodes=spanning_offsets(basis.nodes, self.offsets))
         n_met = torch.zeros(self.n_origins, dtype=torch.int64)
         information = torch.zeros_like(self.offsets, device="cpu")
@@ -174,12 +181,13 @@ class OriginOffsets(nn.Module):
             raise ValueError(f"a batch of origin {batch.origin} in a fit of {self.n_origins} origins")
         now = self._collected
         if batch.origin not in now.by_origin:
-            now.by_origin[batch.origin] = now.make()
+            now.by_origin[batch.origin] = self._used.pop().zero_() if self._used else now.make()
         now.by_origin[batch.origin].add(batch, q)
         now.n_met[batch.origin] += batch.n_cells
         if self.n_cells is not None and now.n_met[batch.origin] == self.n_cells[batch.origin]:
             raw = now.by_origin.pop(batch.origin)
             self._finish(batch.origin, raw, raw.total(), range(self.n_copies), parameters)
+            self._used.append(raw)
 
     def finish(
         self,
@@ -256,6 +264,22 @@ class OriginOffsets(nn.Module):
         assert total is not None
         return total, moved
 
+    def _without(
+        self, total: SufficientStatistics, part: SufficientStatistics | None
+    ) -> SufficientStatistics:
+        """``total`` less a part, in memory that the next call uses again."""
+        if part is None:
+            return total
+        scratch = self._scratch
+        if scratch is None or any(
+            one.shape != other.shape or one.device != other.device
+            for one, other in zip(scratch.tensors(), total.tensors(), strict=True)
+        ):
+            scratch = self._scratch = SufficientStatistics(*(torch.empty_like(t) for t in total.tensors()))
+        for into, whole, less in zip(scratch.tensors(), total.tensors(), part.tensors(), strict=True):
+            torch.sub(whole, less, out=into)
+        return scratch
+
     def _finish(
         self,
         origin: int,
@@ -268,7 +292,7 @@ class OriginOffsets(nn.Module):
         nodes, to_nodes = now.basis.nodes.to("cpu"), now.fit_basis.nodes.to("cpu")
         for copy in copies:
             fold = self.without(copy)
-            seen = total if fold is None else raw.without(fold, total)
+            seen = self._without(total, None if fold is None else raw.of(fold))
             seen = SufficientStatistics(*(t.cpu() for t in seen.tensors()))
             offset = self.offsets[copy, origin].cpu()
             if not self.are_first:
