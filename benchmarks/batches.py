@@ -162,7 +162,7 @@ def ours(
     method: str, path: Path, n_components: int, seed: int, folder: str, clock: common.Clock
 ) -> tuple[np.ndarray, float]:
     settings = ["data=h5ad", f"data.path={path}", "data.validation_share=0", f"seed={seed}"]
-    settings += [f"model.n_components={n_components}", "trainer.enable_progress_bar=false"]
+    settings += [f"model.n_components={n_components}"]
     if method == "nbmix":
         settings.append("data.batch_key=batch")
     results = common.fitted(common.configure(settings, folder), clock)

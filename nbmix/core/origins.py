@@ -184,7 +184,8 @@ class OriginOffsets(nn.Module):
             now.by_origin[batch.origin] = self._used.pop().zero_() if self._used else now.make()
         now.by_origin[batch.origin].add(batch, q)
         now.n_met[batch.origin] += batch.n_cells
-        if self.n_cells is not None and now.n_met[batch.origin] == self.n_cells[batch.origin]:
+        is_complete = self.n_cells is not None and now.n_met[batch.origin] == self.n_cells[batch.origin]
+        if is_complete and not _are_several_ranks():
             raw = now.by_origin.pop(batch.origin)
             self._finish(batch.origin, raw, raw.total(), range(self.n_copies), parameters)
             self._used.append(raw)
@@ -211,6 +212,8 @@ class OriginOffsets(nn.Module):
             total = raw.total()
             if fitters is not None:
                 raw.sum_over_ranks_(total, fitters)
+            if float(total.weight.sum()) == 0:
+                continue
             self._finish(origin, raw, total, copies, parameters)
         for copy in copies:
             if not self.are_first:
@@ -314,3 +317,8 @@ class OriginOffsets(nn.Module):
                 now.of_copy[copy] = room
             sums = now.of_copy[copy]
             add_shifted_(sums, seen, offset, nodes, to_nodes, n_levels=self.n_levels, is_first=is_first)
+
+
+def _are_several_ranks() -> bool:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return there and torch.distributed.get_world_size() > 1
