@@ -134,6 +134,7 @@ class FactorMixture:
         positive = size_factors[size_factors > 0]
         self.log_centre = float(np.log(positive).mean()) if positive.size else 0.0  # ln s_0
         self.copies: list[FactorCopy | None] = [None] * folds
+        self._pairs: dict[int, Tensor] = {}
         self.origins: OriginOffsets | None = None
         if origin_cells is not None:
             shape = (folds, len(origin_cells), basis.levels.n_genes)
@@ -143,6 +144,7 @@ class FactorMixture:
 
     def take_over(self, other: FactorMixture, kept: np.ndarray) -> None:
         """Begin at some of another mixture's components, and its powers of depth, but at none of its axes."""
+        self._pairs.clear()
         for fold in range(self.folds):
             copy = other._copy(fold)
             loadings, variance = copy.loadings.clone(), copy.loading_variance.clone()
@@ -172,7 +174,7 @@ class FactorMixture:
             a = a + (1 + copy.loadings[:, 0]) * offset
             copy = replace(copy, components=Components(a, b))
         gene, count = levels.gene[batch.used], levels.count[batch.used]
-        pair = pair_table(levels, b)[batch.used] + count[:, None] * a.T[gene]
+        pair = self._pair_table(batch.fold, b)[batch.used] + count[:, None] * a.T[gene]
         linear = torch.cat([pair, count[:, None] * copy.loadings[gene]], 1)  # (used, K + 1 + axes)
         a_levels, b_levels = self._at_levels(copy)
         found = torch.empty(batch.n_cells, len(a_levels), dtype=torch.float64)
@@ -187,6 +189,14 @@ class FactorMixture:
         nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * (log_nodes - self.log_centre))
         _, zero = tabulate_nodes(nodes, len(log_nodes), a_levels, b_levels)
         return found - node_weights(batch) @ zero.T + batch.constant[:, None]
+
+    def _pair_table(self, fold: int, b: Tensor) -> Tensor:
+        """That of a copy, which all origins share until the next M step."""
+        if self.origins is None:
+            return pair_table(self.basis.levels, b)
+        if fold not in self._pairs:
+            self._pairs[fold] = pair_table(self.basis.levels, b)
+        return self._pairs[fold]
 
     def _depth(self, size_factors: Tensor) -> Tensor:
         """(cells,) ln(s / s_0); 0 for an empty cell, which has nothing to multiply it with."""
@@ -242,6 +252,7 @@ class FactorMixture:
         Returns:
             0: the objective is the log likelihood of cells that a copy has not seen.
         """
+        self._pairs.clear()
         if self.origins is not None:
             self.origins.finish(self._of_copy, range(self.folds))
             for fold in range(self.folds):
