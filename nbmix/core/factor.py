@@ -103,7 +103,7 @@ class FactorMixture:
 
     Attributes:
         copies: parameters fitted without each fold; None until an M step.
-        statistics: of the cells of each fold; of one origin at a time, where there are any.
+        statistics: of the cells of each fold.
         origins: their offsets, or None.
     """
 
@@ -152,8 +152,7 @@ class FactorMixture:
             components = Components(*(t[kept].contiguous() for t in copy.components))
             self.copies[fold] = FactorCopy(components, loadings, variance, copy.log_weights[kept], copy.prior)
         if self.origins is not None and other.origins is not None:
-            self.origins.load_state_dict(other.origins.state_dict())
-            self.origins.are_first = False
+            self.origins.take_over(other.origins)
 
     @property
     def n_levels(self) -> int:
@@ -218,10 +217,9 @@ class FactorMixture:
 
     def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
-        if self.origins is None:
-            self.statistics.zero_()
-        else:  # one origin is added at a time
-            self.origins.reset(self.basis, self.statistics.zero_)
+        self.statistics.zero_()
+        if self.origins is not None:
+            self.origins.reset(self.basis, self.statistics, self._of_origin)
 
     def meet(self, batches: Iterable[CellBatch], responsibilities: Tensor) -> None:
         """Learn first offsets from responsibilities (all rows, K, L), where there is nothing else yet."""
@@ -241,6 +239,9 @@ class FactorMixture:
             self.origins.add(batch, responsibilities, self._of_copy)
         else:
             self.statistics.add(batch, responsibilities)
+
+    def _of_origin(self) -> FactorStatistics:
+        return FactorStatistics(self.basis, self.n_components, self.folds, self.n_levels)
 
     def _of_copy(self, fold: int) -> CopyParameters:
         copy, (_, effects) = self._copy(fold), self._grid(self.basis)

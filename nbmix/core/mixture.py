@@ -207,7 +207,7 @@ class Mixture(nn.Module):
         """Forget the statistics of the last iteration."""
         self._statistics = self._no_statistics()
         if self.origins is not None:
-            self.origins.reset(self.basis, self._no_statistics)
+            self.origins.reset(self.basis, self._no_statistics(), self._no_statistics)
 
     def _no_statistics(self) -> FoldStatistics:
         settings = self.settings

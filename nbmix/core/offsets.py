@@ -50,6 +50,8 @@ LONGEST_FIRST_STEP = 0.5
 
 LEAST_OFFSET_VARIANCE = 1e-6
 
+LEAST_GAIN = 0.005  # nats, of all cells of an origin in one gene, by an offset
+
 NODE_TOLERANCE_OF_OFFSETS = 1e-3  # relative, for M steps alone
 
 ROUNDS_OF_FIRST = 10  # between means and offsets, which cost nothing beside a pass over the cells
@@ -132,10 +134,10 @@ def offset_step(
     return FittedOffset(found, information)
 
 
-def room_of_genes(seen: SufficientStatistics, n_nodes: int) -> SufficientStatistics:
-    """Room for sums like ``seen``, with ``n_nodes`` nodes of every gene's own; on the CPU."""
+def zeros_of_genes(seen: SufficientStatistics, n_nodes: int) -> SufficientStatistics:
+    """Zeros of the shapes of ``seen``, with ``n_nodes`` nodes of every gene's own; on the CPU."""
     n_genes, n_components, _ = seen.rate.shape
-    make = lambda *shape: torch.empty(*shape, dtype=torch.float64)  # noqa: E731
+    make = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
     shape = (n_genes, n_components, n_nodes)
     return SufficientStatistics(make(shape), make(seen.pair.shape), make(shape), make(n_components))
 
@@ -147,29 +149,36 @@ def add_shifted_(
     nodes: SizeFactorNodes,
     to_nodes: SizeFactorNodes,
     *,
+    base: Tensor | None = None,
     n_levels: int = 1,
-    is_first: bool = False,
 ) -> None:
-    """Add the statistics of an origin with these offsets (genes,) to those of all origins, on the CPU.
+    """Add the statistics of cells with these offsets (genes,) to those of all origins, on the CPU.
 
     Args:
-        total: at ``to_nodes``, every gene's own (``room_of_genes``).
+        total: at ``to_nodes``, every gene's own (``zeros_of_genes``).
         seen: at ``nodes``.
-        is_first: what is in ``total`` is of no account.
+        base: (genes,) offsets with which ``total`` has these cells, or is to have them: they are moved from
+            there, and pairs and weights stay as they are.
     """
+    none = torch.empty(0, dtype=torch.float64)
     of_nodes, of_seen, of_total = (
         tuple(t.contiguous().numpy() for t in tensors)
         for tensors in ((nodes.log_nodes, *to_nodes), (seen.rate, seen.node[None]), (total.rate, total.node))
     )
-    moved = offset.double().contiguous().numpy()
-    arguments = (moved, of_nodes, n_levels, is_first, of_seen, of_total)
+    moved, begin = (t.double().contiguous().numpy() for t in (offset, none if base is None else base))
+    arguments = (moved, begin, of_nodes, n_levels, of_seen, of_total)
     over_rows(shifted_rows, moved.size, GENES_AT_ONCE, *arguments)
-    if is_first:
-        total.pair.copy_(seen.pair)
-        total.weight.copy_(seen.weight)
-    else:
+    if base is None:
         total.pair += seen.pair
         total.weight += seen.weight
+
+
+def quieted(offset: Tensor, base: Tensor, information: Tensor) -> Tensor:
+    """Offsets (genes,), but ``base`` where the likelihood of all cells of the origin gains nothing by them.
+
+    In a small origin that is so for most genes, which then cost nothing.
+    """
+    return torch.where(information * (offset - base) ** 2 / 2 <= LEAST_GAIN, base, offset)
 
 
 def mean_offset(offsets: Tensor, n_cells: Tensor) -> Tensor:
@@ -262,7 +271,7 @@ class OriginMargins:
             offsets = offsets.clamp(-LARGEST_OFFSET, LARGEST_OFFSET)
             variance = offset_variance(offsets, information, variance)
             offsets = offsets - mean_offset(offsets, n_cells)
-        return offsets, variance
+        return quieted(offsets, torch.zeros_like(offsets), information), variance
 
 
 def offset_variance(offsets: Tensor, information: Tensor, variance: Tensor) -> Tensor:

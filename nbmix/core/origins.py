@@ -20,8 +20,9 @@ from nbmix.core.offsets import (
     mean_offset,
     offset_step,
     offset_variance,
-    room_of_genes,
+    quieted,
     spanning_offsets,
+    zeros_of_genes,
 )
 from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
@@ -55,16 +56,19 @@ class _Collected:
     Attributes:
         basis: of the cells.
         fit_basis: the same with nodes that reach as far as offsets.
+        whole: statistics of all origins, without offsets.
         make: empty statistics by fold.
         by_origin: of origins that are not complete yet.
         n_met: cells of each origin so far.
-        of_copy: what each copy may see of complete origins, every gene at nodes of its own.
+        of_copy: what each copy may see, every gene at nodes of its own: at first what offsets have changed of
+            complete origins.
         information: (copies, origins, genes) on the offsets.
         gammas: of the components of each copy, which stay the same until the M step.
     """
 
     basis: Basis
     fit_basis: Basis
+    whole: OfFolds
     make: Callable[[], OfFolds]
     n_met: Tensor
     information: Tensor
@@ -89,12 +93,14 @@ class OriginOffsets(nn.Module):
     Attributes:
         offsets: (copies, origins, genes) float64, natural logarithm.
         variance: (copies, genes) float64, tau^2.
+        base: (copies, genes) offset of genes in all origins where they have none of their own (``quieted``).
         n_cells: (origins,) cells of the fit; None where nothing is fitted.
         are_first: there are no components yet by which offsets could be judged.
     """
 
     offsets: Tensor
     variance: Tensor
+    base: Tensor
 
     def __init__(
         self, folds: int, n_origins: int, n_genes: int, *, has_whole: bool = True, n_levels: int = 1
@@ -105,6 +111,9 @@ class OriginOffsets(nn.Module):
         self.register_buffer("offsets", torch.zeros(n_copies, n_origins, n_genes, dtype=torch.float64))
         first = torch.full((n_copies, n_genes), FIRST_OFFSET_VARIANCE, dtype=torch.float64)
         self.register_buffer("variance", first)
+        # a fit that goes on finds it again
+        zero = torch.zeros(n_copies, n_genes, dtype=torch.float64)
+        self.register_buffer("base", zero, persistent=False)
         self.n_cells: Tensor | None = None
         self.are_first = True
         self._collected: _Collected
@@ -138,7 +147,18 @@ class OriginOffsets(nn.Module):
         """The same offsets (origins, genes), and variances, for all copies."""
         self.offsets.copy_(offsets.to(self.offsets).expand_as(self.offsets))
         self.variance.copy_(variance.to(self.variance).expand_as(self.variance))
+        self.base.zero_()
         self.are_first = False
+
+    def take_over(self, other: OriginOffsets) -> None:
+        """The offsets of another one, of the same cells."""
+        self.load_state_dict(other.state_dict())
+        self.base.copy_(other.base)
+        self.are_first = False
+
+    def loud(self, copy: int, origin: int) -> Tensor:
+        """(loud,) positions of genes that have an offset of their own in an origin."""
+        return torch.nonzero(self.offsets[copy, origin] != self.base[copy])[:, 0]
 
     @staticmethod
     def within_bounds(offsets: Tensor) -> Tensor:
@@ -148,6 +168,7 @@ class OriginOffsets(nn.Module):
     def restrict_genes(self, positions: Tensor) -> None:
         """Keep the genes at ``positions`` alone."""
         self.offsets, self.variance = self.offsets[..., positions], self.variance[:, positions]
+        self.base = self.base[:, positions]
 
     def extend(self, n_new: int) -> None:
         """Add origins without offsets."""
@@ -164,16 +185,24 @@ class OriginOffsets(nn.Module):
         for copy in range(self.n_copies):
             offsets, variance = margins.first_offsets(self.without(copy))
             self.offsets[copy], self.variance[copy] = offsets.to(self.offsets), variance.to(self.variance)
+        self.base.zero_()
         self.are_first = True
 
-    def reset(self, basis: Basis, make: Callable[[], OfFolds]) -> None:
-        """Forget the statistics of the last iteration."""
+    def reset(self, basis: Basis, whole: OfFolds, make: Callable[[], OfFolds]) -> None:
+        """Forget the statistics of the last iteration.
+
+        Args:
+            basis: of the cells.
+            whole: empty statistics, for cells of all origins.
+            make: empty ones, for those of one origin.
+        """
         if getattr(self, "_collected", None) is None or self._collected.basis is not basis:
             self._used.clear()
-        reaching = basis._replace(nodes=spanning_offsets(basis.nodes, self.offsets))
+        all_offsets = torch.cat([self.offsets, self.base[:, None]], 1)
+        reaching = basis._replace(nodes=spanning_offsets(basis.nodes, all_offsets))
         n_met = torch.zeros(self.n_origins, dtype=torch.int64)
         information = torch.zeros_like(self.offsets, device="cpu")
-        self._collected = _Collected(basis, reaching, make, n_met, information)
+        self._collected = _Collected(basis, reaching, whole, make, n_met, information)
 
     def add(self, batch: CellBatch, q: Tensor, parameters: Callable[[int], CopyParameters]) -> None:
         """Add cells of one origin; ``parameters`` of a copy are what its offsets are judged by."""
@@ -182,6 +211,7 @@ class OriginOffsets(nn.Module):
         now = self._collected
         if batch.origin not in now.by_origin:
             now.by_origin[batch.origin] = self._used.pop().zero_() if self._used else now.make()
+        now.whole.add(batch, q)
         now.by_origin[batch.origin].add(batch, q)
         now.n_met[batch.origin] += batch.n_cells
         is_complete = self.n_cells is not None and now.n_met[batch.origin] == self.n_cells[batch.origin]
@@ -215,7 +245,14 @@ class OriginOffsets(nn.Module):
             if float(total.weight.sum()) == 0:
                 continue
             self._finish(origin, raw, total, copies, parameters)
+        total = now.whole.total()
+        if fitters is not None:
+            now.whole.sum_over_ranks_(total, fitters)
+        nodes, to_nodes = now.basis.nodes.to("cpu"), now.fit_basis.nodes.to("cpu")
         for copy in copies:
+            seen = self._seen_by(copy, now.whole, total)
+            base = self.base[copy].cpu()
+            add_shifted_(self._room_for(copy, seen), seen, base, nodes, to_nodes, n_levels=self.n_levels)
             if not self.are_first:
                 self.variance[copy] = offset_variance(
                     self.offsets[copy], now.information[copy].to(self.offsets), self.variance[copy]
@@ -233,6 +270,7 @@ class OriginOffsets(nn.Module):
         assert self.n_cells is not None
         mean = mean_offset(self.offsets[copy], self.n_cells.to(self.offsets.device))
         self.offsets[copy] -= mean
+        self.base[copy] -= mean
         return mean
 
     def statistics(
@@ -250,11 +288,9 @@ class OriginOffsets(nn.Module):
 
         def bring_in(seen: SufficientStatistics, origin: int) -> None:
             nonlocal total
-            is_first = total is None
             if total is None:
-                total = room_of_genes(seen, moved.nodes.log_nodes.shape[1])
-            offset = none if origin < 0 else offsets[origin]
-            add_shifted_(total, seen, offset, nodes, moved.nodes, is_first=is_first)
+                total = zeros_of_genes(seen, moved.nodes.log_nodes.shape[1])
+            add_shifted_(total, seen, none if origin < 0 else offsets[origin], nodes, moved.nodes)
 
         seen, origin = SufficientStatistics.zeros(basis, q.shape[1], "cpu"), -1
         for batch in batches:
@@ -267,21 +303,33 @@ class OriginOffsets(nn.Module):
         assert total is not None
         return total, moved
 
-    def _without(
-        self, total: SufficientStatistics, part: SufficientStatistics | None
-    ) -> SufficientStatistics:
-        """``total`` less a part, in memory that the next call uses again."""
-        if part is None:
-            return total
-        scratch = self._scratch
-        if scratch is None or any(
-            one.shape != other.shape or one.device != other.device
-            for one, other in zip(scratch.tensors(), total.tensors(), strict=True)
-        ):
-            scratch = self._scratch = SufficientStatistics(*(torch.empty_like(t) for t in total.tensors()))
-        for into, whole, less in zip(scratch.tensors(), total.tensors(), part.tensors(), strict=True):
-            torch.sub(whole, less, out=into)
-        return scratch
+    def _seen_by(self, copy: int, of_folds: OfFolds, total: SufficientStatistics) -> SufficientStatistics:
+        """``total`` less the fold that a copy does not see, on the CPU; until the next call."""
+        fold = self.without(copy)
+        part = None if fold is None else of_folds.of(fold)
+        if part is not None:
+            scratch = self._scratch
+            if scratch is None or not _are_alike(scratch, total):
+                made = (torch.empty_like(t) for t in total.tensors())
+                scratch = self._scratch = SufficientStatistics(*made)
+            for into, whole, less in zip(scratch.tensors(), total.tensors(), part.tensors(), strict=True):
+                torch.sub(whole, less, out=into)
+            total = scratch
+        return SufficientStatistics(*(t.cpu() for t in total.tensors()))
+
+    def _room_for(self, copy: int, seen: SufficientStatistics) -> SufficientStatistics:
+        """Sums of what a copy sees in this iteration, at nodes of every gene's own."""
+        now = self._collected
+        if copy not in now.of_copy:
+            n_nodes = self.n_levels * now.fit_basis.nodes.log_nodes.shape[1]
+            room = self._room.pop(copy, None)
+            if room is not None and room.rate.shape == (*seen.rate.shape[:2], n_nodes):
+                for tensor in room.tensors():
+                    tensor.zero_()
+            else:
+                room = zeros_of_genes(seen, n_nodes)
+            now.of_copy[copy] = room
+        return now.of_copy[copy]
 
     def _finish(
         self,
@@ -291,13 +339,12 @@ class OriginOffsets(nn.Module):
         copies: Sequence[int],
         parameters: Callable[[int], CopyParameters],
     ) -> None:
+        """Step on the offsets of an origin all of whose cells have been met, and move their statistics."""
         now = self._collected
         nodes, to_nodes = now.basis.nodes.to("cpu"), now.fit_basis.nodes.to("cpu")
         for copy in copies:
-            fold = self.without(copy)
-            seen = self._without(total, None if fold is None else raw.of(fold))
-            seen = SufficientStatistics(*(t.cpu() for t in seen.tensors()))
-            offset = self.offsets[copy, origin].cpu()
+            seen = self._seen_by(copy, raw, total)
+            offset, base = self.offsets[copy, origin].cpu(), self.base[copy].cpu()
             if not self.are_first:
                 components, loadings = parameters(copy)
                 if loadings is None:
@@ -306,17 +353,17 @@ class OriginOffsets(nn.Module):
                     now.gammas[copy] = GammaRates.of(components)
                 variance = self.variance[copy].cpu()
                 offset, information = offset_step(seen, nodes, now.gammas[copy], offset, variance, loadings)
+                offset = quieted(offset, base, information)
                 self.offsets[copy, origin] = offset.to(self.offsets)
                 now.information[copy, origin] = information
-            is_first = copy not in now.of_copy
-            if is_first:
-                shape = (*seen.rate.shape[:2], self.n_levels * to_nodes.log_nodes.shape[1])
-                room = self._room.pop(copy, None)
-                if room is None or room.rate.shape != shape:
-                    room = room_of_genes(seen, shape[2])
-                now.of_copy[copy] = room
-            sums = now.of_copy[copy]
-            add_shifted_(sums, seen, offset, nodes, to_nodes, n_levels=self.n_levels, is_first=is_first)
+            room = self._room_for(copy, seen)
+            add_shifted_(room, seen, offset, nodes, to_nodes, base=base, n_levels=self.n_levels)
+
+
+def _are_alike(one: SufficientStatistics, other: SufficientStatistics) -> bool:
+    """Whether they are of the same shapes and on the same device."""
+    pairs = zip(one.tensors(), other.tensors(), strict=True)
+    return all(a.shape == b.shape and a.device == b.device for a, b in pairs)
 
 
 def _are_several_ranks() -> bool:

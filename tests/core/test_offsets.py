@@ -21,8 +21,8 @@ from nbmix.core.offsets import (
     mean_offset,
     offset_step,
     offset_variance,
-    room_of_genes,
     spanning_offsets,
+    zeros_of_genes,
 )
 from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
@@ -105,9 +105,8 @@ def test_shifted_statistics_have_the_likelihood_of_shifted_cells(cells, componen
     total, expected, sizes = None, np.zeros(()), np.zeros((2, cells.counts.shape[1]))
     for origin in range(2):
         seen, rows = seen_of(cells, origin)
-        is_first = total is None
-        total = room_of_genes(seen, nodes.log_nodes.shape[1]) if total is None else total
-        add_shifted_(total, seen, offsets[origin], cells.basis.nodes, nodes, is_first=is_first)
+        total = zeros_of_genes(seen, nodes.log_nodes.shape[1]) if total is None else total
+        add_shifted_(total, seen, offsets[origin], cells.basis.nodes, nodes)
         d = offsets[origin].numpy()
         x = cells.counts[rows].toarray()
         free = x * (np.log(cells.s[rows, None]) + d) - gammaln(x + 1)  # no component depends on it

@@ -19,13 +19,15 @@ def test_moved_statistics_integrate_polynomials_of_moved_nodes(n_levels):
     to_nodes, barycentric = (t.numpy() for t in SizeFactorNodes.of_genes(-reach, reach, LANES))
     rate, node = rng.random((3, 2, 5 * n_levels)), rng.random((1, 2, 5 * n_levels))
     rate[2] = 0.0
-    to_rate, to_node = np.full((2, 3, 2, LANES * n_levels), np.nan)
+    to_rate, to_node = np.zeros((2, 3, 2, LANES * n_levels))
     nodes, seen, total = (log_nodes, to_nodes, barycentric), (rate, node), (to_rate, to_node)
-    for is_first in (True, False):  # the second time adds
-        shifted_rows(0, 3, offset, nodes, n_levels, is_first, seen, total)
+    none, base = np.empty(0), np.array([0.0, 0.1, -0.3])
+    # as with the base, and then moved from there
+    shifted_rows(0, 3, base, none, nodes, n_levels, seen, total)
+    shifted_rows(0, 3, offset, base, nodes, n_levels, seen, total)
     for power in range(LANES):
         for j in range(3):
             moved = np.tile((log_nodes + offset[j]) ** power, n_levels)
             to = np.tile(to_nodes[j] ** power, n_levels)
-            np.testing.assert_allclose(to_rate[j] @ to, 2 * rate[j] @ moved, atol=1e-10)
-            np.testing.assert_allclose(to_node[j] @ to, 2 * node[0] @ moved, atol=1e-10)
+            np.testing.assert_allclose(to_rate[j] @ to, rate[j] @ moved, atol=1e-10)
+            np.testing.assert_allclose(to_node[j] @ to, node[0] @ moved, atol=1e-10)
