@@ -134,7 +134,8 @@ class FactorMixture:
         positive = size_factors[size_factors > 0]
         self.log_centre = float(np.log(positive).mean()) if positive.size else 0.0  # ln s_0
         self.copies: list[FactorCopy | None] = [None] * folds
-        self._pairs: dict[int, Tensor] = {}
+        self._pairs: dict[int, Tensor] = {}  # by fold, until parameters change
+        self._base_zeros: dict[int, Tensor] = {}
         self.origins: OriginOffsets | None = None
         if origin_cells is not None:
             shape = (folds, len(origin_cells), basis.levels.n_genes)
@@ -145,6 +146,7 @@ class FactorMixture:
     def take_over(self, other: FactorMixture, kept: np.ndarray) -> None:
         """Begin at some of another mixture's components, and its powers of depth, but at none of its axes."""
         self._pairs.clear()
+        self._base_zeros.clear()
         for fold in range(self.folds):
             copy = other._copy(fold)
             loadings, variance = copy.loadings.clone(), copy.loading_variance.clone()
@@ -167,11 +169,11 @@ class FactorMixture:
 
     def _log_likelihood(self, batch: CellBatch, copy: FactorCopy) -> Tensor:
         """(cells, K L) float64: zeros by interpolation between the nodes, nonzeros one by one."""
-        levels, (a, b) = self.basis.levels, copy.components
-        offset = None if self.origins is None else self.origins.of(batch.fold, batch.origin)
-        if offset is not None:
-            a = a + (1 + copy.loadings[:, 0]) * offset
-            copy = replace(copy, components=Components(a, b))
+        levels = self.basis.levels
+        zero = self._zeros(batch, copy)
+        if self.origins is not None:
+            copy = _moved_by(copy, self.origins.of(batch.fold, batch.origin))
+        a, b = copy.components
         gene, count = levels.gene[batch.used], levels.count[batch.used]
         pair = self._pair_table(batch.fold, b)[batch.used] + count[:, None] * a.T[gene]
         linear = torch.cat([pair, count[:, None] * copy.loadings[gene]], 1)  # (used, K + 1 + axes)
@@ -184,10 +186,29 @@ class FactorMixture:
         rho = pad(torch.exp(a_levels - b_levels).T, (0, -len(a_levels) % UNROLLED)).contiguous().numpy()
         arguments = (cells, power, rho, self.levels.numpy(), found.numpy())
         over_rows(joint_rows, batch.n_cells, CELLS_AT_ONCE, *arguments)
-        log_nodes = self.basis.nodes.log_nodes
-        nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * (log_nodes - self.log_centre))
-        _, zero = tabulate_nodes(nodes, len(log_nodes), a_levels, b_levels)
         return found - node_weights(batch) @ zero.T + batch.constant[:, None]
+
+    def _zeros(self, batch: CellBatch, copy: FactorCopy) -> Tensor:
+        """(K L, nodes) sum_j r ln(1 + S rho) for the cells of a batch."""
+        origins = self.origins
+        if origins is None or batch.origin < 0:
+            return self._sums_of_zeros(copy)
+        base = _moved_by(copy, origins.base[batch.fold])
+        if batch.fold not in self._base_zeros:
+            self._base_zeros[batch.fold] = self._sums_of_zeros(base)
+        moved = _moved_by(copy, origins.of(batch.fold, batch.origin))
+        loud = origins.loud(batch.fold, batch.origin)  # other genes are those of the base
+        changed = self._sums_of_zeros(moved, loud) - self._sums_of_zeros(base, loud)
+        return self._base_zeros[batch.fold] + changed
+
+    def _sums_of_zeros(self, copy: FactorCopy, genes: Tensor | None = None) -> Tensor:
+        """(K L, nodes) of some genes, or of all."""
+        log_nodes = self.basis.nodes.log_nodes
+        if genes is not None:
+            components = Components(*(t[:, genes].contiguous() for t in copy.components))
+            copy = replace(copy, components=components, loadings=copy.loadings[genes].contiguous())
+        nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * (log_nodes - self.log_centre))
+        return tabulate_nodes(nodes, len(log_nodes), *self._at_levels(copy))[1]
 
     def _pair_table(self, fold: int, b: Tensor) -> Tensor:
         """That of a copy, which all origins share until the next M step."""
@@ -254,6 +275,7 @@ class FactorMixture:
             0: the objective is the log likelihood of cells that a copy has not seen.
         """
         self._pairs.clear()
+        self._base_zeros.clear()
         if self.origins is not None:
             self.origins.finish(self._of_copy, range(self.folds))
             for fold in range(self.folds):
@@ -357,10 +379,15 @@ class FactorMixture:
         return copy
 
 
+def _moved_by(copy: FactorCopy, offset: Tensor | None) -> FactorCopy:
+    """The same with components as cells with an offset (genes,) see them."""
+    if offset is None:
+        return copy
+    a, b = copy.components
+    return replace(copy, components=Components(a + (1 + copy.loadings[:, 0]) * offset, b))
+
+
 def _moved(copy: FactorCopy, mean: Tensor) -> FactorCopy:
     """The same with mean offsets (genes,) in the components."""
-    mean = (1 + copy.loadings[:, 0]) * mean
-    (a, b), prior = copy.components, copy.prior
-    return replace(
-        copy, components=Components(a + mean, b), prior=prior._replace(log_mean=prior.log_mean + mean)
-    )
+    prior = copy.prior._replace(log_mean=copy.prior.log_mean + (1 + copy.loadings[:, 0]) * mean)
+    return replace(_moved_by(copy, mean), prior=prior)

@@ -28,12 +28,14 @@ from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.settings import MixtureSettings
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.core.tables import LikelihoodTables, batch_log_likelihood, likelihood_tables
+from nbmix.core.tables import LikelihoodTables, batch_log_likelihood, likelihood_tables, moved_tables
 from nbmix.errors import InputError
 
 WHOLE_ROUNDS = 3  # M steps and updates of the prior that the copy of all cells takes to catch up
 
 E_STEPS_OF_GIVEN_COMPONENTS = 2  # that these are noticed in, where folds > 1
+
+MANY_GENES = 0.5  # share of the genes that it is not worth to tabulate beside the others
 
 PROBLEMS_AT_ONCE = 2_000_000  # (gene, component) pairs in an M step of several copies on a GPU: a few GB
 
@@ -76,7 +78,7 @@ class Mixture(nn.Module):
         self.origins = OriginOffsets(settings.folds, n_origins, n_genes) if n_origins else None
         self._basis: Basis | None = None
         self._tables: dict[tuple[int, int], LikelihoodTables] = {}  # by copy and origin
-        self._pairs: dict[int, Tensor] = {}  # of these tables, by copy
+        self._base_tables: dict[int, LikelihoodTables] = {}  # by copy, see ``OriginOffsets.base``
         self._statistics: FoldStatistics
         self.total_size = 1.0
         self.e_steps_until_comparable = 0  # whose copies still owe something to components from outside
@@ -159,7 +161,7 @@ class Mixture(nn.Module):
     def forget_tables(self) -> None:
         """To be called where parameters were changed from outside."""
         self._tables.clear()
-        self._pairs.clear()
+        self._base_tables.clear()
 
     def tables(self, copy: int, origin: int = -1) -> LikelihoodTables:
         """Of a copy, as cells of one origin see it."""
@@ -167,12 +169,23 @@ class Mixture(nn.Module):
         if (copy, origin) not in self._tables:
             whole = (self.settings.n_copies - 1, origin)
             self._tables = {key: tables for key, tables in self._tables.items() if key == whole}
-            components, dtype = self.components_of(copy, origin), self.settings.torch_dtype
-            made = likelihood_tables(self.basis, *components, dtype, self._pairs.get(copy))
-            self._tables[copy, origin] = made
-            if self.origins is not None:  # to all of which counts add the same
-                self._pairs[copy] = made.pair
+            self._tables[copy, origin] = (
+                likelihood_tables(self.basis, *self.components(copy), self.settings.torch_dtype)
+                if self.origins is None or origin < 0
+                else self._tables_of_origin(self.origins, copy, origin)
+            )
         return self._tables[copy, origin]
+
+    def _tables_of_origin(self, origins: OriginOffsets, copy: int, origin: int) -> LikelihoodTables:
+        """All but the genes that have an offset of their own there are tabulated once a copy."""
+        (a, b), base = self.components(copy), origins.base[copy]
+        if copy not in self._base_tables:
+            self._base_tables[copy] = likelihood_tables(self.basis, a + base, b, self.settings.torch_dtype)
+        tables, loud = self._base_tables[copy], origins.loud(copy, origin)
+        log_mean = self.components_of(copy, origin).log_mean
+        if a.device.type == "cpu" and loud.numel() < MANY_GENES * a.shape[1]:
+            return moved_tables(tables, self.basis, a + base, log_mean, b, loud)
+        return likelihood_tables(self.basis, log_mean, b, self.settings.torch_dtype, tables.pair)
 
     @torch.no_grad()
     def posterior(self, batch: CellBatch, *, fold: int | None = None) -> Posterior:

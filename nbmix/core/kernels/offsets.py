@@ -103,10 +103,10 @@ def _interpolation(at, j, log_nodes, barycentric, row, out):
 def shifted_rows(begin, end, offset, base, nodes, n_levels, seen, total):
     """Add the statistics of the genes begin..end, with nodes moved by their offsets, at other nodes.
 
-    offset: (genes,). base: (genes,) offsets at which the same statistics are there already, and are taken off;
-    nothing is to be done where both are the same. (0,): they are not there. nodes: (M,) ln S_m, (genes, N) the
-    logarithms of the other ones, N a multiple of LANES, and (N,) their barycentric weights. seen: A
-    (genes, K, L M) and R (1, K, L M). total: both (genes, K, L N).
+    offset: (genes,). base: (genes,) offsets at which the same statistics are there already, and are taken
+    off, so that nothing is to be done where both are the same; (0,) where they are not there. nodes: (M,)
+    ln S_m, (genes, N) the logarithms of the other ones, N a multiple of LANES, and (N,) their barycentric
+    weights. seen: A (genes, K, L M) and R (1, K, L M). total: both (genes, K, L N).
     """
     log_nodes, to_nodes, barycentric = nodes
     rate, node = seen
