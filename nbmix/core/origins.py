@@ -111,9 +111,7 @@ class OriginOffsets(nn.Module):
         self.register_buffer("offsets", torch.zeros(n_copies, n_origins, n_genes, dtype=torch.float64))
         first = torch.full((n_copies, n_genes), FIRST_OFFSET_VARIANCE, dtype=torch.float64)
         self.register_buffer("variance", first)
-        # a fit that goes on finds it again
-        zero = torch.zeros(n_copies, n_genes, dtype=torch.float64)
-        self.register_buffer("base", zero, persistent=False)
+        self.register_buffer("base", torch.zeros(n_copies, n_genes, dtype=torch.float64))
         self.n_cells: Tensor | None = None
         self.are_first = True
         self._collected: _Collected
@@ -153,7 +151,6 @@ class OriginOffsets(nn.Module):
     def take_over(self, other: OriginOffsets) -> None:
         """The offsets of another one, of the same cells."""
         self.load_state_dict(other.state_dict())
-        self.base.copy_(other.base)
         self.are_first = False
 
     def loud(self, copy: int, origin: int) -> Tensor:
