@@ -17,6 +17,8 @@ of the cells of an origin are those at nodes ln S_m + d_gj, and interpolation br
 origins share: the M step does not know of origins, and its cost does not grow with them. Given the
 components Q is concave in each offset, which takes a step of Newton on the statistics of its origin alone.
 
+An offset by which the cells of an origin gain next to nothing is left out: a small origin has few.
+
 Every cross-fitting copy has offsets of its own, fitted without its fold, so that no cell judges itself.
 """
 
