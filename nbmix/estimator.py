@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from nbmix.data.counts import CountData
 from nbmix.data.from_anndata import known_labels, make_count_data
 from nbmix.data.from_arrays import each_cell, make_array_data
 from nbmix.data.module import CountsDataModule
+from nbmix.data.origins import has_columns
 from nbmix.data.simulate import draw_counts
 from nbmix.errors import InputError, naming_the_nearest, refuse_unknown
 from nbmix.models.base import Prediction
@@ -90,6 +91,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
         layer: of an AnnData: where the raw counts are; default X.
         size_factor_key: of an AnnData: column of obs with size factors; default the counts of each cell.
         prior_key: of an AnnData: entry of obsm, (cells, K), for ``weights="given"``.
+        batch_key: of an AnnData: column of obs with the batch, donor or protocol of each cell, or several of
+            them, whose combinations are batches; genes have an offset in each, see ``nbmix.core.offsets``.
+            For EM alone. Of arrays ``batch`` is given with the cells.
         random_state: seed of folds, start, encoder and minibatches.
 
     Attributes:
@@ -119,6 +123,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
         joins_: table of the joins of components to groups, the first one first: their components, separation,
             p value of there being no gap between them; ``cut`` makes the groups. Amortized inference has
             those of its start. None where components have seen all cells.
+        batch_names_: batches of the fit; empty where there are none.
+        batch_offsets_: (batches, genes) natural logarithm of what genes have more in each than in the average
+            cell; NaN for genes that take no part.
         n_features_in_, feature_names_in_: number of genes, and their names if the input had any.
 
     >>> import nbmix
@@ -150,6 +157,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         layer: str | None = None,
         size_factor_key: str | None = None,
         prior_key: str | None = None,
+        batch_key: str | Sequence[str] | None = None,
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.n_components = n_components
@@ -166,6 +174,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.layer = layer
         self.size_factor_key = size_factor_key
         self.prior_key = prior_key
+        self.batch_key = batch_key
         self.random_state = random_state
 
     def __sklearn_tags__(self) -> Tags:
@@ -173,13 +182,18 @@ class NBMixture(ClusterMixin, BaseEstimator):
         tags.input_tags.sparse = tags.input_tags.positive_only = True
         return tags
 
-    def fit(self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None) -> NBMixture:
+    def fit(
+        self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
+    ) -> NBMixture:
         """Fit the mixture to all cells of ``X``.
 
         Args:
             X: (cells, genes) raw counts, see above.
             y: (cells,) known labels for ``start="labels"``; no other start sees them.
             size_factors: (cells,) or one number, where ``X`` is no AnnData; default the counts of each cell.
+            batch: (cells,) names of the batches that cells come from, where ``X`` is no AnnData. To predict,
+                a name of the fit stands for its offsets, another one for a batch whose offsets are estimated
+                from its cells, and None for no offsets.
 
         Raises:
             InputError: counts that are none, or a setting that cannot be used.
@@ -194,10 +208,12 @@ class NBMixture(ClusterMixin, BaseEstimator):
         ((2, 50), (200,), True)
         """
         with settings_as_arguments(RENAMED):
-            self._fit(X, y, size_factors)
+            self._fit(X, y, size_factors, batch)
         return self
 
-    def fit_predict(self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None) -> np.ndarray:
+    def fit_predict(
+        self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
+    ) -> np.ndarray:
         """Fit, and return ``labels_``.
 
         >>> import nbmix
@@ -205,9 +221,11 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> nbmix.NBMixture(2, start="kmeans").fit_predict(cells.counts).shape
         (200,)
         """
-        return self.fit(X, y, size_factors=size_factors).labels_
+        return self.fit(X, y, size_factors=size_factors, batch=batch).labels_
 
-    def predict(self, X: Any, *, size_factors: ArrayLike | None = None) -> np.ndarray:
+    def predict(
+        self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
+    ) -> np.ndarray:
         """The group (cells,) of the largest responsibility, from the components of all cells.
 
         >>> import nbmix
@@ -216,9 +234,11 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> mixture.predict(cells.counts[:5]).shape
         (5,)
         """
-        return self.predict_proba(X, size_factors=size_factors).argmax(1)
+        return self.predict_proba(X, size_factors=size_factors, batch=batch).argmax(1)
 
-    def predict_proba(self, X: Any, *, size_factors: ArrayLike | None = None) -> np.ndarray:
+    def predict_proba(
+        self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
+    ) -> np.ndarray:
         """Responsibilities (cells, K): of each group the sum over its components.
 
         That of a component is softmax_c(ln pi_c + l_ic) for EM, else what the encoder says.
@@ -231,14 +251,23 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> float(mixture.predict_proba(cells.counts).sum().round(6))
         200.0
         """
-        return group_probabilities(self._predict(X, size_factors).responsibilities.numpy(), self._groups)
+        return group_probabilities(
+            self._predict(X, size_factors, batch).responsibilities.numpy(), self._groups
+        )
 
     @property
     def joins_(self) -> pd.DataFrame | None:
         check_is_fitted(self, "weights_")
         return None if self._joins is None else joins_table(self._joins)
 
-    def cut(self, n_groups: int | str, X: Any = None, *, size_factors: ArrayLike | None = None) -> np.ndarray:
+    def cut(
+        self,
+        n_groups: int | str,
+        X: Any = None,
+        *,
+        size_factors: ArrayLike | None = None,
+        batch: ArrayLike | None = None,
+    ) -> np.ndarray:
         """Probabilities (cells, n_groups) of another number of groups; 0 is the largest.
 
         Args:
@@ -261,14 +290,16 @@ class NBMixture(ClusterMixin, BaseEstimator):
         number: Any = self._joins.n_with_gaps if n_groups == "auto" else n_groups
         groups = self._groups if number == len(self._groups) else self._joins.groups(number)
         if X is not None:
-            q = self._predict(X, size_factors).responsibilities.numpy()
+            q = self._predict(X, size_factors, batch).responsibilities.numpy()
         elif self._of_components is not None:
             q = self._of_components
         else:
             raise InputError("cut: a mixture that was loaded does not know the cells of its fit; give X")
         return group_probabilities(q, groups)
 
-    def score_samples(self, X: Any, *, size_factors: ArrayLike | None = None) -> np.ndarray:
+    def score_samples(
+        self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
+    ) -> np.ndarray:
         """ln p(x_i) = ln sum_k pi_k exp(l_ik) of each cell (cells,), in nats, with the -ln G(x + 1) term.
 
         >>> import nbmix
@@ -277,9 +308,11 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> bool((mixture.score_samples(cells.counts) < 0).all())
         True
         """
-        return self._predict(X, size_factors).log_likelihood.numpy()
+        return self._predict(X, size_factors, batch).log_likelihood.numpy()
 
-    def score(self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None) -> float:
+    def score(
+        self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
+    ) -> float:
         """Log likelihood per cell, in nats: of cells that were not fitted it compares K, models and starts.
 
         ``GridSearchCV`` and ``cross_val_score`` use it.
@@ -291,9 +324,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> two > one
         True
         """
-        return float(self.score_samples(X, size_factors=size_factors).mean())
+        return float(self.score_samples(X, size_factors=size_factors, batch=batch).mean())
 
-    def bic(self, X: Any, *, size_factors: ArrayLike | None = None) -> float:
+    def bic(self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None) -> float:
         """-2 ln p(X) + (2 C genes + C - 1) ln n for C components (Schwarz 1978).
 
         C - 1 is left out unless pi is learned.
@@ -308,7 +341,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> two.bic(cells.counts) < one.bic(cells.counts)
         True
         """
-        log_likelihood = self.score_samples(X, size_factors=size_factors)
+        log_likelihood = self.score_samples(X, size_factors=size_factors, batch=batch)
         components = self._fitted.components
         n_free = 2 * components.log_mean.numel()
         if self.weights == "learned":
@@ -366,7 +399,11 @@ class NBMixture(ClusterMixin, BaseEstimator):
         names = getattr(self, "feature_names_in_", None)
         arguments = {name: plain(value) for name, value in self.get_params(deep=False).items()}
         own = {
-            "arguments": {k: v for k, v in arguments.items() if isinstance(v, str | float | int | None)},
+            "arguments": {
+                k: v
+                for k, v in arguments.items()
+                if k == "batch_key" or isinstance(v, str | float | int | None)
+            },
             "genes": self._taking_part.tolist(),
             "n_genes": self.n_features_in_,
             "gene_names": None if names is None else names.tolist(),
@@ -408,7 +445,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         mixture._take(fitted, progress, np.asarray(own.get("genes", np.arange(n_genes))))
         return mixture
 
-    def _fit(self, X: Any, y: Any, size_factors: ArrayLike | None) -> Fitted:
+    def _fit(self, X: Any, y: Any, size_factors: ArrayLike | None, batch: ArrayLike | None) -> Fitted:
         arguments = {
             "n_components": self.n_components,
             "components_per_group": self.components_per_group,
@@ -423,7 +460,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         start, seed = start_of(given(self.start, kind.defaults.start)), seed_of(self.random_state)
         if y is None and isinstance(start, LabelsStart):
             raise InputError("start=labels: give the labels as y of NBMixture.fit")
-        everything = self._read(X, size_factors, reset=True)
+        everything = self._read(X, size_factors, batch, reset=True)
         if y is not None:
             everything = replace(everything, labels=_labels_in(y, everything, start))
         taking_part = np.flatnonzero(everything.counts.sum(axis=0))
@@ -474,6 +511,10 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.log_mean_, self.log_inv_disp_ = np.full(shape, np.nan), np.full(shape, np.nan)
         self.log_mean_[:, taking_part], self.log_inv_disp_[:, taking_part] = profiles
         self.weights_ = np.exp(group_log_joint(log_weights, self._groups))
+        self.batch_names_ = fitted.origin_names
+        self.batch_offsets_ = np.full((len(self.batch_names_), self.n_features_in_), np.nan)
+        if self.batch_names_:
+            self.batch_offsets_[:, taking_part] = fitted.state["mixture.origins.offsets"][-1].numpy()
         of_components = np.full((2, len(log_weights), self.n_features_in_), np.nan)
         of_components[:, :, taking_part] = np.stack([t.numpy() for t in components])
         self.component_log_mean_, self.component_log_inv_disp_ = of_components
@@ -488,24 +529,29 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.lower_bound_ = float(self.lower_bounds_[-1]) if self.lower_bounds_.size else np.nan
         self.n_iter_, self.converged_ = progress.n_iterations, progress.converged
 
-    def _predict(self, X: Any, size_factors: ArrayLike | None) -> Prediction:
+    def _predict(self, X: Any, size_factors: ArrayLike | None, batch: ArrayLike | None) -> Prediction:
         """What the components of all cells say of the cells of ``X``."""
         check_is_fitted(self, "weights_")
         with settings_as_arguments(RENAMED):
-            data = self._read(X, size_factors, reset=False)
+            data = self._read(X, size_factors, batch, reset=False)
             if not (isinstance(X, ad.AnnData) and hasattr(self, "feature_names_in_")):  # genes in their order
                 data = data.select_genes(self._taking_part)
                 data = replace(data, gene_names=self._fitted.gene_names)
             with torch.random.fork_rng(devices=[]):  # an encoder is drawn before it is filled
                 return predict_here(*restore_for(self._fitted, data, "NBMixture"))
 
-    def _read(self, X: Any, size_factors: ArrayLike | None, *, reset: bool) -> CountData:
+    def _read(
+        self, X: Any, size_factors: ArrayLike | None, batch: ArrayLike | None, *, reset: bool
+    ) -> CountData:
         """Checked cells with all genes; ``reset`` where they are those of a fit."""
         if isinstance(X, ad.AnnData):
             if size_factors is not None:
                 raise InputError(
                     "size_factors: an AnnData has them in obs; name the column by size_factor_key"
                 )
+            if batch is not None:
+                raise InputError("batch: an AnnData has them in obs; name the column by batch_key")
+            known = self.batch_key if reset or has_columns(X.obs, self.batch_key) else None
             data = make_count_data(
                 X,
                 where="adata",
@@ -513,6 +559,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
                 layer=self.layer,
                 size_factor_key=self.size_factor_key,
                 prior_key=self.prior_key,
+                batch_key=known,
                 min_counts=0,
             )
             if reset:
@@ -523,7 +570,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
                     f"adata: has {data.n_genes} genes; the fit had {self.n_features_in_}, without names"
                 )
             return data
-        for name in ("layer", "size_factor_key", "prior_key"):
+        for name in ("layer", "size_factor_key", "prior_key", "batch_key"):
             if getattr(self, name) is not None:
                 raise InputError(
                     f"{name}={getattr(self, name)!r}: a {type(X).__name__} has none; give an AnnData"
@@ -537,6 +584,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             cell_names=X.index if isinstance(X, pd.DataFrame) else None,
             gene_names=getattr(self, "feature_names_in_", None),
             size_factors=size_factors,
+            batch=batch,
         )
 
 
@@ -623,7 +671,7 @@ def cluster(
     refuse_unknown("cluster", arguments, [*NBMixture._get_param_names(), "key_added", "copy"])
     mixture = NBMixture(n_components, **arguments)
     with settings_as_arguments(RENAMED):
-        fitted = mixture._fit(adata, None, None)
+        fitted = mixture._fit(adata, None, None, None)
     if copy and not is_copied:
         adata = adata.copy()
     results = Results(*fitted, provenance(mixture.get_params(deep=False)))

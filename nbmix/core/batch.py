@@ -135,6 +135,7 @@ class CellBatch:
         constant: (cells,) float64, x_i+ ln s_i - sum_j ln G(x_ij + 1), nats.
         log_prior: (cells, components) float64 given ln pi_ik, or None.
         labels: (cells,) int64 codes of known labels (for logging alone), or None.
+        origin: what all these cells come from, see ``nbmix.core.offsets``; -1 for nothing known.
     """
 
     rows: Tensor
@@ -150,6 +151,7 @@ class CellBatch:
     constant: Tensor
     log_prior: Tensor | None = None
     labels: Tensor | None = None
+    origin: int = -1
 
     @classmethod
     def build(
@@ -163,6 +165,7 @@ class CellBatch:
         fold: int = -1,
         prior: np.ndarray | None = None,
         labels: np.ndarray | None = None,
+        origin: int = -1,
         keep: bool = False,
     ) -> CellBatch:
         """Prepare cells of checked counts (cells, genes).
@@ -172,7 +175,7 @@ class CellBatch:
             basis: of data that holds these cells, on the CPU.
             pick: positions of the cells in ``counts``; all of them by default.
             rows: their positions in the whole data; by default ``pick``.
-            fold: that they belong to.
+            fold, origin: that they belong to.
             prior, labels: (cells of the batch, ...) see the attributes.
             keep: the batch will be used again, so its transpose is made now.
 
@@ -213,6 +216,7 @@ class CellBatch:
             totals * log_s + torch.from_numpy(constant),
             log_prior,
             None if labels is None else torch.from_numpy(labels),
+            origin,
         )
 
     @property
@@ -246,5 +250,7 @@ class CellBatch:
 
 
 def nodes_of_genes(basis: Basis) -> np.ndarray:
-    """(genes, padded) S_m, the same for all genes, as compiled loops take them."""
+    """(genes, padded) S_m, the same for all genes unless they have their own, as compiled loops take them."""
+    if basis.nodes.log_nodes.dim() == 2:
+        return padded_nodes(basis.nodes.log_nodes)
     return np.tile(padded_nodes(basis.nodes.log_nodes), (basis.levels.n_genes, 1))

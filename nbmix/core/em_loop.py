@@ -21,6 +21,10 @@ class EMModel(Protocol):
         """Whether the log likelihood of the next E step can be compared with those of later ones."""
         ...
 
+    def meet(self, batches: Iterable[CellBatch], responsibilities: Tensor) -> None:
+        """Look at the cells before EM begins at responsibilities (all rows, K or K and levels)."""
+        ...
+
     def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
         ...
@@ -147,6 +151,8 @@ def iterate(
             that were scored, and the objective is without a prior.
     """
     run = EMRun(stopping or StoppingRule())
+    if responsibilities is not None and max_iterations:
+        model.meet(batches, responsibilities)
     for number in range(max_iterations):
         iteration = Iteration(model, responsibilities if number == 0 else None)
         for batch in batches:

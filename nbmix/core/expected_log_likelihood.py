@@ -50,7 +50,7 @@ class ExpectedLogLikelihood:
     """Q of many (gene, component) problems laid out flat, so that converged ones can be dropped.
 
     Attributes:
-        log_nodes: (nodes,).
+        log_nodes: (nodes, 1), or (nodes, problems) where genes have nodes of their own.
         rate, node: (nodes, problems) A_m and R_m.
         low_at, low_level, low_weight: the levels t with a weight: their problem, t, and total weight of
             counts above t.
@@ -76,15 +76,17 @@ class ExpectedLogLikelihood:
         """The problems of all components and genes, component by component."""
         n_genes, n_components, n_nodes = statistics.rate.shape
         levels = basis.levels
+        node = statistics.node if statistics.node.dim() == 3 else statistics.node[None]
         offset = torch.arange(n_components, device=levels.gene.device) * n_genes
         weight = levels.reaching(statistics.pair) * (levels.level > 0)[:, None]  # (low pairs, K)
         low, low_k = torch.nonzero(weight, as_tuple=True)
         high_weight = statistics.pair[levels.n_low :]
         high, high_k = torch.nonzero(high_weight, as_tuple=True)
+        log_nodes = basis.nodes.log_nodes
         return cls(
-            basis.nodes.log_nodes,
+            log_nodes[:, None] if log_nodes.dim() == 1 else log_nodes.T.repeat(1, n_components),
             statistics.rate.permute(2, 1, 0).reshape(n_nodes, -1),
-            statistics.node.T[:, :, None].expand(-1, -1, n_genes).reshape(n_nodes, -1),
+            node.permute(2, 1, 0).expand(-1, -1, n_genes).reshape(n_nodes, -1),
             levels.gene[low] + offset[low_k],
             levels.level[low],
             weight[low, low_k],
@@ -107,7 +109,7 @@ class ExpectedLogLikelihood:
             return torch.cat(of_parts, dim)
 
         return cls(
-            first.log_nodes,
+            first.log_nodes if first.log_nodes.shape[1] == 1 else along("log_nodes", 1),
             along("rate", 1),
             along("node", 1),
             along("low_at", shifted=True),
@@ -135,7 +137,7 @@ class ExpectedLogLikelihood:
         place = torch.cumsum(keep, 0) - 1
         low, high = keep[self.low_at], keep[self.high_at]
         return ExpectedLogLikelihood(
-            self.log_nodes,
+            self.log_nodes if self.log_nodes.shape[1] == 1 else self.log_nodes[:, keep],
             self.rate[:, keep],
             self.node[:, keep],
             place[self.low_at[low]],
@@ -155,7 +157,7 @@ class ExpectedLogLikelihood:
         """Q with its gradient and Hessian in (a, b) at flat ``log_mean``, ``log_inv_disp`` (problems,)."""
         a, b = log_mean, log_inv_disp
         r = torch.exp(b)
-        z = self.log_nodes[:, None] + (a - b)  # (nodes, problems)
+        z = self.log_nodes + (a - b)  # (nodes, problems)
         grown, share = softplus(z, threshold=WIDEST_SOFTPLUS), torch.sigmoid(z)
         zeros = r * self.node
         both = self.rate + zeros
@@ -220,8 +222,9 @@ def expected_sums(
     prior: GenePrior | None = None,
 ) -> ExpectedSums:
     """What compiled loops take beside the components; nodes: (genes, padded) S_m."""
-    node = np.zeros((statistics.node.shape[0], nodes.shape[1]))
-    node[:, : statistics.node.shape[1]] = statistics.node.numpy()
+    of_genes = statistics.node if statistics.node.dim() == 3 else statistics.node[None]
+    node = np.zeros((*of_genes.shape[:2], nodes.shape[1]))
+    node[:, :, : of_genes.shape[2]] = of_genes.numpy()
     beliefs = np.zeros((4, levels.n_genes)) if prior is None else flat_prior(prior, 1).contiguous().numpy()
     rate, pair = (t.contiguous().numpy() for t in (statistics.rate, statistics.pair))
     return ExpectedSums(nodes, rate, node, pair, levels.places(), beliefs)

@@ -18,13 +18,16 @@ K L components. In the M step levels act on a gene like nodes of the size factor
 stands for ln S_m; ln mu and ln r are then fitted as in ``nbmix.core.m_step``, and (g_j, v_j), in which the
 expected log likelihood is concave, by Newton. All of them are drawn around 0 with variances that are learned.
 
+Where cells come from several batches a gene's size factor has an offset in each, ln s_i + d_gj in place of
+ln s_i, see ``nbmix.core.offsets``.
+
 Starts search with it; what they find is fitted by ``nbmix.core.mixture``.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,20 +38,20 @@ from torch.nn.functional import pad
 
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.em_loop import iterate
+from nbmix.core.factor_statistics import FactorStatistics, node_weights
 from nbmix.core.kernels.blocks import CELLS_AT_ONCE, GENES_AT_ONCE, UNROLLED
 from nbmix.core.kernels.factor import (
     CellPairs,
     LoadingProblem,
-    Memberships,
-    UsedPairs,
     joint_rows,
     loading_rows,
-    statistics_rows,
 )
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.m_step import NewtonMStep
 from nbmix.core.mixture import Posterior, log_weights_of
 from nbmix.core.nodes import padded_nodes
+from nbmix.core.offsets import Loadings, OriginMargins
+from nbmix.core.origins import CopyParameters, OriginOffsets
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.statistics import SufficientStatistics
@@ -59,8 +62,6 @@ FIRST_LOADING_VARIANCE = 0.05  # as of ln mu between components
 LEAST_LOADING_VARIANCE = 1e-6
 
 LOADING_STEPS = 2  # of Newton for every M step
-
-LEAST_SHARE = 1e-8  # of a cell: what statistics take of smaller responsibilities is beyond float32
 
 FIRST_ROUNDS = 3  # of loadings and components in the first M step, which begins at no loading
 
@@ -97,11 +98,13 @@ class FactorMixture:
         n_axes: of variation that components share; with 0 there are powers of the size factor alone.
         n_levels: of each axis.
         given_weights: the batches' ``log_prior`` stands for ln pi.
+        origin_cells: (origins,) cells of each batch that they come from, or None.
         m_step: of the components.
 
     Attributes:
         copies: parameters fitted without each fold; None until an M step.
-        statistics: of the cells of each fold, of K components at L M nodes, level by level.
+        statistics: of the cells of each fold.
+        origins: their offsets, or None.
     """
 
     scores_are_comparable = True
@@ -116,6 +119,7 @@ class FactorMixture:
         n_axes: int = 1,
         n_levels: int = 3,
         given_weights: bool = False,
+        origin_cells: np.ndarray | None = None,
         m_step: NewtonMStep | None = None,
     ) -> None:
         self.basis, self.n_components, self.folds = basis, n_components, folds
@@ -129,18 +133,28 @@ class FactorMixture:
         self.log_level_weights = torch.tensor([share[list(point)].sum() for point in grid])  # (L,)
         positive = size_factors[size_factors > 0]
         self.log_centre = float(np.log(positive).mean()) if positive.size else 0.0  # ln s_0
-        self.depth = basis.nodes.log_nodes - self.log_centre  # (nodes,) ln(S_m / s_0)
         self.copies: list[FactorCopy | None] = [None] * folds
-        self.statistics = self._zero_statistics()
+        self._pairs: dict[int, Tensor] = {}  # by fold, until parameters change
+        self._base_zeros: dict[int, Tensor] = {}
+        self.origins: OriginOffsets | None = None
+        if origin_cells is not None:
+            shape = (folds, len(origin_cells), basis.levels.n_genes)
+            self.origins = OriginOffsets(*shape, has_whole=False, n_levels=self.n_levels)
+            self.origins.n_cells = torch.from_numpy(origin_cells)
+        self.statistics = FactorStatistics(basis, n_components, folds, self.n_levels)
 
     def take_over(self, other: FactorMixture, kept: np.ndarray) -> None:
         """Begin at some of another mixture's components, and its powers of depth, but at none of its axes."""
+        self._pairs.clear()
+        self._base_zeros.clear()
         for fold in range(self.folds):
             copy = other._copy(fold)
             loadings, variance = copy.loadings.clone(), copy.loading_variance.clone()
             loadings[:, 1:], variance[1:] = 0.0, FIRST_LOADING_VARIANCE
             components = Components(*(t[kept].contiguous() for t in copy.components))
             self.copies[fold] = FactorCopy(components, loadings, variance, copy.log_weights[kept], copy.prior)
+        if self.origins is not None and other.origins is not None:
+            self.origins.take_over(other.origins)
 
     @property
     def n_levels(self) -> int:
@@ -155,9 +169,13 @@ class FactorMixture:
 
     def _log_likelihood(self, batch: CellBatch, copy: FactorCopy) -> Tensor:
         """(cells, K L) float64: zeros by interpolation between the nodes, nonzeros one by one."""
-        levels, (a, b) = self.basis.levels, copy.components
+        levels = self.basis.levels
+        zero = self._zeros(batch, copy)
+        if self.origins is not None:
+            copy = _moved_by(copy, self.origins.of(batch.fold, batch.origin))
+        a, b = copy.components
         gene, count = levels.gene[batch.used], levels.count[batch.used]
-        pair = pair_table(levels, b)[batch.used] + count[:, None] * a.T[gene]
+        pair = self._pair_table(batch.fold, b)[batch.used] + count[:, None] * a.T[gene]
         linear = torch.cat([pair, count[:, None] * copy.loadings[gene]], 1)  # (used, K + 1 + axes)
         a_levels, b_levels = self._at_levels(copy)
         found = torch.empty(batch.n_cells, len(a_levels), dtype=torch.float64)
@@ -168,10 +186,37 @@ class FactorMixture:
         rho = pad(torch.exp(a_levels - b_levels).T, (0, -len(a_levels) % UNROLLED)).contiguous().numpy()
         arguments = (cells, power, rho, self.levels.numpy(), found.numpy())
         over_rows(joint_rows, batch.n_cells, CELLS_AT_ONCE, *arguments)
+        return found - node_weights(batch) @ zero.T + batch.constant[:, None]
+
+    def _zeros(self, batch: CellBatch, copy: FactorCopy) -> Tensor:
+        """(K L, nodes) sum_j r ln(1 + S rho) for the cells of a batch."""
+        origins = self.origins
+        if origins is None or batch.origin < 0:
+            return self._sums_of_zeros(copy)
+        base = _moved_by(copy, origins.base[batch.fold])
+        if batch.fold not in self._base_zeros:
+            self._base_zeros[batch.fold] = self._sums_of_zeros(base)
+        moved = _moved_by(copy, origins.of(batch.fold, batch.origin))
+        loud = origins.loud(batch.fold, batch.origin)  # other genes are those of the base
+        changed = self._sums_of_zeros(moved, loud) - self._sums_of_zeros(base, loud)
+        return self._base_zeros[batch.fold] + changed
+
+    def _sums_of_zeros(self, copy: FactorCopy, genes: Tensor | None = None) -> Tensor:
+        """(K L, nodes) of some genes, or of all."""
         log_nodes = self.basis.nodes.log_nodes
-        nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * self.depth)
-        _, zero = tabulate_nodes(nodes, len(log_nodes), a_levels, b_levels)
-        return found - _weights(batch) @ zero.T + batch.constant[:, None]
+        if genes is not None:
+            components = Components(*(t[:, genes].contiguous() for t in copy.components))
+            copy = replace(copy, components=components, loadings=copy.loadings[genes].contiguous())
+        nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * (log_nodes - self.log_centre))
+        return tabulate_nodes(nodes, len(log_nodes), *self._at_levels(copy))[1]
+
+    def _pair_table(self, fold: int, b: Tensor) -> Tensor:
+        """That of a copy, which all origins share until the next M step."""
+        if self.origins is None:
+            return pair_table(self.basis.levels, b)
+        if fold not in self._pairs:
+            self._pairs[fold] = pair_table(self.basis.levels, b)
+        return self._pairs[fold]
 
     def _depth(self, size_factors: Tensor) -> Tensor:
         """(cells,) ln(s / s_0); 0 for an empty cell, which has nothing to multiply it with."""
@@ -193,9 +238,15 @@ class FactorMixture:
 
     def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
-        for statistics in self.statistics:
-            for tensor in statistics.tensors():
-                tensor.zero_()  # new memory would cost more than filling it
+        self.statistics.zero_()
+        if self.origins is not None:
+            self.origins.reset(self.basis, self.statistics, self._of_origin)
+
+    def meet(self, batches: Iterable[CellBatch], responsibilities: Tensor) -> None:
+        """Learn first offsets from responsibilities (all rows, K, L), where there is nothing else yet."""
+        if self.origins is not None and self.copies[0] is None:
+            q, n_origins = responsibilities.sum(2), self.origins.n_origins
+            self.origins.begin(OriginMargins.of(batches, self.basis, q, self.folds, n_origins))
 
     def posterior(self, batch: CellBatch) -> Posterior:
         """E step: responsibilities (cells, K, L), and ln p(x_i)."""
@@ -205,28 +256,17 @@ class FactorMixture:
 
     def collect(self, batch: CellBatch, responsibilities: Tensor) -> None:
         """Add cells with responsibilities (cells, K, L) for components and levels."""
-        seen, levels = self.statistics[batch.fold], self.basis.levels
-        q, weights = responsibilities.double(), _weights(batch)
-        rows, component = torch.nonzero(q.flatten(1) > LEAST_SHARE, as_tuple=True)
-        n_low = int(torch.searchsorted(batch.used, levels.n_low))
-        turned = batch.turned()
-        of_pairs = (
-            torch.searchsorted(batch.used[:n_low], levels.first),
-            n_low + torch.searchsorted(batch.used[n_low:], levels.n_low + levels.high_first),
-            batch.used,
-            levels.count[batch.used],
-            turned.indptr,
-            turned.indices,
-        )
-        first = torch.searchsorted(rows, torch.arange(batch.n_cells + 1))
-        of_cells = (first, component, q.flatten(1)[rows, component], weights)
-        pairs = UsedPairs(*(t.contiguous().numpy() for t in of_pairs))
-        members = Memberships(*(t.contiguous().numpy() for t in of_cells))
-        rate = seen.rate.view(levels.n_genes, -1, weights.shape[1])  # (genes, K L, nodes)
-        arguments = (pairs, members, self.n_levels, rate.numpy(), seen.pair.numpy())
-        over_rows(statistics_rows, levels.n_genes, GENES_AT_ONCE, *arguments)
-        seen.node += torch.einsum("ikl,im->klm", q, weights).flatten(1)
-        seen.weight += q.sum((0, 2))
+        if self.origins is not None:
+            self.origins.add(batch, responsibilities, self._of_copy)
+        else:
+            self.statistics.add(batch, responsibilities)
+
+    def _of_origin(self) -> FactorStatistics:
+        return FactorStatistics(self.basis, self.n_components, self.folds, self.n_levels)
+
+    def _of_copy(self, fold: int) -> CopyParameters:
+        copy, (_, effects) = self._copy(fold), self._grid(self.basis)
+        return CopyParameters(copy.components, Loadings(copy.loadings, effects, self.n_levels))
 
     def m_step(self, *, warm: bool = True) -> float:
         """Fit every copy to the statistics of all other folds, from where it stands, ``warm`` or not.
@@ -234,11 +274,17 @@ class FactorMixture:
         Returns:
             0: the objective is the log likelihood of cells that a copy has not seen.
         """
-        total = self.statistics[0]
-        for statistics in self.statistics[1:]:
-            total = total + statistics
+        self._pairs.clear()
+        self._base_zeros.clear()
+        if self.origins is not None:
+            self.origins.finish(self._of_copy, range(self.folds))
+            for fold in range(self.folds):
+                copy = self._fit(self.origins.seen(fold), self.copies[fold])
+                self.copies[fold] = _moved(copy, self.origins.centre(fold))
+            return 0.0
+        total = self.statistics.total()
         for fold in range(self.folds):
-            self.copies[fold] = self._fit(total - self.statistics[fold], self.copies[fold])
+            self.copies[fold] = self._fit(self.statistics.without(fold, total), self.copies[fold])
         return 0.0
 
     def run(self, batches: Sequence[CellBatch], q: Tensor, *, max_iterations: int = 20) -> Tensor:
@@ -268,7 +314,7 @@ class FactorMixture:
         rounds, log_weights = 1, log_weights_of(seen)
         if copy is None:
             rounds = FIRST_ROUNDS
-            prior = first_prior(self._without_levels(seen), self.basis, self.total_size)
+            prior = first_prior(self._without_levels(seen), self._fit_basis, self.total_size)
             a = prior.log_mean.expand(self.n_components, -1).contiguous()
             begin = Components(a, prior.log_inv_disp.expand_as(a).contiguous())
             loadings = a.new_zeros(a.shape[1], 1 + self.levels.shape[1])
@@ -281,19 +327,34 @@ class FactorMixture:
     def _without_levels(self, seen: SufficientStatistics) -> SufficientStatistics:
         """The same cells at the M nodes of the size factor alone."""
         shape = (self.n_levels, -1)
-        rate, node = seen.rate.unflatten(2, shape).sum(2), seen.node.unflatten(1, shape).sum(1)
+        rate, node = (t.unflatten(-1, shape).sum(-2) for t in (seen.rate, seen.node))
         return SufficientStatistics(rate, seen.pair, node, seen.weight)
 
     def grid(self) -> tuple[Tensor, Tensor]:
-        """At each of the L M nodes: ln S_m, and (1 + axes, ...) what the loadings multiply."""
-        log_nodes = self.basis.nodes.log_nodes
-        axes = self.levels.T.repeat_interleave(len(log_nodes), 1)
-        return log_nodes.repeat(self.n_levels), torch.cat([self.depth.repeat(self.n_levels)[None], axes])
+        """At each of the L M nodes: ln S_m, and (1 + axes, ...) what loadings multiply; or of each gene."""
+        return self._grid(self._fit_basis)
+
+    @property
+    def _fit_basis(self) -> Basis:
+        """Of the statistics that parameters are fitted to."""
+        return self.basis if self.origins is None else self.origins.fit_basis
+
+    def _grid(self, basis: Basis) -> tuple[Tensor, Tensor]:
+        log_nodes = basis.nodes.log_nodes  # (nodes,), or (genes, nodes)
+        axes = self.levels.T.repeat_interleave(log_nodes.shape[-1], 1)
+        log_nodes = torch.cat([log_nodes] * self.n_levels, -1)
+        depth = (log_nodes - self.log_centre)[..., None, :]  # ln(S_m / s_0)
+        effects = torch.cat([depth, axes.expand(*log_nodes.shape[:-1], -1, -1)], -2)
+        return log_nodes, effects
 
     def fit_loadings(self, seen: SufficientStatistics, copy: FactorCopy) -> FactorCopy:
         """``LOADING_STEPS`` of Newton on the loadings given the components; then the loadings' variances."""
         v, bend = copy.loadings.clone(), torch.empty_like(copy.loadings)
-        parts = (*self.grid(), seen.rate, seen.node, 1 / copy.loading_variance)
+        log_nodes, effects = self.grid()
+        of_genes = (log_nodes, effects, seen.rate, seen.node)
+        if log_nodes.dim() == 1:
+            of_genes = (log_nodes[None], effects[None], seen.rate, seen.node[None])
+        parts = (*of_genes, 1 / copy.loading_variance)
         problem = LoadingProblem(*(t.contiguous().numpy() for t in parts))
         a, b = (t.contiguous().numpy() for t in copy.components)
         arguments = (a, b, problem, LOADING_STEPS, v.numpy(), bend.numpy())
@@ -305,7 +366,8 @@ class FactorMixture:
 
     def _fit_components(self, seen: SufficientStatistics, copy: FactorCopy) -> FactorCopy:
         log_nodes, effects = self.grid()
-        nodes = padded_nodes(log_nodes + copy.loadings @ effects)
+        moved = (copy.loadings[:, None] @ effects)[:, 0] if effects.dim() == 3 else copy.loadings @ effects
+        nodes = padded_nodes(log_nodes + moved)
         levels, total_size = self.basis.levels, self.total_size
         fitted = self.components_m_step.solve(seen, levels, nodes, copy.components, total_size, copy.prior)
         return replace(copy, components=fitted.components, prior=update_prior(fitted, copy.prior))
@@ -316,20 +378,16 @@ class FactorMixture:
             raise RuntimeError("a factor mixture begins at responsibilities")
         return copy
 
-    def _zero_statistics(self) -> list[SufficientStatistics]:
-        levels, n_nodes = self.basis.levels, self.n_levels * len(self.basis.nodes.log_nodes)
-        shapes = (
-            (levels.n_genes, self.n_components, n_nodes),
-            (levels.n_pairs, self.n_components),
-            (self.n_components, n_nodes),
-            (self.n_components,),
-        )
-        return [
-            SufficientStatistics(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
-            for _ in range(self.folds)
-        ]
+
+def _moved_by(copy: FactorCopy, offset: Tensor | None) -> FactorCopy:
+    """The same with components as cells with an offset (genes,) see them."""
+    if offset is None:
+        return copy
+    a, b = copy.components
+    return replace(copy, components=Components(a + (1 + copy.loadings[:, 0]) * offset, b))
 
 
-def _weights(batch: CellBatch) -> Tensor:
-    """(cells, nodes) interpolation from the nodes of the whole data."""
-    return batch.weights @ batch.to_own
+def _moved(copy: FactorCopy, mean: Tensor) -> FactorCopy:
+    """The same with mean offsets (genes,) in the components."""
+    prior = copy.prior._replace(log_mean=copy.prior.log_mean + (1 + copy.loadings[:, 0]) * mean)
+    return replace(_moved_by(copy, mean), prior=prior)

@@ -45,6 +45,17 @@ class FoldStatistics:
             total.add_(statistics)
         return total
 
+    def of(self, fold: int) -> SufficientStatistics | None:
+        """Those of a fold, or None where no cell of it was met."""
+        return self.of_fold.get(fold)
+
+    def zero_(self) -> FoldStatistics:
+        """Forget all cells."""
+        for statistics in self.of_fold.values():
+            for tensor in statistics.tensors():
+                tensor.zero_()
+        return self
+
     def without(self, fold: int, total: SufficientStatistics) -> SufficientStatistics:
         """``total`` less a fold."""
         return total - (self.of_fold.get(fold) or self._zeros())

@@ -26,6 +26,7 @@ def fold_blocks(
     *,
     rank: int = 0,
     world_size: int = 1,
+    origins: np.ndarray | None = None,
 ) -> list[tuple[int, np.ndarray]]:
     """Split cells at random into folds of equal size, and these into blocks of cells of like size factors.
 
@@ -35,17 +36,28 @@ def fold_blocks(
 
     Args:
         size_factors: (cells,).
+        origins: (cells,) what each comes from; a block is of one origin, and those of an origin follow each
+            other. None: all are of one.
 
     Returns:
         (fold, sorted positions) of each block; the fold is -1 where folds = 1.
     """
     member = fold_members(size_factors.size, folds, generator)
     blocks = []
-    for fold in range(folds) if folds > 1 else [-1]:
-        rows = np.flatnonzero(member == fold)
-        shares = fold_shares(rows, size_factors[rows], block_size, rank, world_size, fold=fold, folds=folds)
-        blocks += [(fold, share) for share in shares]
+    for of_origin in by_origin(np.arange(size_factors.size), origins):
+        for fold in range(folds) if folds > 1 else [-1]:
+            rows = of_origin[member[of_origin] == fold]
+            sizes = size_factors[rows]
+            shares = fold_shares(rows, sizes, block_size, rank, world_size, fold=fold, folds=folds)
+            blocks += [(fold, share) for share in shares]
     return blocks
+
+
+def by_origin(rows: np.ndarray, origins: np.ndarray | None) -> list[np.ndarray]:
+    """``rows`` of each origin (of the cells at ``rows``), ascending; all together where there are none."""
+    if origins is None:
+        return [rows]
+    return [rows[origins == origin] for origin in np.unique(origins)]
 
 
 def fold_shares(

@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nbmix.core.batch import Basis, nodes_of_genes
 from nbmix.core.declared import Setting, checked
@@ -37,9 +38,17 @@ from nbmix.core.statistics import SufficientStatistics
 def moment_components(statistics: SufficientStatistics, basis: Basis, total_size: float) -> Components:
     """Weighted mean rate per gene, ln(sum q x / sum q s), with a common dispersion: where Newton begins."""
     counts = statistics.rate.sum(2).T.clamp(min=0)  # (K, genes)
-    size = (statistics.node @ torch.exp(basis.nodes.log_nodes)).clamp(min=torch.finfo(torch.float64).tiny)
-    log_mean = torch.log(counts / size[:, None]).clamp(min=lowest_log_mean(total_size))
+    log_mean = torch.log(counts / sizes_of_components(statistics, basis)).clamp(
+        min=lowest_log_mean(total_size)
+    )
     return Components(log_mean, torch.full_like(log_mean, START_LOG_INV_DISP))
+
+
+def sizes_of_components(statistics: SufficientStatistics, basis: Basis) -> Tensor:
+    """(K, 1) sum of size factors; (K, genes) where genes have nodes of their own, offsets included."""
+    node, sizes = statistics.node, torch.exp(basis.nodes.log_nodes)
+    found = torch.einsum("jkm,jm->kj", node, sizes) if sizes.dim() == 2 else (node @ sizes)[:, None]
+    return found.clamp(min=torch.finfo(torch.float64).tiny)
 
 
 class FittedComponents(NamedTuple):

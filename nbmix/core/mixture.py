@@ -4,12 +4,14 @@ A cell votes for itself: with thousands of genes a component fits its own member
 never moves from a random start. Cross-fitting keeps, beside the components of all cells, one copy for every
 fold of cells, fitted without that fold; a cell's responsibilities come from the copy that has not seen it.
 The statistics add, so leaving a fold out is a subtraction and needs no further pass over the counts.
+
+Cells may come from several batches, in which genes have offsets, see ``nbmix.core.offsets``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,16 +22,20 @@ from nbmix.core.expected_log_likelihood import expected_log_likelihood
 from nbmix.core.fold_statistics import FoldStatistics
 from nbmix.core.folds import copy_ranks
 from nbmix.core.m_step import MStepProblem, NewtonMStep, moment_components
+from nbmix.core.offsets import OriginMargins
+from nbmix.core.origins import CopyParameters, OriginOffsets
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.settings import MixtureSettings
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.core.tables import LikelihoodTables, batch_log_likelihood, likelihood_tables
+from nbmix.core.tables import LikelihoodTables, batch_log_likelihood, likelihood_tables, moved_tables
 from nbmix.errors import InputError
 
 WHOLE_ROUNDS = 3  # M steps and updates of the prior that the copy of all cells takes to catch up
 
 E_STEPS_OF_GIVEN_COMPONENTS = 2  # that these are noticed in, where folds > 1
+
+MANY_GENES = 0.5  # share of the genes that it is not worth to tabulate beside the others
 
 PROBLEMS_AT_ONCE = 2_000_000  # (gene, component) pairs in an M step of several copies on a GPU: a few GB
 
@@ -51,12 +57,13 @@ class Mixture(nn.Module):
         log_weights: (copies, K) float64, ln pi.
         prior_genes: (copies, 3, genes), prior_disp: (copies, 4): the prior of each copy where it is
             learned, see ``prior``; empty otherwise.
+        origins: the offsets of the batches that cells come from; None where nothing is known of such.
     """
 
     prior_genes: Tensor
     prior_disp: Tensor
 
-    def __init__(self, n_genes: int, settings: MixtureSettings) -> None:
+    def __init__(self, n_genes: int, settings: MixtureSettings, n_origins: int = 0) -> None:
         super().__init__()
         self.settings = settings
         shape = (settings.n_copies, settings.n_components, n_genes)
@@ -67,17 +74,25 @@ class Mixture(nn.Module):
         n_priors = settings.n_copies if settings.learns_prior else 0
         self.register_buffer("prior_genes", torch.zeros(n_priors, 3, n_genes, dtype=torch.float64))
         self.register_buffer("prior_disp", torch.zeros(n_priors, 4, dtype=torch.float64))
+        # none, so that the state of a fit without origins does not speak of them
+        self.origins = OriginOffsets(settings.folds, n_origins, n_genes) if n_origins else None
         self._basis: Basis | None = None
-        self._tables: dict[int, LikelihoodTables] = {}
+        self._tables: dict[tuple[int, int], LikelihoodTables] = {}  # by copy and origin
+        self._base_tables: dict[int, LikelihoodTables] = {}  # by copy, see ``OriginOffsets.base``
         self._statistics: FoldStatistics
         self.total_size = 1.0
         self.e_steps_until_comparable = 0  # whose copies still owe something to components from outside
         self.register_load_state_dict_post_hook(lambda module, _: module.forget_tables())
 
-    def attach(self, basis: Basis, total_size: float) -> Mixture:
-        """Work on the data set of ``basis``, whose size factors sum to ``total_size``."""
+    def attach(self, basis: Basis, total_size: float, origin_cells: Tensor | None = None) -> Mixture:
+        """Work on the data set of ``basis``, whose size factors sum to ``total_size``.
+
+        ``origin_cells`` (origins,) are those of the fit, where they come from several.
+        """
         self._basis, self.total_size = basis, total_size
-        self._tables.clear()
+        if self.origins is not None:
+            self.origins.n_cells = origin_cells
+        self.forget_tables()
         return self
 
     @property
@@ -91,6 +106,24 @@ class Mixture(nn.Module):
     def components(self, copy: int = -1) -> Components:
         """The components of one copy, by default those of all cells; (K, genes) each."""
         return Components(self.log_mean.data[copy], self.log_inv_disp.data[copy])
+
+    def components_of(self, copy: int, origin: int) -> Components:
+        """The components (K, genes) of one copy as cells of one origin see them; -1 is none."""
+        components = self.components(copy)
+        offset = None if self.origins is None else self.origins.of(copy, origin)
+        return components if offset is None else Components(components.log_mean + offset, components[1])
+
+    @torch.no_grad()
+    def meet(self, batches: Iterable[CellBatch], responsibilities: Tensor, *, reduce: bool = False) -> None:
+        """Learn the origins' first offsets from responsibilities (all rows, K), where a fit begins at these.
+
+        Nothing is to be learned where there are no origins. ``reduce``: the batches are a rank's.
+        """
+        if self.origins is None:
+            return
+        folds, n_origins = self.settings.folds, self.origins.n_origins
+        margins = OriginMargins.of(batches, self.basis, responsibilities, folds, n_origins)
+        self.origins.begin(margins.all_reduce_() if reduce else margins)
 
     @torch.no_grad()
     def set_components(
@@ -109,7 +142,7 @@ class Mixture(nn.Module):
             for copy in range(self.settings.n_copies):
                 self._keep_prior(copy, prior)
         self.e_steps_until_comparable = E_STEPS_OF_GIVEN_COMPONENTS
-        self._tables.clear()
+        self.forget_tables()
 
     @property
     def scores_are_comparable(self) -> bool:
@@ -128,14 +161,31 @@ class Mixture(nn.Module):
     def forget_tables(self) -> None:
         """To be called where parameters were changed from outside."""
         self._tables.clear()
+        self._base_tables.clear()
 
-    def tables(self, copy: int) -> LikelihoodTables:
-        if copy not in self._tables:
-            self._tables = {k: v for k, v in self._tables.items() if k == self.settings.n_copies - 1}
-            self._tables[copy] = likelihood_tables(
-                self.basis, *self.components(copy), self.settings.torch_dtype
+    def tables(self, copy: int, origin: int = -1) -> LikelihoodTables:
+        """Of a copy, as cells of one origin see it."""
+        origin = -1 if self.origins is None else origin
+        if (copy, origin) not in self._tables:
+            whole = (self.settings.n_copies - 1, origin)
+            self._tables = {key: tables for key, tables in self._tables.items() if key == whole}
+            self._tables[copy, origin] = (
+                likelihood_tables(self.basis, *self.components(copy), self.settings.torch_dtype)
+                if self.origins is None or origin < 0
+                else self._tables_of_origin(self.origins, copy, origin)
             )
-        return self._tables[copy]
+        return self._tables[copy, origin]
+
+    def _tables_of_origin(self, origins: OriginOffsets, copy: int, origin: int) -> LikelihoodTables:
+        """All but the genes that have an offset of their own there are tabulated once a copy."""
+        (a, b), base = self.components(copy), origins.base[copy]
+        if copy not in self._base_tables:
+            self._base_tables[copy] = likelihood_tables(self.basis, a + base, b, self.settings.torch_dtype)
+        tables, loud = self._base_tables[copy], origins.loud(copy, origin)
+        log_mean = self.components_of(copy, origin).log_mean
+        if a.device.type == "cpu" and loud.numel() < MANY_GENES * a.shape[1]:
+            return moved_tables(tables, self.basis, a + base, log_mean, b, loud)
+        return likelihood_tables(self.basis, log_mean, b, self.settings.torch_dtype, tables.pair)
 
     @torch.no_grad()
     def posterior(self, batch: CellBatch, *, fold: int | None = None) -> Posterior:
@@ -158,7 +208,7 @@ class Mixture(nn.Module):
         if batch.n_cells == 0:  # one that is there for other ranks is worth no tables
             return self.log_weights.new_zeros(0, self.settings.n_components)
         copy = self.copy_for(batch.fold if fold is None else fold)
-        return batch_log_likelihood(batch, self.basis, self.tables(copy))
+        return batch_log_likelihood(batch, self.basis, self.tables(copy, batch.origin))
 
     def log_prior(self, batch: CellBatch, copy: int = -1) -> Tensor:
         """(cells, K) or (K,) ln pi."""
@@ -168,14 +218,22 @@ class Mixture(nn.Module):
 
     def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
-        settings = self.settings
-        self._statistics = FoldStatistics(
-            self.basis, settings.n_components, settings.folds, settings.torch_dtype
-        )
+        self._statistics = self._no_statistics()
+        if self.origins is not None:
+            self.origins.reset(self.basis, self._no_statistics(), self._no_statistics)
 
+    def _no_statistics(self) -> FoldStatistics:
+        settings = self.settings
+        return FoldStatistics(self.basis, settings.n_components, settings.folds, settings.torch_dtype)
+
+    @torch.no_grad()
     def collect(self, batch: CellBatch, responsibilities: Tensor) -> None:
         """Add a batch's statistics to those of its fold."""
-        if batch.n_cells:
+        if not batch.n_cells:
+            return
+        if self.origins is not None:
+            self.origins.add(batch, responsibilities, self._of_copy)
+        else:
             self._statistics.add(batch, responsibilities)
 
     @torch.no_grad()
@@ -197,6 +255,8 @@ class Mixture(nn.Module):
             (torch.distributed.get_rank(), torch.distributed.get_world_size()) if reduce else (0, 1)
         )
         fitters = copy_ranks(settings.folds, n_ranks)
+        if self.origins is not None:
+            return self._m_step_of_origins(self.origins, fitters, rank, warm)
         total = statistics.total()
         if n_ranks > 1:
             statistics.sum_over_ranks_(total, fitters)
@@ -218,8 +278,41 @@ class Mixture(nn.Module):
         if n_ranks > 1:
             self._share_copies(fitters)
         self.e_steps_until_comparable = max(0, self.e_steps_until_comparable - 1)
-        self._tables.clear()
+        self.forget_tables()
         return log_prior_density
+
+    def _m_step_of_origins(
+        self, origins: OriginOffsets, fitters: Sequence[int], rank: int, warm: bool
+    ) -> float:
+        """``m_step`` of all copies, each on what it has seen of all origins, moved by its own offsets."""
+        copies = [copy for copy, fitter in enumerate(fitters) if fitter == rank]
+        many = max(fitters) > 0
+        origins.finish(self._of_copy, copies, fitters if many else None)
+        log_prior_density = 0.0
+        for copy in copies:
+            seen = origins.seen(copy)
+            if float(seen.weight.sum()) == 0:
+                raise InputError("there is no cell to fit components to")
+            if self.settings.folds == 1 and warm:
+                log_prior_density = self._log_prior_density(seen)
+            self._fit({copy: seen}, warm)
+            mean = origins.centre(copy)
+            self.log_mean.data[copy] += mean
+            if self.gene_prior(copy) is not None:
+                self.prior_genes[copy, 0] += mean
+        if many:
+            self._share_copies(fitters)
+        self.e_steps_until_comparable = max(0, self.e_steps_until_comparable - 1)
+        self.forget_tables()
+        return log_prior_density
+
+    def _of_copy(self, copy: int) -> CopyParameters:
+        return CopyParameters(self.components(copy))
+
+    @property
+    def _fit_basis(self) -> Basis:
+        """Of the statistics that components are fitted to."""
+        return self.basis if self.origins is None else self.origins.fit_basis
 
     def _share_copies(self, fitters: Sequence[int]) -> None:
         """Every rank takes each copy from the one that fitted it: the same bits on all."""
@@ -234,7 +327,10 @@ class Mixture(nn.Module):
         """Fit the copy of all cells to the collected statistics, from where the first fold's copy stands.
 
         The prior takes over what that copy has learned of variances, around the pooled gene of all cells.
+        With origins every M step has fitted it.
         """
+        if self.origins is not None:
+            return
         total = self._statistics.total()
         for of_copies in (self.log_mean.data, self.log_inv_disp.data, *self.buffers()):
             if of_copies.numel():
@@ -243,7 +339,7 @@ class Mixture(nn.Module):
             self.prior_genes[-1, 0] = first_prior(total, self.basis, self.total_size).log_mean
         for _ in range(WHOLE_ROUNDS):
             self._fit({self.settings.n_copies - 1: total}, True)
-        self._tables.clear()
+        self.forget_tables()
 
     def _copies_at_once(self) -> int:
         """M steps that are taken together; on the CPU one, so that one copy's statistics are in memory."""
@@ -256,10 +352,10 @@ class Mixture(nn.Module):
         settings = self.settings
         problems = {copy: self._problem(of_copy, copy, warm) for copy, of_copy in seen.items()}
         if isinstance(settings.m_step, NewtonMStep) and len(problems) > 1:
-            fits = settings.m_step.together(list(problems.values()), self.basis, self.total_size)
+            fits = settings.m_step.together(list(problems.values()), self._fit_basis, self.total_size)
         else:
             fits = [
-                settings.m_step(one.statistics, self.basis, one.components, self.total_size, one.prior)
+                settings.m_step(one.statistics, self._fit_basis, one.components, self.total_size, one.prior)
                 for one in problems.values()
             ]
         for (copy, problem), fitted in zip(problems.items(), fits, strict=True):
@@ -269,7 +365,7 @@ class Mixture(nn.Module):
 
     def _problem(self, seen: SufficientStatistics, copy: int, warm: bool) -> MStepProblem:
         """What the M step of a copy works on; its weights are fitted here."""
-        settings, basis, prior = self.settings, self.basis, self.gene_prior(copy)
+        settings, basis, prior = self.settings, self._fit_basis, self.gene_prior(copy)
         are_given = self.e_steps_until_comparable == E_STEPS_OF_GIVEN_COMPONENTS
         if settings.learns_prior and (prior is None or are_given):
             first = first_prior(seen, basis, self.total_size)
@@ -303,7 +399,7 @@ class Mixture(nn.Module):
         if self.settings.n_pseudo_cells == 0:
             return 0.0
         pseudo = _pseudo_statistics(seen, self.settings.n_pseudo_cells)
-        density = expected_log_likelihood(pseudo, self.basis, self.components()).sum()
+        density = expected_log_likelihood(pseudo, self._fit_basis, self.components()).sum()
         if self.settings.weights == "learned":
             density = density + WEIGHT_PSEUDO_CELLS * self.log_weights.data[-1].sum()
         return float(density)
@@ -322,6 +418,6 @@ def _pseudo_statistics(seen: SufficientStatistics, n_cells: float) -> Sufficient
     return SufficientStatistics(
         one.rate.expand(-1, n_components, -1),
         one.pair.expand(-1, n_components),
-        one.node.expand(n_components, -1),
+        one.node.expand(*one.node.shape[:-2], n_components, -1),
         one.weight.expand(n_components),
     )

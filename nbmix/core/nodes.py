@@ -31,12 +31,20 @@ class SizeFactorNodes(NamedTuple):
     """Chebyshev nodes in ln s and barycentric weights between them.
 
     Attributes:
-        log_nodes: (nodes,) float64, ln S_m.
+        log_nodes: (nodes,) float64, ln S_m; (genes, nodes) where genes have nodes of their own, in M steps
+            alone (``nbmix.core.offsets``).
         barycentric: (nodes,) float64, the barycentric weights (Berrut & Trefethen 2004, eq. 5.4).
     """
 
     log_nodes: Tensor
     barycentric: Tensor
+
+    @classmethod
+    def of_genes(cls, low: Tensor, high: Tensor, n_nodes: int) -> SizeFactorNodes:
+        """Nodes of every gene's own, between these ln s (genes,)."""
+        nodes, barycentric = _chebyshev(n_nodes)
+        log_nodes = (low + high)[:, None] / 2 + (high - low)[:, None] / 2 * torch.from_numpy(nodes)
+        return cls(log_nodes, torch.from_numpy(barycentric))
 
     @classmethod
     def spanning(cls, size_factors: np.ndarray, tolerance: float = NODE_TOLERANCE) -> SizeFactorNodes:

@@ -24,7 +24,8 @@ class SufficientStatistics:
     Attributes:
         rate: (genes, K, nodes) float64, A = sum_i w_im q_ik x_ij.
         pair: (pairs, K) float64, B = sum_i q_ik [x_ij = c].
-        node: (K, nodes) float64, R = sum_i w_im q_ik.
+        node: (K, nodes) float64, R = sum_i w_im q_ik; (genes, K, nodes) where genes have nodes of their own
+            (``nbmix.core.offsets``).
         weight: (K,) float64, sum_i q_ik, in cells.
     """
 
@@ -121,7 +122,7 @@ class SufficientStatistics:
         return SufficientStatistics(
             self.rate.sum(1, keepdim=True),
             self.pair.sum(1, keepdim=True),
-            self.node.sum(0, keepdim=True),
+            self.node.sum(-2, keepdim=True),
             self.weight.sum(0, keepdim=True),
         )
 

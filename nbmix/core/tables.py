@@ -29,7 +29,7 @@ from nbmix.core.kernels.blocks import GENES_AT_ONCE, LINE, PAIRS_AT_ONCE
 from nbmix.core.kernels.tables import PairTerms, grown_rows, pair_rows, split_table_rows, step_table_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
-from nbmix.core.nodes import node_softplus
+from nbmix.core.nodes import node_softplus, padded_nodes
 from nbmix.core.special import level_terms, tail_terms
 
 FLOAT32_NATS = 8e-5  # half a float32 ulp of the summed steps; the error seen is up to ten times that
@@ -62,17 +62,51 @@ class LikelihoodTables(NamedTuple):
     dtype: torch.dtype
 
 
-def likelihood_tables(
-    basis: Basis, log_mean: Tensor, log_inv_disp: Tensor, dtype: torch.dtype = torch.float32
+def moved_tables(
+    tables: LikelihoodTables,
+    basis: Basis,
+    before: Tensor,
+    log_mean: Tensor,
+    log_inv_disp: Tensor,
+    genes: Tensor,
 ) -> LikelihoodTables:
-    """Tabulate components (K, genes), for products that run in ``dtype``."""
+    """The tables of components (K, genes) whose ``log_mean`` is another one in some genes alone, on the CPU.
+
+    Args:
+        tables: of means ``before``, and of ``log_inv_disp``.
+        genes: (some,) positions of those that differ.
+    """
+    b = log_inv_disp[:, genes].contiguous()
+    nodes = np.tile(padded_nodes(basis.nodes.log_nodes), (genes.numel(), 1))
+    n_nodes = basis.nodes.log_nodes.numel()
+    _, zero_before = tabulate_nodes(nodes, n_nodes, before[:, genes], b)
+    some, zero = tabulate_nodes(nodes, n_nodes, log_mean[:, genes], b)
+    grown = tables.grown.clone()
+    grown[genes] = some
+    largest = largest_value(basis, log_mean, log_inv_disp)
+    return tables._replace(
+        log_mean=log_mean.T.contiguous(),
+        grown=grown,
+        zero=tables.zero - zero_before + zero,
+        largest=largest,
+    )
+
+
+def likelihood_tables(
+    basis: Basis,
+    log_mean: Tensor,
+    log_inv_disp: Tensor,
+    dtype: torch.dtype = torch.float32,
+    pair: Tensor | None = None,
+) -> LikelihoodTables:
+    """Tabulate components (K, genes), for products that run in ``dtype``; ``pair`` where it is known."""
     a, b = log_mean.detach().double(), log_inv_disp.detach().double()
     if a.device.type == "cpu":
         grown, zero = tabulate_nodes(nodes_of_genes(basis), basis.nodes.log_nodes.numel(), a, b)
     else:
         grown = node_softplus(basis.nodes, a.T, b.T)
         zero = torch.einsum("jkm,kj->km", grown, torch.exp(b))
-    pair = pair_table(basis.levels, b)
+    pair = pair_table(basis.levels, b) if pair is None else pair
     return LikelihoodTables(a.T.contiguous(), grown, pair, zero, largest_value(basis, a, b), dtype)
 
 

@@ -13,12 +13,12 @@ import scipy.sparse as sp
 from torch.utils.data import Dataset
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.folds import fold_shares
+from nbmix.core.folds import by_origin, fold_shares
 from nbmix.core.kernels.threads import side_by_side
 from nbmix.core.levels import CountCensus, CountLevels
 from nbmix.core.memory import give_back
 from nbmix.core.raw_counts import check_counts
-from nbmix.data.batches import label_codes
+from nbmix.data.batches import label_codes, origin_of
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, reading
 from nbmix.errors import InputError
@@ -241,13 +241,14 @@ class StreamedBatches(Dataset[CellBatch]):
         self.blocks: list[tuple[int, int, np.ndarray]] = []  # slab, fold, positions
         folds = int(fold.max(initial=0)) + 1
         for slab, rows in enumerate(self.slabs):
-            for number in np.unique(fold[rows]):
-                if number == self.OUTSIDE:
-                    continue
-                members = rows[fold[rows] == number]
-                sizes, part = data.size_factors[members], int(number)
-                shares = fold_shares(members, sizes, batch_size, rank, world_size, fold=part, folds=folds)
-                self.blocks += [(slab, part, share) for share in shares]
+            for of_origin in by_origin(rows, None if data.origins is None else data.origins[rows]):
+                for number in np.unique(fold[of_origin]):
+                    if number == self.OUTSIDE:
+                        continue
+                    members = of_origin[fold[of_origin] == number]
+                    sizes, part = data.size_factors[members], int(number)
+                    shares = fold_shares(members, sizes, batch_size, rank, world_size, fold=part, folds=folds)
+                    self.blocks += [(slab, part, share) for share in shares]
         self._made: dict[int, CellBatch] = {}  # of one slab, each until it is asked for
         self._coming: tuple[int, Future[Slab]] | None = None
         self._reader = ThreadPoolExecutor(1)
@@ -292,5 +293,6 @@ class StreamedBatches(Dataset[CellBatch]):
             fold=fold,
             prior=None if data.prior is None else data.prior[rows],
             labels=None if self.codes is None else self.codes[rows],
+            origin=origin_of(data, rows),
             keep=self.keep,
         )

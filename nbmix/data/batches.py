@@ -19,6 +19,20 @@ def label_codes(data: CountData) -> np.ndarray | None:
     return np.unique(data.labels, return_inverse=True)[1].astype(np.int64)
 
 
+def origin_of(data: CountData, rows: np.ndarray) -> int:
+    """The batch of the experiment that all cells at ``rows`` come from; -1 where nothing is known of any.
+
+    Raises:
+        ValueError: they come from several.
+    """
+    if data.origins is None or not rows.size:
+        return -1
+    origins = data.origins[rows]
+    if (origins != origins[0]).any():
+        raise ValueError("cells of several origins in one batch")
+    return int(origins[0])
+
+
 class CellBatches(Dataset[CellBatch]):
     """Cuts any set of cells out of the CSR matrix as one ``CellBatch``; never dense."""
 
@@ -40,6 +54,7 @@ class CellBatches(Dataset[CellBatch]):
             keep=keep,
             prior=None if data.prior is None else data.prior[rows],
             labels=None if self.codes is None else self.codes[rows],
+            origin=origin_of(data, rows),
         )
 
 

@@ -44,6 +44,7 @@ class Checkpoint(NamedTuple):
         groups: the joins of the components to groups, and these, see ``MixtureModule.joined_plain``; None
             before they are joined, and where each is a group.
         sealed: the file has a checksum, and it is right.
+        origin_names: batches that the fit knows the offsets of.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Checkpoint(NamedTuple):
     choice: dict[str, Any] | None = None
     groups: dict[str, Any] | None = None
     sealed: bool = False
+    origin_names: tuple[str, ...] = ()
 
     @property
     def section(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class Checkpoint(NamedTuple):
             "cells": self.cells,
             "choice": self.choice,
             "groups": self.groups,
-        }
+        } | ({"batches": list(self.origin_names)} if self.origin_names else {})
 
     @property
     def components(self) -> Components:
@@ -155,6 +157,7 @@ def load_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") ->
                 section.get("choice"),
                 section.get("groups"),
                 seal is not None,
+                tuple(section.get("batches", ())),
             )
         )
     except _UNREADABLE:

@@ -27,6 +27,9 @@ class CountData:
         positions: (cells,) int64, where these cells stood in the whole data; None for the whole.
         n_whole: cells of the whole data, where ``positions`` is given.
         gene_symbols: (genes,) what people call the genes, shown beside ``gene_names``; or None.
+        origins: (cells,) int64, which batch of the experiment each cell comes from, by its place in
+            ``origin_names``; -1 for none of them. Or None.
+        origin_names: of batches, some of which may have no cells here.
         annotations: what else the input says of these cells and genes, in obs, var, obsm, varm and uns, to
             be passed on with the results; it has no counts. Or None.
     """
@@ -41,6 +44,8 @@ class CountData:
     n_whole: int | None = None
     gene_symbols: np.ndarray | None = None
     annotations: ad.AnnData | None = field(default=None, repr=False)
+    origins: np.ndarray | None = None
+    origin_names: tuple[str, ...] = ()
 
     @property
     def n_cells(self) -> int:
@@ -61,6 +66,11 @@ class CountData:
         return self.counts.empty_rows() if self.is_backed else np.diff(self.counts.indptr) == 0
 
     @property
+    def origin_cells(self) -> np.ndarray | None:
+        """(origins,) cells of each batch of the experiment; None where it is not known to have any."""
+        return None if self.origins is None else np.bincount(self.origins, minlength=len(self.origin_names))
+
+    @property
     def is_backed(self) -> bool:
         """Whether the counts are still in their file."""
         return not sp.issparse(self.counts)
@@ -78,6 +88,7 @@ class CountData:
             cell_names=self.cell_names[rows],
             labels=None if self.labels is None else self.labels[rows],
             prior=None if self.prior is None else self.prior[rows],
+            origins=None if self.origins is None else self.origins[rows],
             positions=np.asarray(rows) if self.positions is None else self.positions[rows],
             n_whole=self.n_cells if self.n_whole is None else self.n_whole,
             annotations=None if self.annotations is None else self.annotations[rows],

@@ -21,6 +21,7 @@ from nbmix.core.raw_counts import check_counts
 from nbmix.data.backed import BackedCounts, survey
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, reading
+from nbmix.data.origins import BatchKey, read_origins
 from nbmix.errors import InputError
 
 DEFAULT_LABEL_KEY = "cell_type"
@@ -63,6 +64,7 @@ def make_count_data(
     size_factor_key: SizeFactorKey = None,
     prior_key: PriorKey = None,
     gene_symbol_key: SymbolKey = DEFAULT_SYMBOL_KEY,
+    batch_key: BatchKey = None,
     min_counts: MinCounts = 1,
     backed: BackedCounts | None = None,
     others: Mapping[str, Callable[[], Any]] | None = None,
@@ -79,6 +81,7 @@ def make_count_data(
         size_factor_key: molecules, finite, positive for every cell with counts.
         prior_key: rows sum to 1.
         gene_symbol_key: a gene without a symbol keeps its name.
+        batch_key: no cell may lack a value.
         min_counts: over all cells; 0 keeps silent genes, whose zeros tell something about new cells, for a
             prediction.
         backed: the matrix of these cells in its file, in place of the one in ``adata``.
@@ -93,6 +96,7 @@ def make_count_data(
     counts, totals, gene_totals = _checked(adata, where, layer, backed, others or {})
     if min_counts and not totals.any():  # a prediction can be of empty cells alone
         raise InputError(f"{where}: every cell is empty; nbmix needs raw counts")
+    origins, names = (None, ()) if batch_key is None else read_origins(adata.obs, where, batch_key)
     data = CountData(
         counts=counts,
         size_factors=totals
@@ -104,6 +108,8 @@ def make_count_data(
         prior=None if prior_key is None else _read_prior(adata, where, prior_key),
         gene_symbols=None if gene_symbol_key is None else _read_symbols(adata, where, gene_symbol_key),
         annotations=_annotations(adata) if annotate else None,
+        origins=origins,
+        origin_names=names,
     )
     keep = np.flatnonzero(gene_totals >= min_counts)
     if not keep.size:

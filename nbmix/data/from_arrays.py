@@ -22,6 +22,7 @@ def make_array_data(
     cell_names: Sequence[str] | None = None,
     gene_names: Sequence[str] | None = None,
     size_factors: ArrayLike | None = None,
+    batch: ArrayLike | None = None,
 ) -> CountData:
     """Check an array of counts, and keep silent genes.
 
@@ -29,6 +30,7 @@ def make_array_data(
         x: (cells, genes), sparse of any format or dense.
         cell_names, gene_names: default "0", "1", ...
         size_factors: (cells,) or one number; default the counts of each cell.
+        batch: (cells,) names of the batches that they come from; None where nothing is known of any.
 
     Raises:
         InputError: as ``make_count_data``.
@@ -44,7 +46,19 @@ def make_array_data(
     key = None if size_factors is None else "size_factors"
     if size_factors is not None:
         adata.obs[key] = each_cell(size_factors, n_cells)
-    return make_count_data(adata, where="counts", label_key=None, size_factor_key=key, min_counts=0)
+    if batch is not None:
+        names = np.asarray(batch)
+        if names.shape != (n_cells,):
+            raise InputError(f"batch has shape {names.shape} for {n_cells} cells; give one name a cell")
+        adata.obs["batch"] = names
+    return make_count_data(
+        adata,
+        where="counts",
+        label_key=None,
+        size_factor_key=key,
+        batch_key=None if batch is None else "batch",
+        min_counts=0,
+    )
 
 
 def each_cell(size_factors: ArrayLike, n_cells: int) -> np.ndarray:

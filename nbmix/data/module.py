@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from nbmix.core.batch import Basis, CellBatch, Precision
 from nbmix.core.declared import LARGEST_SEED, Setting, checked
-from nbmix.core.folds import CELLS_A_BLOCK, fold_blocks, fold_members, fold_shares
+from nbmix.core.folds import CELLS_A_BLOCK, by_origin, fold_blocks, fold_members, fold_shares
 from nbmix.data.backed import StreamedBatches
 from nbmix.data.batches import CellBatches, PreparedBatches
 from nbmix.data.counts import CountData
@@ -118,6 +118,12 @@ class CountsDataModule(pl.LightningDataModule):
         return self.data if not self.validation_rows.size else self.data.select_cells(self.training_rows)
 
     @property
+    def training_origin_cells(self) -> torch.Tensor | None:
+        """(origins,) training cells of each batch of the experiment; None where nothing is known of any."""
+        cells = self.training_data.origin_cells
+        return None if cells is None else torch.from_numpy(cells)
+
+    @property
     def n_labels(self) -> int:
         """Distinct known labels, numbered from 0 in batches; 0 where there are none."""
         self.setup()
@@ -163,13 +169,16 @@ class CountsDataModule(pl.LightningDataModule):
                 self.fold_generator(),
                 rank=rank,
                 world_size=world_size,
+                origins=None if self.data.origins is None else self.data.origins[self.training_rows],
             )
             self._fixed = PreparedBatches(self._cells, [(f, self.training_rows[rows]) for f, rows in blocks])
         return self._fixed
 
     def _shares(self, rows: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:
         """This rank's blocks of cells that belong to no fold."""
-        return [(-1, share) for share in fold_shares(rows, self.data.size_factors[rows], size, *self._rank)]
+        sizes, origins = self.data.size_factors, self.data.origins
+        parts = by_origin(rows, None if origins is None else origins[rows])
+        return [(-1, share) for part in parts for share in fold_shares(part, sizes[part], size, *self._rank)]
 
     def _streamed(self, *, training: bool, held_out: bool, keep: bool) -> StreamedBatches:
         """Batches of training cells, each in its fold, and of held-out ones, as the file has them."""

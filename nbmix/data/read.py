@@ -32,6 +32,7 @@ from nbmix.data.from_anndata import (
     SymbolKey,
     make_count_data,
 )
+from nbmix.data.origins import BatchKey
 from nbmix.data.recognise import what_it_is
 from nbmix.errors import InputError
 
@@ -52,6 +53,7 @@ def read_h5ad(
     size_factor_key: SizeFactorKey = None,
     prior_key: PriorKey = None,
     gene_symbol_key: SymbolKey = DEFAULT_SYMBOL_KEY,
+    batch_key: BatchKey = None,
     min_counts: MinCounts = 1,
     populations: Annotated[Sequence[str] | str | None, Setting("labels of cells to keep; null: all")] = None,
     subsample: Subsample = None,
@@ -68,7 +70,7 @@ def read_h5ad(
 
     Args:
         path: the .h5ad file.
-        label_key, layer, size_factor_key, prior_key, gene_symbol_key: see ``make_count_data``.
+        label_key, layer, size_factor_key, prior_key, gene_symbol_key, batch_key: see ``make_count_data``.
         min_counts: over the picked cells.
         subsample: the cells drawn stay in file order.
         backed: the counts are checked; the file must hold them as CSR.
@@ -112,6 +114,7 @@ def read_h5ad(
                 size_factor_key=size_factor_key,
                 prior_key=prior_key,
                 gene_symbol_key=gene_symbol_key,
+                batch_key=batch_key,
                 min_counts=min_counts,
                 backed=counts,
                 others=others,

@@ -208,14 +208,15 @@ def block_log_likelihood(
     of_cell, of_gene = np.asarray(folds), np.asarray(blocks)
     shape = (data.n_cells, mixture.settings.n_components, int(of_gene.max()) + 1)
     found = np.empty(shape)
+    origins = np.full(data.n_cells, -1) if data.origins is None else data.origins
     for block in range(shape[2]):
         genes = np.flatnonzero(of_gene == block)
         counts = data.counts[:, genes].tocsr()
         counts.sort_indices()
         basis = Basis.of(counts, data.size_factors)
-        for fold in np.unique(of_cell):
-            rows = np.flatnonzero(of_cell == fold)
-            a, b = (t.cpu()[:, genes] for t in mixture.components(mixture.copy_for(int(fold))))
+        for fold, origin in np.unique(np.stack([of_cell, origins]), axis=1).T.tolist():
+            rows = np.flatnonzero((of_cell == fold) & (origins == origin))
+            a, b = (t.cpu()[:, genes] for t in mixture.components_of(mixture.copy_for(fold), origin))
             batch = CellBatch.build(counts, data.size_factors, basis, pick=rows)
             tables = likelihood_tables(basis, a, b, torch.float64)
             found[rows, :, block] = batch_log_likelihood(batch, basis, tables).numpy()

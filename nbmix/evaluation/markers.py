@@ -37,7 +37,7 @@ from torch import Tensor
 from nbmix.core.batch import Basis
 from nbmix.core.expected_log_likelihood import curvature, expected_log_likelihood
 from nbmix.core.levels import CountLevels
-from nbmix.core.m_step import NewtonMStep, moment_components
+from nbmix.core.m_step import NewtonMStep, moment_components, sizes_of_components
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.statistics import SufficientStatistics
@@ -299,8 +299,9 @@ def compare_with_poisson(
     nodes = basis.nodes.log_nodes
     counts = statistics.rate.sum(2).T  # (K, genes)
     # ln s and s at the nodes, summed over the cells of a component
-    constant = (statistics.rate @ nodes).T - _log_factorials(statistics, basis.levels)
-    size = (statistics.node @ torch.exp(nodes))[:, None]
+    of_counts = statistics.rate @ nodes if nodes.dim() == 1 else (statistics.rate * nodes[:, None]).sum(2)
+    constant = of_counts.T - _log_factorials(statistics, basis.levels)
+    size = sizes_of_components(statistics, basis)
     poisson = counts * begin.log_mean - size * torch.exp(begin.log_mean)
     return PoissonComparison(poisson + constant, fitted.curvature.value + constant)
 

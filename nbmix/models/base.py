@@ -133,6 +133,7 @@ class MixtureModule(pl.LightningModule):
         self.gene_names = np.asarray(gene_names)
         self.plain = plain
         self.mixture = Mixture(len(self.gene_names), settings)
+        self.origin_names: tuple[str, ...] = ()
         self.groups = tuple((c,) for c in range(settings.n_components))
         self.objective = []
 
@@ -163,6 +164,8 @@ class MixtureModule(pl.LightningModule):
         for name in ("log_mean", "log_inv_disp"):  # a prior is of no use any more
             kept = getattr(self.mixture, name).data[..., torch.from_numpy(positions)]
             setattr(self.mixture, name, torch.nn.Parameter(kept))
+        if self.mixture.origins is not None:
+            self.mixture.origins.restrict_genes(torch.from_numpy(positions))
         self.gene_names = self.gene_names[positions]
 
     def held_out_log_likelihood(self, batch: CellBatch) -> Tensor:
@@ -278,9 +281,33 @@ class MixtureModule(pl.LightningModule):
         self.joins, self.groups = JoinTree.of(plain["tree"]), groups
         self.separations = tuple(PairSeparation(*pair) for pair in plain["separations"])
 
+    @classmethod
+    def knows_origins(cls) -> bool:
+        """Whether the model has offsets of the batches that cells come from, see ``know_origins``."""
+        return False
+
+    @classmethod
+    def check_origins(cls, names: tuple[str, ...]) -> None:
+        """Raise ``InputError`` where there are batches, and the model has nothing for them."""
+        if names and not cls.knows_origins():
+            raise InputError(f"data.batch_key: model={cls.kind} has no offsets of batches; choose model=em")
+
+    def know_origins(self, names: tuple[str, ...]) -> None:
+        """Have genes differ between the batches of these names, before the fit or parameters of one.
+
+        Raises:
+            InputError: the model has nothing for that.
+        """
+        self.check_origins(names)
+        if not names:
+            return
+        self.origin_names = tuple(names)
+        self.mixture = Mixture(len(self.gene_names), self.mixture.settings, len(names))
+
     def setup(self, stage: str) -> None:
         data = self.data
-        self.mixture.attach(data.basis, float(data.data.size_factors[data.training_rows].sum()))
+        total_size = float(data.data.size_factors[data.training_rows].sum())
+        self.mixture.attach(data.basis, total_size, data.training_origin_cells)
 
     def on_train_start(self) -> None:
         self._first_epoch = self.current_epoch
@@ -310,7 +337,15 @@ class MixtureModule(pl.LightningModule):
         """
         median = float(np.median(data.data.size_factors[data.training_rows]))
         return Checkpoint(
-            self.kind, self.plain, self.gene_names, median, cells, state, self.choice, self.joined_plain
+            self.kind,
+            self.plain,
+            self.gene_names,
+            median,
+            cells,
+            state,
+            self.choice,
+            self.joined_plain,
+            origin_names=self.origin_names,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

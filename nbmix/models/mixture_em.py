@@ -96,9 +96,12 @@ class MixtureEM(MixtureModule):
         folds, weights = settings.get("folds", MixtureSettings.folds), settings.get("weights", "learned")
         return folds > 1 and weights != "given"
 
+    @classmethod
+    def knows_origins(cls) -> bool:
+        return True
+
     def begin(self, start: StartState, data: CountsDataModule) -> None:
-        if start.components is not None:
-            self.mixture.set_components(start.components, start.log_weights, start.prior)
+        start.hand_to(self.mixture)
         if start.responsibilities is not None:
             rows = torch.from_numpy(data.training_rows)
             self._start = torch.zeros(data.data.n_cells, start.responsibilities.shape[1], dtype=torch.float64)
@@ -113,8 +116,12 @@ class MixtureEM(MixtureModule):
             self.mixture.e_steps_until_comparable, self._e_steps_until_comparable
         )
         self.trainer.should_stop = bool(self.converged)  # a resumed fit that had converged
+        if self._start is None and self.mixture.origins is not None:
+            self.mixture.origins.are_first = False
         if self._start is not None:
             self._start = self.from_first_rank(self._start)
+            many = self.trainer.world_size > 1
+            self.mixture.meet(self.data.train_dataloader(), self._start, reduce=many)
 
     def on_train_epoch_start(self) -> None:
         self._iteration = Iteration(self.mixture, self._start)

@@ -42,6 +42,7 @@ def restore(checkpoint: Checkpoint) -> MixtureModule:
     """
     try:
         module: MixtureModule = model_class(checkpoint.model)(checkpoint.gene_names, **checkpoint.settings)
+        module.know_origins(checkpoint.origin_names)
         module.load_state_dict(checkpoint.state)
         module.take_joined(checkpoint.groups)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
@@ -64,6 +65,11 @@ def check_resumable(checkpoint: Checkpoint, model: MixtureModule, data: CountsDa
         raise InputError(
             f"{where}: was fitted to {len(checkpoint.gene_names)} genes that are not the "
             f"{len(model.gene_names)} of the data; {advice}"
+        )
+    if checkpoint.origin_names != model.origin_names:
+        theirs, ours = (", ".join(n) or "none" for n in (checkpoint.origin_names, model.origin_names))
+        raise InputError(
+            f"{where}: was fitted with batches {theirs}; the data has {ours} (data.batch_key); {advice}"
         )
     other = [
         f"model.{name}={value}"

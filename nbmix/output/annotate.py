@@ -41,6 +41,12 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
         "objective": np.array(results.model.objective, dtype=np.float64),
         "provenance": json.dumps(results.provenance, default=repr),
     }
+    origins = results.model.mixture.origins
+    if origins is not None:
+        adata.uns[key]["batches"] = np.array(results.model.origin_names)
+        offsets = np.full((adata.n_vars, origins.n_origins), np.nan)
+        offsets[slice(None) if genes is None else np.asarray(genes)] = origins.offsets[-1].cpu().numpy().T
+        adata.varm[f"{key}_batch_offsets"] = offsets
     if results.joins is not None:
         adata.obsm[f"X_{key}_components"] = results.of_components
         adata.uns[key] |= {"joins": joins_table(results.joins), "cuts": json.dumps(results.joins.cuts)}

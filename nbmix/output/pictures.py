@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from nbmix.core.folds import by_origin
 from nbmix.core.joins import group_log_joint
 from nbmix.core.likelihood import component_log_likelihood
 from nbmix.data.counts import some_rows
@@ -21,7 +22,10 @@ from nbmix.evaluation import plots
 from nbmix.evaluation.calibration import reliability as reliability_bins
 from nbmix.evaluation.markers import Markers, compare_with_poisson
 from nbmix.evaluation.metrics import match_cells, overlap_table
+from nbmix.output.batches import batches_table
 from nbmix.output.results import Results, loaded
+
+MOST_BATCHES_SHOWN = 40  # rows that can be read
 
 
 class Draw(Protocol):
@@ -129,6 +133,19 @@ def component_label_table(results: Results) -> Figure | None:
     return plots.component_label_table(*overlap_table(labels, assignments, results.responsibilities.shape[1]))
 
 
+def component_batch_table(results: Results) -> Figure | None:
+    """Batches and groups.
+
+    Cells of each batch in each group; the colour is the share of the batch. The largest batches are shown.
+    """
+    table = batches_table(results)
+    if table is None:
+        return None
+    largest = np.sort(np.argsort(-table.to_numpy().sum(0), kind="stable")[:MOST_BATCHES_SHOWN])
+    shown = table.iloc[:, largest]
+    return plots.component_batch_table(shown.columns, shown.to_numpy().T)
+
+
 def component_label_correlation(results: Results) -> Figure | None:
     """Correlation of labels and groups.
 
@@ -173,12 +190,15 @@ def log_likelihood_margins(results: Results) -> Figure:
     data, held_out = results.data.data, results.data.validation_rows
     rows = some_rows(held_out if held_out.size else np.arange(data.n_cells), plots.MOST_DOTS)
     some = loaded(data, rows)
-    log_mean, log_inv_disp = (t.cpu().numpy() for t in results.model.mixture.components())
-    of_cells = component_log_likelihood(
-        some.counts, some.size_factors, log_mean, log_inv_disp, dtype=torch.float32
-    )
+    of_cells = np.empty((rows.size, results.of_components.shape[1]))
+    for here in by_origin(np.arange(rows.size), some.origins):
+        origin = -1 if some.origins is None else int(some.origins[here[0]])
+        log_mean, log_inv_disp = (t.cpu() for t in results.model.mixture.components_of(-1, origin))
+        of_cells[here] = component_log_likelihood(
+            some.counts[here], some.size_factors[here], log_mean, log_inv_disp, dtype=torch.float32
+        ).numpy()
     weights = results.log_weights
-    joint, of_groups = (group_log_joint(t, results.groups) for t in (of_cells.numpy() + weights, weights))
+    joint, of_groups = (group_log_joint(t, results.groups) for t in (of_cells + weights, weights))
     return plots.log_likelihood_margins(joint - of_groups, results.assignments[rows])
 
 
@@ -201,11 +221,16 @@ def marker_gene(results: Results) -> Figure:
     return plots.latent_distribution(
         results.data.data.gene_labels[gene],
         some.counts[:, [gene]].toarray()[:, 0],
-        some.size_factors,
+        _column(results.offset_sizes(results.shown_rows), gene),
         results.assignments[results.shown_rows],
         log_mean[:, gene],
         log_inv_disp[:, gene],
     )
+
+
+def _column(sizes: np.ndarray, gene: int) -> np.ndarray:
+    """(cells,) size factors for one gene, of those of all genes or of each."""
+    return sizes[:, gene if sizes.shape[1] > 1 else 0]
 
 
 def _telling_gene(markers: Markers) -> int:
@@ -221,5 +246,5 @@ def poisson_comparison(results: Results) -> Figure:
     Log likelihood of every gene in the cells of a group under both; genes above the line vary between
     the cells by more than counting does.
     """
-    both = compare_with_poisson(results.statistics, results.data.basis, results.total_size)
+    both = compare_with_poisson(results.statistics, results.basis, results.total_size)
     return plots.poisson_against_negative_binomial(both.poisson.numpy(), both.negative_binomial.numpy())

@@ -114,6 +114,7 @@ class Report:
         n_genes: of the data, to say how many the table leaves out.
         provenance: nested settings and versions.
         number: what speaks for the number of groups.
+        batches: what is to be said of groups and the batches that cells come from.
     """
 
     metrics: Mapping[str, Any]
@@ -123,6 +124,7 @@ class Report:
     n_genes: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
     number: str = ""
+    batches: Sequence[str] = ()
 
     def render(self) -> str:
         """The whole page."""

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from nbmix.core.batch import CellBatch
+from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.folds import CELLS_A_BLOCK, fold_blocks
 from nbmix.core.joins import Group, JoinTree, group_components, group_probabilities
 from nbmix.core.parameters import Components, GenePrior
@@ -115,20 +115,32 @@ class Results:
         q = self.responsibilities if calibrated is None else calibrated
         return q[np.arange(len(q)), self.assignments]
 
-    @cached_property
+    @property
     def statistics(self) -> SufficientStatistics:
-        """Of all cells, weighted by their responsibilities; one pass over the counts."""
+        """Of all cells, weighted by their responsibilities, without the offsets of their batches."""
+        return self._collected[0]
+
+    @property
+    def basis(self) -> Basis:
+        """Of ``statistics``."""
+        return self._collected[1]
+
+    @cached_property
+    def _collected(self) -> tuple[SufficientStatistics, Basis]:
+        """One pass over the counts."""
         q, basis = torch.from_numpy(self.responsibilities), self.data.basis
+        if (origins := self.model.mixture.origins) is not None:
+            return origins.statistics(_all_batches(self.data), basis, q)
         statistics = SufficientStatistics.zeros(basis, q.shape[1], "cpu")
         for batch in _all_batches(self.data):
             statistics.add_batch_(batch, basis, q[batch.rows])
-        return statistics
+        return statistics, basis
 
     @cached_property
     def markers(self) -> Markers:
         """What tells the groups' genes apart."""
         return find_markers(
-            self.statistics, self.data.basis, self.total_size, self.profiles, _learned_prior(self.model)
+            self.statistics, self.basis, self.total_size, self.profiles, _learned_prior(self.model)
         )
 
     @property
@@ -152,6 +164,14 @@ class Results:
         some, n_cells = self.shown_cells, self.data.data.n_cells
         most = self.max_umap_cells if n_cells <= self.max_umap_cells else 0
         return embed(some.counts, some.size_factors, max_umap_cells=most)
+
+    def offset_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(some, 1) size factors of cells; (some, genes) where genes have offsets by batch."""
+        data, origins = self.data.data, self.model.mixture.origins
+        sizes = data.size_factors[rows][:, None]
+        if origins is None or data.origins is None:
+            return sizes
+        return sizes * np.exp(origins.offsets[-1].cpu().numpy()[data.origins[rows]])
 
     @property
     def joins(self) -> JoinTree | None:
@@ -179,7 +199,8 @@ def _all_batches(module: CountsDataModule) -> Iterable[CellBatch]:
     if data.is_backed:
         return StreamedBatches(data, module.basis, np.full(data.n_cells, -1), CELLS_A_BLOCK, keep=False)
     cells = CellBatches(data, module.basis)
-    blocks = fold_blocks(data.size_factors, 1, CELLS_A_BLOCK, np.random.default_rng(0))
+    generator = np.random.default_rng(0)
+    blocks = fold_blocks(data.size_factors, 1, CELLS_A_BLOCK, generator, origins=data.origins)
     return (cells.batch(rows) for _, rows in blocks)
 
 

@@ -22,6 +22,7 @@ from nbmix.data.whole_file import whole_file, why_unwritable
 from nbmix.errors import in_one_line
 from nbmix.evaluation.plots.style import DPI
 from nbmix.output.annotate import own_result
+from nbmix.output.batches import batch_lines, batches_table
 from nbmix.output.groups import how_many, joins_table
 from nbmix.output.pictures import Draw, title_and_caption
 from nbmix.output.report import TOP_MARKERS, Picture, Report, group_lines
@@ -46,7 +47,7 @@ def write_outcome(
         loggers: figures are handed to them, too.
         pictures: in the order of the report.
     """
-    for name in ("n_components.csv", "joins.csv", "separations.csv"):  # of an earlier fit
+    for name in ("n_components.csv", "joins.csv", "separations.csv", "batches.csv"):  # of an earlier fit
         (folder / name).unlink(missing_ok=True)
     if results.choice is not None:
         with sparing(folder / "n_components.csv"):
@@ -60,6 +61,10 @@ def write_outcome(
             whole_file(folder / "separations.csv") as part,
         ):
             results.separations.to_csv(part, index=False, float_format="%.5g")
+    of_batches = batches_table(results)
+    if of_batches is not None:
+        with whole_file(folder / "batches.csv") as part:
+            of_batches.to_csv(part)
     write_result(results, folder / "result.h5ad")
     give_back()
     table = pd.DataFrame({"component": [], "rank": [], "gene": []})
@@ -165,7 +170,10 @@ def write_report(
     lines = group_lines(results, table)
     n_genes, made_by = results.data.data.n_genes, results.provenance
     number = "" if results.joins is None else how_many(results.joins, len(results.groups))
-    page = Report(metrics, lines, pictures, top, n_genes, made_by, number).render()
+    of_batches = batch_lines(results)
+    for line in of_batches:
+        log.warning("%s", line)
+    page = Report(metrics, lines, pictures, top, n_genes, made_by, number, of_batches).render()
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8")
 

@@ -24,7 +24,8 @@ class StartState(NamedTuple):
     """Where a fit begins: responsibilities of the cells (cells, K), or components, or both.
 
     ``log_weights`` (K,) and what has been learned of the ``prior`` may come with components, and what cells
-    say of their joins that they have not seen.
+    say of their joins that they have not seen; and where cells come from several batches ``offsets`` of these
+    (origins, genes) and their variance (genes,).
     """
 
     responsibilities: Tensor | None = None
@@ -32,6 +33,7 @@ class StartState(NamedTuple):
     log_weights: Tensor | None = None
     prior: GenePrior | None = None
     join_evidence: JoinEvidence | None = None
+    offsets: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, mixture: Mixture, batches: Iterable[CellBatch] = ()) -> StartState:
@@ -42,7 +44,20 @@ class StartState(NamedTuple):
             batches: those it was fitted to, in folds, where components are to be joined to groups.
         """
         evidence = join_evidence(mixture, batches) if mixture.settings.n_groups else None
-        return cls(None, mixture.components(), mixture.log_weights.data[-1], mixture.gene_prior(), evidence)
+        origins = mixture.origins
+        offsets = None if origins is None else (origins.offsets[-1], origins.variance[-1])
+        log_weights, prior = mixture.log_weights.data[-1], mixture.gene_prior()
+        return cls(None, mixture.components(), log_weights, prior, evidence, offsets)
+
+    def hand_to(self, mixture: Mixture) -> None:
+        """Have a mixture begin at the components, if there are any."""
+        if self.components is None:
+            return
+        mixture.set_components(self.components, self.log_weights, self.prior)
+        if mixture.origins is not None:
+            mixture.origins.are_first = False
+            if self.offsets is not None:
+                mixture.origins.set(*self.offsets)
 
     @property
     def n_components(self) -> int:
@@ -96,7 +111,7 @@ def prepare(
 ) -> tuple[Basis, Sequence[CellBatch]]:
     """All cells of ``data`` in memory as batches for products in ``dtype``, each within one fold."""
     basis = basis or Basis.of(data.counts, data.size_factors, Precision.of(dtype))
-    blocks = fold_blocks(data.size_factors, folds, CELLS_A_BLOCK, generator)
+    blocks = fold_blocks(data.size_factors, folds, CELLS_A_BLOCK, generator, origins=data.origins)
     return basis, PreparedBatches(CellBatches(data, basis), blocks).all()
 
 
@@ -104,9 +119,11 @@ def new_mixture(
     data: CountData, settings: MixtureSettings, basis: Basis, start: StartState | None = None
 ) -> Mixture:
     """A mixture attached to ``data``, at the components of ``start`` if there are any."""
-    mixture = Mixture(data.n_genes, settings).attach(basis, float(data.size_factors.sum()))
-    if start is not None and start.components is not None:
-        mixture.set_components(start.components, start.log_weights, start.prior)
+    cells = data.origin_cells
+    mixture = Mixture(data.n_genes, settings, len(data.origin_names) if cells is not None else 0)
+    mixture.attach(basis, float(data.size_factors.sum()), None if cells is None else torch.from_numpy(cells))
+    if start is not None:
+        start.hand_to(mixture)
     return mixture
 
 

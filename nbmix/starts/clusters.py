@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
@@ -18,6 +17,7 @@ from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
 from nbmix.data.pca import log_pca
 from nbmix.errors import InputError
+from nbmix.starts.additive import k_means
 from nbmix.starts.base import StartState, one_hot
 
 
@@ -43,7 +43,7 @@ class LabelsStart:
 @checked("start")
 @dataclass(frozen=True)
 class KMeansStart:
-    """k-means on principal components of log counts ln(1 + x / s)."""
+    """k-means on principal components of log counts ln(1 + x / s), see ``nbmix.starts.additive``."""
 
     name: ClassVar[str] = "kmeans"
     finds_components: ClassVar[bool] = True
@@ -56,11 +56,8 @@ class KMeansStart:
     ) -> StartState:
         seed = int(generator.integers(2**31))
         scores = log_pca(data.counts, data.size_factors, self.n_pcs, seed)
-        with warnings.catch_warnings():
-            # fewer distinct cells than components: the spare components begin empty
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            means = KMeans(settings.n_components, n_init=self.n_init, random_state=seed)
-            return StartState(one_hot(means.fit_predict(scores), settings.n_components))
+        found = k_means(scores, settings.n_components, seed, data.origins, n_init=self.n_init)
+        return StartState(one_hot(found, settings.n_components))
 
 
 @checked("start")

@@ -125,8 +125,10 @@ class RandomStart:
         begins = []
         for number in range(1, self.n_starts + 1):
             at_random = given or (self.random_every and number % self.random_every == 0)
-            begin = search.at_random if at_random else search.by_k_means
-            begins.append(begin(n_first, generator))
+            if at_random:
+                begins.append(search.at_random(n_first, generator))
+            else:  # what differs between batches may be kinds
+                begins.append(search.by_k_means(n_first, generator, apart=number % 2 == 0))
         return begins
 
     def to_all_cells(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,12 +17,11 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.factor import FactorMixture
+from nbmix.core.folds import by_origin
 from nbmix.core.joins import mean_inflation
 from nbmix.core.kernels.threads import side_by_side
 from nbmix.core.levels import CountLevels
@@ -31,6 +29,7 @@ from nbmix.core.m_step import NewtonMStep
 from nbmix.core.nodes import SizeFactorNodes
 from nbmix.data.counts import CountData
 from nbmix.data.pca import log_pca
+from nbmix.starts.additive import k_means, origin_shifts
 from nbmix.starts.base import one_hot, prepare, random_responsibilities
 
 log = logging.getLogger(__name__)
@@ -136,7 +135,8 @@ class Search:
         weights_are_given: bool = False,
     ) -> Search:
         """Over the most variable genes; ``generator`` draws folds and principal components."""
-        data = cells.select_genes(most_variable_genes(cells.counts, cells.size_factors, max_genes))
+        genes = most_variable_genes(cells.counts, cells.size_factors, max_genes, cells.origins)
+        data = cells.select_genes(genes)
         folds = min(folds, max(2, data.n_cells))
         nodes = SizeFactorNodes.spanning(data.size_factors, SEARCH_NODE_TOLERANCE)
         basis = Basis(nodes, CountLevels.of(data.counts))
@@ -144,13 +144,10 @@ class Search:
         pcs = log_pca(data.counts, data.size_factors, N_PCS, int(generator.integers(2**31)))
         return cls(cells, data, basis, batches, pcs, weights_are_given, n_axes, folds)
 
-    def by_k_means(self, n_components: int, generator: np.random.Generator) -> Tensor:
-        """(cells, K) responsibilities of 0 and 1: one run of k-means from random centres."""
-        means = KMeans(n_components, n_init=1, random_state=int(generator.integers(2**31)))
-        with warnings.catch_warnings():
-            # fewer distinct cells than components: the spare components begin empty
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return one_hot(means.fit_predict(self.pcs), n_components)
+    def by_k_means(self, n_components: int, generator: np.random.Generator, *, apart: bool = False) -> Tensor:
+        """(cells, K) responsibilities of 0 and 1: one run of k-means, see ``nbmix.starts.additive``."""
+        seed = int(generator.integers(2**31))
+        return one_hot(k_means(self.pcs, n_components, seed, self.data.origins, apart=apart), n_components)
 
     def at_random(self, n_components: int, generator: np.random.Generator) -> Tensor:
         """(cells, K) responsibilities, uniform on the simplex; with given weights in proportion to these."""
@@ -247,6 +244,7 @@ class Search:
             folds=self.folds,
             n_axes=self.n_axes,
             given_weights=self.weights_are_given,
+            origin_cells=self.data.origin_cells,
             m_step=NewtonMStep(tolerance=SEARCH_TOLERANCE),
         )
 
@@ -262,6 +260,10 @@ class Search:
     def _scores(self, assigned: np.ndarray) -> Tensor:
         """(cells, axes) first principal components within the groups, of variance 1: where axes begin."""
         within = self.pcs.astype(np.float64)
+        origins = self.data.origins
+        if origins is not None:
+            none = np.zeros((len(self.data.origin_names), within.shape[1]))
+            within = within - origin_shifts(within, assigned, origins, none)[origins]
         for group in np.unique(assigned):
             within[assigned == group] -= within[assigned == group].mean(0)
         directions = np.linalg.svd(within, full_matrices=False)[0][:, : self.n_axes]
@@ -270,25 +272,40 @@ class Search:
         return torch.from_numpy(scores)
 
 
-def most_variable_genes(counts: sp.csr_matrix, size_factors: np.ndarray, n_genes: int) -> np.ndarray:
+def most_variable_genes(
+    counts: sp.csr_matrix, size_factors: np.ndarray, n_genes: int, origins: np.ndarray | None = None
+) -> np.ndarray:
     """Sorted positions of the genes that vary most beyond a Poisson distribution of their mean rate.
 
     Genes are ranked by sum_i [(x_i - s_i m)^2 - x_i] in standard deviations of it under the Poisson,
-    sqrt(sum_i (s_i m)^2 2 + s_i m), with m = sum x / sum s.
+    sqrt(sum_i (s_i m)^2 2 + s_i m), with m = sum x / sum s, of the cells of one origin: sums over origins are
+    ranked, so that a gene does not pass for variable by what differs between these.
 
     Args:
         counts: (cells, genes).
         size_factors: (cells,).
         n_genes: wanted at most.
+        origins: (cells,) batches of the experiment; None: one.
     """
+    if origins is None:
+        excess, deviation = _excess(counts, size_factors)
+    else:
+        parts = by_origin(np.arange(counts.shape[0]), origins)
+        found = [_excess(counts[rows], size_factors[rows]) for rows in parts]
+        excess = np.sum([e for e, _ in found], axis=0)
+        deviation = np.sqrt(np.sum([d**2 for _, d in found], axis=0))
+    score = np.divide(excess, deviation, out=np.full_like(excess, -np.inf), where=deviation > 0)
+    return np.sort(np.argsort(-score, kind="stable")[:n_genes])
+
+
+def _excess(counts: sp.csr_matrix, size_factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(genes,) variation beyond the Poisson distribution's, and its standard deviation under that."""
     total = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
     rate = total / max(float(size_factors.sum()), np.finfo(float).tiny)
     squares = np.asarray(counts.multiply(counts).sum(axis=0, dtype=np.float64)).ravel()
     of_sizes = float((size_factors**2).sum())
     excess = squares - 2 * rate * (counts.T @ size_factors) + rate**2 * of_sizes - total
-    deviation = np.sqrt(2 * rate**2 * of_sizes + total)
-    score = np.divide(excess, deviation, out=np.full_like(excess, -np.inf), where=total > 0)
-    return np.sort(np.argsort(-score, kind="stable")[:n_genes])
+    return excess, np.sqrt(2 * rate**2 * of_sizes + total)
 
 
 def total_log_likelihood(joint: Tensor) -> float:

@@ -16,6 +16,7 @@ from nbmix.core.settings import MixtureSettings, n_to_fit, n_to_join
 from nbmix.data.checkpoint import Checkpoint, load_checkpoint, update_checkpoint
 from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
+from nbmix.data.origins import check_origins
 from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.models.restore import check_resumable
@@ -123,6 +124,8 @@ def fit(
     """
     allowed = Range.parse(spec.setting("n_components"))
     data.setup()
+    check_origins(data.data)
+    spec.kind.check_origins(data.data.origin_names)
     checkpoint = None if ckpt_path is None else load_checkpoint(ckpt_path)
     cells, generator = data.training_data, np.random.default_rng(seed)
     if checkpoint is None:
@@ -130,6 +133,7 @@ def fit(
     else:
         size = size_of_checkpoint(spec, start, checkpoint)
     model = spec.model(data.data.gene_names, size)
+    model.know_origins(data.data.origin_names)
     check_components(cells, model.mixture.settings)
     choice = size.choice
     if checkpoint is None:
@@ -140,6 +144,7 @@ def fit(
         if found.n_components < model.mixture.settings.n_components:
             size = size._replace(components_per_group=found.n_components / size.n_groups)
             model = spec.model(data.data.gene_names, size)
+            model.know_origins(data.data.origin_names)
         model.begin(found, data)
     else:
         where = f"ckpt_path={ckpt_path}"

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from nbmix.core.batch import Basis
-from nbmix.core.folds import CELLS_A_BLOCK, fold_shares
+from nbmix.core.folds import CELLS_A_BLOCK, by_origin, fold_shares
 from nbmix.core.memory import give_back
 from nbmix.data.batches import CellBatches
 from nbmix.data.checkpoint import Checkpoint, align_to_genes
@@ -18,6 +18,7 @@ from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.models.restore import restore
+from nbmix.training.new_batches import meet_batches
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,13 @@ def predict(trainer: pl.Trainer, model: MixtureModule, data: CountsDataModule) -
 
 
 def predict_here(model: MixtureModule, data: CountData) -> Prediction:
-    """Predictions of cells in memory, without a trainer; those of a cell do not depend on the others."""
+    """Predictions of cells in memory, without a trainer."""
     basis = Basis.of(data.counts, data.size_factors)  # exact between size factors
     model.mixture.attach(basis, float(data.size_factors.sum()))
     cells = CellBatches(data, basis)
-    blocks = fold_shares(np.arange(data.n_cells), data.size_factors, CELLS_A_BLOCK)
+    parts = by_origin(np.arange(data.n_cells), data.origins)
+    sizes = data.size_factors
+    blocks = [rows for part in parts for rows in fold_shares(part, sizes[part], CELLS_A_BLOCK)]
     batches = [model.predict_step(cells.batch(rows), number) for number, rows in enumerate(blocks)]
     return join_batches(batches, data.n_cells)
 
@@ -91,7 +94,7 @@ def restore_for(checkpoint: Checkpoint, data: CountData, where: str) -> tuple[Mi
             "one; go on with the fit first",
             where,
         )
-    return model, data.select_genes(here)
+    return model, meet_batches(model, data.select_genes(here), where)
 
 
 def compare_size_factors(fitted: float, size_factors: np.ndarray, where: str) -> None:

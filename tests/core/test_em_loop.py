@@ -232,6 +232,9 @@ class CountingModel:
         self.log_likelihoods, self.log_prior_density = log_likelihoods, log_prior_density
         self.resets, self.m_steps, self.collected = 0, [], []
 
+    def meet(self, batches, responsibilities):
+        self.met = True
+
     def reset_statistics(self):
         self.resets += 1
 

@@ -129,8 +129,8 @@ def collected(model, batches, seed=0):
     for batch in batches:
         q = rng.dirichlet(np.ones(model.n_components * model.n_levels), batch.n_cells)
         model.collect(batch, torch.from_numpy(q).view(-1, model.n_components, model.n_levels))
-    total = model.statistics[0]
-    for statistics in model.statistics[1:]:
+    total = model.statistics.of_fold[0]
+    for statistics in model.statistics.of_fold[1:]:
         total = total + statistics
     return total
 
@@ -146,7 +146,7 @@ def test_statistics_are_those_of_as_many_components_as_levels():
         q = torch.from_numpy(q)
         model.collect(batch, q.view(-1, 2, 3))
         seen, of_six = (
-            model.statistics[batch.fold],
+            model.statistics.of_fold[batch.fold],
             SufficientStatistics.collect(batch, basis, q, torch.float64),
         )
         close = {"rtol": 1e-6, "atol": 1e-6}

@@ -28,7 +28,7 @@ class ExpectedSums(NamedTuple):
     Attributes:
         nodes: (genes, padded) S_m, 0 where padded.
         rate: (genes, K, nodes) A.
-        node: (K, padded) R.
+        node: (genes, K, padded) R, or (1, K, padded) where it is the same for all genes.
         pair: (pairs, K) B.
         places: of the pairs.
         prior: (4, genes) centre and precision of a = ln mu, then of b = ln r; 0 where there is no prior.
@@ -66,7 +66,7 @@ def empty_block(sums):
     width, high_first, most = sums.nodes.shape[1], sums.places.high_first, 0
     for j in range(high_first.size - 1):
         most = max(most, high_first[j + 1] - high_first[j])
-    size = GENES_A_BLOCK * sums.node.shape[0]
+    size = GENES_A_BLOCK * sums.node.shape[1]
     return Block(
         np.zeros((size, width)),
         np.empty(size),
@@ -100,11 +100,11 @@ def load(begin, end, sums, block):
 
 
 @reordered
-def _node_sums(p, k, r, rate, node, grown, share):
-    """Sums over the nodes of problem p of component k; both = A + r R."""
+def _node_sums(p, r, rate, node, grown, share):
+    """Sums over the nodes of problem p, whose R is ``node`` (padded,); both = A + r R."""
     both_grown = both_share = both_bent = zero_share = zero_grown = 0.0
-    for m in range(node.shape[1]):
-        zeros = r * node[k, m]
+    for m in range(node.shape[0]):
+        zeros = r * node[m]
         both = rate[p, m] + zeros
         both_grown += both * grown[m]
         both_share += both * share[m]
@@ -125,7 +125,7 @@ def evaluate(begin, active, a, b, sums, block, out):
     first, high_first, high_count = sums.places.first, sums.places.high_first, sums.places.high_count
     rates, totals, level_weights, tail_weights, logs = block
     x, grown, share, y, bits = logs
-    width, n_components = nodes.shape[1], node.shape[0]
+    width, n_components = nodes.shape[1], node.shape[1]
     for place in range(active.size):
         rho = math.exp(a[active[place]] - b[active[place]])
         j = begin + active[place] // n_components
@@ -147,7 +147,7 @@ def evaluate(begin, active, a, b, sums, block, out):
         r = math.exp(b[p])
         here = slice(place * width, (place + 1) * width)
         both_grown, both_share, both_bent, zero_share, zero_grown = _node_sums(
-            p, k, r, rates, node, grown[here], share[here]
+            p, r, rates, node[j if node.shape[0] > 1 else 0, k], grown[here], share[here]
         )
         value = a[p] * totals[p] - both_grown
         grad_b = both_share - zero_grown
@@ -220,9 +220,9 @@ def slope_rows(begin, end, a, b, sums, grown, out):
     n_components, n_low = a.shape[0], first[-1]
     for j in range(begin, end):
         for k in range(n_components):
-            r = math.exp(b[k, j])
+            r, of_zeros = math.exp(b[k, j]), node[j if node.shape[0] > 1 else 0, k]
             total, both_share, zero_grown = _slope_sums(
-                math.exp(a[k, j]) / r, r, nodes[j], rate[j, k], node[k], grown[j, k]
+                math.exp(a[k, j]) / r, r, nodes[j], rate[j, k], of_zeros, grown[j, k]
             )
             grad_b, above = both_share - zero_grown, 0.0
             for h in range(high_first[j], high_first[j + 1]):

@@ -53,10 +53,10 @@ class LoadingProblem(NamedTuple):
     """What Q is a function of in the loadings v of a gene, beside its components.
 
     Attributes:
-        log_nodes: (nodes,) ln S_m.
-        effects: (E, nodes) e, what the loadings multiply.
+        log_nodes: (genes, nodes) ln S_m; here and below a single row is that of all genes.
+        effects: (genes, E, nodes) e, what the loadings multiply.
         rate: (genes, K, nodes) A.
-        node: (K, nodes) R.
+        node: (genes, K, nodes) R.
         precision: (E,) of the loadings around 0.
     """
 
@@ -81,28 +81,29 @@ def loading_rows(begin, end, a, b, problem, n_steps, v, out):
     """
     log_nodes, effects, rate, node, precision = problem
     n_components, width = rate.shape[1], rate.shape[2]
-    n_effects = effects.shape[0]
+    n_effects = effects.shape[1]
     reach, pulls, bends = np.empty(width), np.empty(width), np.empty(width)
     slope, hessian = np.empty(n_effects), np.empty((n_effects, n_effects))
     for j in range(begin, end):
+        at = j if node.shape[0] > 1 else 0
         for step in range(n_steps + 1):
             for m in range(width):
-                shift = log_nodes[m]
+                shift = log_nodes[at, m]
                 for e in range(n_effects):
-                    shift += v[j, e] * effects[e, m]
+                    shift += v[j, e] * effects[at, e, m]
                 reach[m] = math.exp(shift)
                 pulls[m] = bends[m] = 0.0
             for k in range(n_components):
                 r = math.exp(b[k, j])
-                _loading_sums(math.exp(a[k, j]) / r, r, reach, rate[j, k], node[k], pulls, bends)
+                _loading_sums(math.exp(a[k, j]) / r, r, reach, rate[j, k], node[at, k], pulls, bends)
             for e in range(n_effects):
                 slope[e] = -precision[e] * v[j, e]
                 for m in range(width):
-                    slope[e] += pulls[m] * effects[e, m]
+                    slope[e] += pulls[m] * effects[at, e, m]
                 for f in range(e + 1):
                     hessian[e, f] = precision[e] if e == f else 0.0
                     for m in range(width):
-                        hessian[e, f] += bends[m] * effects[e, m] * effects[f, m]
+                        hessian[e, f] += bends[m] * effects[at, e, m] * effects[at, f, m]
                 out[j, e] = hessian[e, e]
             if step < n_steps:
                 if abs(v[j, 0]) >= LARGEST_POWER and slope[0] * v[j, 0] > 0.0:  # it stays at its bound

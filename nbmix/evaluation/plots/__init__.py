@@ -23,6 +23,7 @@ from nbmix.evaluation.plots.genes import (
     poisson_against_negative_binomial,
 )
 from nbmix.evaluation.plots.labels import (
+    component_batch_table,
     component_label_correlation,
     component_label_table,
     reliability_diagram,
@@ -34,6 +35,7 @@ __all__ = [
     "LONGEST_NAME",
     "MOST_DOTS",
     "PALETTE",
+    "component_batch_table",
     "component_label_correlation",
     "component_label_table",
     "component_sizes",

@@ -27,12 +27,19 @@ def component_label_table(label_values: ArrayLike, table: ArrayLike) -> Figure:
     order = _diagonal_order(cells)
     cells = cells[:, order]
     share = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)  # (labels, components)
-    figure, axes, image = _heat_map(share, order, label_values, cmap="Blues", vmin=0.0)
-    for (row, column), count in np.ndenumerate(cells):
-        color = "white" if share[row, column] > 0.55 else "black" if count else "0.75"
-        axes.text(column, row, f"{count}", ha="center", va="center", fontsize=7.5, color=color)
-    figure.colorbar(image, ax=axes, label="share of the label's cells", fraction=0.05, pad=0.02)
-    return figure
+    return _counts_in_grid(cells, share, order, label_values, "label")
+
+
+def component_batch_table(batch_names: ArrayLike, table: ArrayLike) -> Figure:
+    """Heat map of batches against components: colour is the share of the batch, numbers are cells.
+
+    Args:
+        batch_names: (batches,).
+        table: (batches, components) numbers of cells.
+    """
+    cells = np.asarray(table)
+    share = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
+    return _counts_in_grid(cells, share, np.arange(cells.shape[1]), batch_names, "batch")
 
 
 def component_label_correlation(labels: ArrayLike, responsibilities: ArrayLike) -> Figure:
@@ -77,6 +84,19 @@ def _correlation(codes: NDArray, n_labels: int, posterior: NDArray, order: NDArr
     scale = np.sqrt(np.outer(share * (1 - share), variance))  # (labels, components)
     unknown = np.full(scale.shape, np.nan)
     return np.divide(sums / len(codes), scale, out=unknown, where=scale > 1e-9)
+
+
+def _counts_in_grid(
+    cells: NDArray, share: NDArray, order: NDArray, row_names: ArrayLike, rows: str
+) -> Figure:
+    """Numbers of cells (rows, components) on their shares; ``rows`` says what a row is."""
+    figure, axes, image = _heat_map(share, order, row_names, cmap="Blues", vmin=0.0)
+    axes.set_ylabel(rows)
+    for (row, column), count in np.ndenumerate(cells):
+        color = "white" if share[row, column] > 0.55 else "black" if count else "0.75"
+        axes.text(column, row, f"{count}", ha="center", va="center", fontsize=7.5, color=color)
+    figure.colorbar(image, ax=axes, label=f"share of the {rows}'s cells", fraction=0.05, pad=0.02)
+    return figure
 
 
 def _heat_map(

@@ -51,7 +51,7 @@ def loadings():
     effects = np.stack([log_nodes - log_nodes.mean(), rng.normal(size=4)])
     rate = rng.poisson(node * np.exp(a.T[:, :, None] + log_nodes)).astype(float)
     rate[4] = rate[4].sum() * node * np.exp(-3 * log_nodes) / (node * np.exp(-3 * log_nodes)).sum()
-    return a, b, LoadingProblem(log_nodes, effects, rate, node, np.array([0.5, 4.0]))
+    return a, b, LoadingProblem(log_nodes[None], effects[None], rate, node[None], np.array([0.5, 4.0]))
 
 
 def test_newton_comes_to_the_loadings_of_the_highest_q(loadings):
@@ -60,13 +60,13 @@ def test_newton_comes_to_the_loadings_of_the_highest_q(loadings):
     loading_rows(0, 5, a, b, problem, 50, v, bend)
     for j in range(5):
         r = np.exp(b[:, j])[:, None]
-        both = problem.rate[j] + r * problem.node
+        both = problem.rate[j] + r * problem.node[0]
 
         def reach(v, j=j):
-            return (a - b)[:, j, None] + problem.log_nodes + v @ problem.effects
+            return (a - b)[:, j, None] + problem.log_nodes[0] + v @ problem.effects[0]
 
         def lowered(v, j=j, both=both):
-            gained = (problem.rate[j] * (v @ problem.effects)).sum() - (
+            gained = (problem.rate[j] * (v @ problem.effects[0])).sum() - (
                 both * np.logaddexp(0, reach(v))
             ).sum()
             return problem.precision @ v**2 / 2 - gained
@@ -75,7 +75,7 @@ def test_newton_comes_to_the_loadings_of_the_highest_q(loadings):
         best = scipy.optimize.minimize(lowered, np.zeros(2), bounds=bounds, options={"ftol": 1e-15})
         assert lowered(v[j]) <= best.fun + 1e-8
         share = expit(reach(v[j]))
-        curvature = (both * share * (1 - share) * problem.effects[:, None] ** 2).sum((1, 2))
+        curvature = (both * share * (1 - share) * problem.effects[0][:, None] ** 2).sum((1, 2))
         np.testing.assert_allclose(bend[j], curvature + problem.precision, rtol=1e-9)
     assert v[4, 0] == -LARGEST_POWER
 
