@@ -17,15 +17,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from nbmix.app.settings import RunSettings
-from nbmix.core.declared import declared
-from nbmix.data.module import from_h5ad, from_tenx, from_zheng
 from nbmix.errors import InputError
-from nbmix.starts.given import CheckpointStart, MeansStart, ResponsibilitiesStart
 
 _OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
 _SETTING = re.compile(r"(\+{0,2}[\w./@-]+)=(.*)", re.DOTALL)  # key and value
+
+_PLAIN = re.compile(r"[\w./-]+", re.ASCII)
 
 _SEVERAL = re.compile(r"-m|--multirun|\+*(hydra\.mode|sweep)=.*")  # words of a command that may be of a sweep
 
@@ -58,6 +56,12 @@ def hydra_text(text: str) -> str:
 @functools.cache
 def free_texts() -> dict[str, bool]:
     """Settings that take any text, and whether they take a list of them."""
+    # here, since they bring torch, which help and --cfg do without
+    from nbmix.app.settings import RunSettings
+    from nbmix.core.declared import declared
+    from nbmix.data.module import from_h5ad, from_tenx, from_zheng
+    from nbmix.starts.given import CheckpointStart, MeansStart, ResponsibilitiesStart
+
     found = dict.fromkeys(_OF_HYDRA, False)
     targets: dict[str, Sequence[Callable[..., Any]]] = {
         "": (RunSettings,),
@@ -81,6 +85,8 @@ def _readable(word: str, is_sweep: bool) -> str:
     if name.rpartition(".")[2].endswith(("path", "dir")) and not os.path.exists(value):
         value = os.path.expanduser(value)
     parsed = _parsed(f"{key}={value}")
+    if parsed is not None and _PLAIN.fullmatch(value) and isinstance(parsed.value(), str):
+        return f"{key}={value}"
     if name not in free_texts():
         if parsed is None:
             raise InputError(f"{word}: cannot be read; {_advice(key, value)}")

@@ -96,7 +96,7 @@ def group_lines(results: Results, table: pd.DataFrame) -> list[GroupLine]:
                 float(q[members].max(1).mean()) if size else None,
                 label,
                 nearest if nearest >= 0 else None,
-                best[k],
+                best.get(k, []),  # of a group without cells
             )
         )
     return lines
