@@ -54,14 +54,14 @@ def rounded(X):
 class NBMixtureOfRounded(NBMixture):
     """Takes any numbers for counts, so that scikit-learn's checks, which draw from normals, say something."""
 
-    def fit(self, X, y=None, *, size_factors=None):
-        return super().fit(rounded(X), y, size_factors=size_factors)
+    def fit(self, X, y=None, *, size_factors=None, batch=None):
+        return super().fit(rounded(X), y, size_factors=size_factors, batch=batch)
 
-    def predict_proba(self, X, *, size_factors=None):
-        return super().predict_proba(rounded(X), size_factors=size_factors)
+    def predict_proba(self, X, *, size_factors=None, batch=None):
+        return super().predict_proba(rounded(X), size_factors=size_factors, batch=batch)
 
-    def score_samples(self, X, *, size_factors=None):
-        return super().score_samples(rounded(X), size_factors=size_factors)
+    def score_samples(self, X, *, size_factors=None, batch=None):
+        return super().score_samples(rounded(X), size_factors=size_factors, batch=batch)
 
 
 EXPECTED_FAILURES = {
