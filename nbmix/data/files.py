@@ -76,7 +76,7 @@ def open_h5(path: Path, where: str, wanted: str) -> h5py.File:
         InputError: it is none, or is cut short.
     """
     with suppress(ImportError):  # filters beyond those of HDF5, where they are installed
-        import hdf5plugin  # noqa: F401
+        import hdf5plugin  # noqa: F401 - its import registers them
     if not h5py.is_hdf5(path):
         raise InputError(f"{where}: {what_it_is(path) or f'is not an HDF5 file; give {wanted}'}")
     with reading(where):
