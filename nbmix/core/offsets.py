@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -139,7 +140,7 @@ def offset_step(
 def zeros_of_genes(seen: SufficientStatistics, n_nodes: int) -> SufficientStatistics:
     """Zeros of the shapes of ``seen``, with ``n_nodes`` nodes of every gene's own; on the CPU."""
     n_genes, n_components, _ = seen.rate.shape
-    make = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
+    make = partial(torch.zeros, dtype=torch.float64)
     shape = (n_genes, n_components, n_nodes)
     return SufficientStatistics(make(shape), make(seen.pair.shape), make(shape), make(n_components))
 
@@ -208,7 +209,7 @@ class OriginMargins:
 
     @classmethod
     def zeros(cls, folds: int, n_origins: int, n_components: int, n_genes: int) -> OriginMargins:
-        make = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
+        make = partial(torch.zeros, dtype=torch.float64)
         return cls(
             make(folds, n_origins, n_genes),
             make(folds, n_components, n_genes),
