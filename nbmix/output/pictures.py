@@ -151,8 +151,8 @@ def component_sizes(results: Results) -> Figure:
 def interactive_embedding(results: Results) -> InteractiveCells:
     """Cells, one by one.
 
-    Point at a cell (or tap it) for its name, group, probability and second-best group. Click a group to hide
-    it. Cells are placed by their counts alone; of very many cells, some are shown that were chosen at random.
+    Point at a cell, or tap it, for its name, group, probability and second-best group. Click a group to hide
+    it. Cells are placed by their counts alone.
     """
     place, some = results.embedding, results.shown_cells
     posterior = results.responsibilities[results.shown_rows]
@@ -187,7 +187,8 @@ def marker_dots(results: Results) -> Figure:
     """Markers over groups.
 
     The best markers of each group, by rows, in every group. A dot is as large as the share of the group's
-    cells with a count; it is dark where the gene's mean is near that of the group where it is highest.
+    cells with a count; it is dark where the gene's mean is near that of the group where it is highest. The
+    group that a gene is a marker of is framed.
     """
     table = named_markers(results)
     shown = np.unique(results.assignments)
@@ -198,7 +199,9 @@ def marker_dots(results: Results) -> Figure:
         t.numpy()[np.ix_(shown, rows)].T for t in (results.profiles.log_mean, results.markers.share)
     )
     names = best["symbol" if "symbol" in best else "gene"]
-    return plots.marker_dots(names.tolist(), best["component"], log_mean, share, shown.tolist())
+    return plots.marker_dots(
+        names.tolist(), np.searchsorted(shown, best["component"]), log_mean, share, shown.tolist()
+    )
 
 
 def component_label_table(results: Results) -> Figure | None:

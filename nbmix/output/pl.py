@@ -115,7 +115,8 @@ def markers(
 ) -> Axes | None:
     """Marker genes (rows) over groups (columns).
 
-    The colour is the fitted mean of the gene in a group over that in the group where it is highest.
+    The colour is the fitted mean of the gene in a group over that in the group where it is highest. The group
+    that a gene is a marker of is framed.
 
     Args:
         adata, key, ax, show: see above.
@@ -141,10 +142,10 @@ def markers(
     if not len(best):
         raise InputError(f"adata: has none of the marker genes in uns[{key!r}]['markers']")
     names = best["symbol" if "symbol" in best else "gene"].tolist()
-    blocks = best["component"].astype(str).map({name: k for k, name in enumerate(fit.names)}).to_numpy()
+    marker_of = best["component"].astype(str).map(shown.index)
     log_mean = np.asarray(adata.varm[f"{key}_log_mean"])[np.ix_(rows, fit.shown)]
     share = _shares(fit, rows, layer) if kind == "dots" else None
-    return _draw(lambda place: plots.marker_dots(names, blocks, log_mean, share, shown, place), ax, show)
+    return _draw(lambda place: plots.marker_dots(names, marker_of, log_mean, share, shown, place), ax, show)
 
 
 def tree(

@@ -137,6 +137,7 @@ class Report:
         n_genes: of the data, to say how many the table leaves out.
         provenance: nested settings and versions.
         number: what speaks for the number of groups.
+        n_shown: cells in pictures of cells, fewer than there are where they were chosen at random.
         batches: what is to be said of groups and the batches that cells come from.
     """
 
@@ -148,6 +149,7 @@ class Report:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     number: str = ""
     batches: Sequence[str] = ()
+    n_shown: int | None = None
 
     def render(self) -> str:
         """The whole page."""
@@ -250,10 +252,12 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield f"{prefix}{name}", "null" if value is None else str(value)
 
 
-TEMPLATE = Environment(
+_ENVIRONMENT = Environment(
     loader=PackageLoader("nbmix", "output"),
     autoescape=True,  # whatever the file is called
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-).get_template("report.html.jinja")
+)
+_ENVIRONMENT.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh's parts refer to those before them
+TEMPLATE = _ENVIRONMENT.get_template("report.html.jinja")

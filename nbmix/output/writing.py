@@ -174,7 +174,8 @@ def write_report(
     of_batches = batch_lines(results)
     for line in of_batches:
         log.warning("%s", line)
-    page = Report(metrics, lines, pictures, top, n_genes, made_by, number, of_batches).render()
+    n_shown = results.shown_rows.size
+    page = Report(metrics, lines, pictures, top, n_genes, made_by, number, of_batches, n_shown).render()
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8")
 

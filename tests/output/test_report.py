@@ -92,7 +92,7 @@ def report(**changes):
         "metrics": {"n_cells": 12345, "log_likelihood": -1822.618, "ari": 0.98765, "converged": False},
         "groups": [
             GroupLine(0, 12000, 0.972, 0.99, ("B", 0.9), 1, ["CD79A", "MS4A1"]),
-            GroupLine(1, 0, 0.0, None, None, None, ["LYZ"]),
+            GroupLine(3, 345, 0.028, 1.0, None, None, ["LYZ"]),
         ],
         "pictures": [picture()],
         "markers": markers(),

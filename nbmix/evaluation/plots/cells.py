@@ -48,7 +48,7 @@ def component_sizes(
     axes = axes_in(place, 5.6, 1.0 + 0.24 * len(own.names))
     rows = np.arange(len(own.names))
     bars = axes.barh(rows, own.sizes, color=own.colors)
-    texts = [f"{size:,} ({mean:.2f})" for size, mean in zip(own.sizes, certainty, strict=True)]
+    texts = [f"{size:,} ({mean:.3f})" for size, mean in zip(own.sizes, certainty, strict=True)]
     axes.bar_label(bars, texts, fontsize="small", padding=3)
     axes.set_yticks(rows, [short_name(name) for name in own.names])
     axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -17,6 +17,7 @@ from nbmix.evaluation.plots.style import (
     name_columns,
     new_figure,
     open_frame,
+    say,
     short_name,
     top_legend,
 )
@@ -63,15 +64,23 @@ def join_dendrogram(
 
     Args:
         joins: components of the two groups, their separation, and whether there is a gap between them, in the
-            order of the joins, at least one. A join that is less separate than one of its parts is drawn
-            where that is.
-        n_cells: (components,) cells of each, written beside it.
+            order of the joins. A join that is less separate than one of its parts is drawn where that is.
+        n_cells: (components,) cells of each, written beside it; those without cells are left out.
         groups: the components of each group; joins within one are drawn thick, and its name is written
             beside its components.
         names: (groups,) names, by default the indices.
         place: see ``style.Place``.
     """
     counts = np.asarray(n_cells)
+    filled = [
+        ([c for c in a if counts[c]], [c for c in b if counts[c]], separation, has_gap)
+        for a, b, separation, has_gap in joins
+    ]
+    joins = [join for join in filled if join[0] and join[1]]
+    if not joins:
+        axes = axes_in(place, 6.4, 1.4)
+        say(axes, "one component with cells: nothing to join")
+        return figure_of(axes)
     parts_of = {frozenset([*a, *b]): (list(a), list(b)) for a, b, _, _ in joins}
 
     def ordered(group: frozenset[int]) -> list[int]:
@@ -131,11 +140,13 @@ def separation_matrix(
     pairs = list(zip(*map(np.asarray, (first, second, separation, has_gap)), strict=True))
     for a, b, distance, _ in pairs:
         values[a, b] = values[b, a] = distance
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=1.6 * np.nanmax(values), aspect="auto")
+    darkest = 1.6 * float(np.nanquantile(values, 0.9))  # a group of one cell can be ten times as far
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
     for a, b, distance, gap in pairs:
         text = f"{distance:.1f}" if gap else f"({distance:.1f})"
+        color = "white" if distance > 0.6 * darkest else "black"
         for row, column in ((a, b), (b, a)):
-            axes.text(column, row, text, ha="center", va="center", fontsize="small")
+            axes.text(column, row, text, ha="center", va="center", fontsize="small", color=color)
     shown = [short_name(name) for name in (range(n_groups) if names is None else names)]
     axes.set_yticks(range(n_groups), shown)
     name_columns(axes, shown)

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import gamma
@@ -72,7 +73,7 @@ def log_mean_differences(
 
 def marker_dots(
     genes: Sequence[object],
-    blocks: ArrayLike,
+    marker_of: ArrayLike,
     log_mean: ArrayLike,
     share: ArrayLike | None = None,
     names: Sequence[object] | None = None,
@@ -80,12 +81,12 @@ def marker_dots(
 ) -> Figure:
     """Markers (rows) over groups (columns): dots as large as the share of cells with a count.
 
-    The colour is the mean of the gene in the group over that in the group where it is highest. A line parts
-    the markers of one group from those of the next.
+    The colour is the mean of the gene in the group over that in the group where it is highest. The group that
+    a gene is a marker of is framed.
 
     Args:
         genes: names.
-        blocks: (genes,) number of the group that each is a marker of, in the order of the rows.
+        marker_of: (genes,) index of the group that each is a marker of.
         log_mean: (genes, groups) ln mu.
         share: (genes, groups) of the group's cells that have a count; None fills squares instead.
         names: (groups,) names, by default the indices.
@@ -124,13 +125,14 @@ def marker_dots(
             title_fontsize="small",
             alignment="left",
         )
-    for edge in np.flatnonzero(np.diff(np.asarray(blocks))):
-        axes.axhline(edge + 0.5, color="0.8", linewidth=0.6, zorder=0.5)
+    for row_of_gene, group in enumerate(np.asarray(marker_of)):
+        corner = (group - 0.5, row_of_gene - 0.5)
+        axes.add_patch(Rectangle(corner, 1.0, 1.0, facecolor="none", edgecolor="#d55e00", linewidth=0.9))
     axes.set(xlim=(-0.5, n_groups - 0.5), ylim=(n_genes - 0.5, -0.5), xlabel="group")
     axes.set_yticks(range(n_genes), [short_name(gene) for gene in genes], fontsize="small")
     name_columns(axes, columns)
     axes.tick_params(length=0)
-    beside = axes.inset_axes((1.04, 0.02, 0.03, 1.1 / height))
+    beside = axes.inset_axes((1.04, max(0.02, 1.0 - 2.4 / height), 0.03, 1.1 / height))
     bar = figure_of(axes).colorbar(drawn, cax=beside, ticks=[0.0, 0.5, 1.0])
     bar.set_label("mean, of that of\nthe highest group", fontsize="small")
     bar.ax.tick_params(labelsize="small")

@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike
 
 from nbmix.evaluation.plots.cells import fullest_place, own_components
 
+# of what is told of a cell: half the width of a telephone
+TOLD = "max-width: 150px; overflow-wrap: anywhere; font: 12px/1.4 sans-serif"
+
 
 class InteractiveCells(NamedTuple):
     """What a page needs to draw the cells and to hide groups of them.
@@ -50,6 +53,7 @@ def interactive_cells(
         cell_names: (cells,)
         labels: (cells,) none missing, or None.
     """
+    from bokeh.core.properties import value
     from bokeh.embed import json_item
     from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, HoverTool
     from bokeh.plotting import figure
@@ -65,16 +69,16 @@ def interactive_cells(
         "group": number.astype(str),
         "probability": posterior.max(axis=1).astype(np.float32),
     }
-    told = [("cell", "@cell"), ("group", "@group"), ("probability", "@probability{0.0000}")]
+    told = ["@cell", "group <b>@group</b>, probability @probability{0.0000}"]  # values are escaped
     if n_components > 1:
         rest = posterior.copy()
         rest[np.arange(n_cells), number] = -1.0
         columns["second"] = rest.argmax(axis=1).astype(str)
         columns["second_probability"] = rest.max(axis=1).astype(np.float32)
-        told += [("second", "@second"), ("its probability", "@second_probability{0.0000}")]
+        told.append("second <b>@second</b>, probability @second_probability{0.0000}")
     if labels is not None:
         columns["label"] = np.asarray(labels).astype(str)
-        told.insert(1, ("label", "@label"))
+        told.insert(1, "label <b>@label</b>")
     cells = ColumnDataSource(
         {"x": points[order, 0], "y": points[order, 1]}
         | {name: _plain(values[order]) for name, values in columns.items()},
@@ -98,7 +102,8 @@ def interactive_cells(
         fill_alpha=0.7,
         line_color=None,
     )
-    plot.add_tools(HoverTool(renderers=[dots], tooltips=told, limit=1))
+    lines = "".join(f"<div>{line}</div>" for line in told)
+    plot.add_tools(HoverTool(renderers=[dots], tooltips=f'<div style="{TOLD}">{lines}</div>', limit=1))
     places = [fullest_place(points, points[own.codes == k]) for k in range(len(own.names))]
     marks = ColumnDataSource(
         {"x": [float(x) for x, _ in places], "y": [float(y) for _, y in places], "group": list(own.names)},
@@ -112,6 +117,7 @@ def interactive_cells(
         view=CDSView(filter=BooleanFilter(name="marks shown")),
         text_align="center",
         text_baseline="middle",
+        text_font=value("sans-serif"),
         text_font_size="12px",
         text_font_style="bold",
         text_outline_color="white",
