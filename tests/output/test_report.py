@@ -334,7 +334,7 @@ const place = name => {  // of a cell on the screen
   return {
     clientX: corner.left + view.frame.x_scale.compute(data.x[i]),
     clientY: corner.top + view.frame.y_scale.compute(data.y[i]),
-    isPrimary: true, bubbles: true, composed: true,
+    view: window, isPrimary: true, bubbles: true, composed: true,
   };
 };
 const inside = root => [...root.querySelectorAll("*")].flatMap(

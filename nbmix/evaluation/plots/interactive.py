@@ -60,7 +60,7 @@ def interactive_cells(
     from bokeh.transform import factor_cmap
 
     points, posterior = np.asarray(coordinates, np.float32), np.asarray(responsibilities)
-    n_cells, n_components = posterior.shape
+    n_cells = len(posterior)
     own = own_components(posterior)
     order = np.random.default_rng(0).permutation(n_cells)  # no group hides another
     number = posterior.argmax(axis=1)
@@ -70,8 +70,10 @@ def interactive_cells(
         "probability": posterior.max(axis=1).astype(np.float32),
     }
     told = ["@cell", "group <b>@group</b>, probability @probability{0.0000}"]  # values are escaped
-    if n_components > 1:
-        rest = posterior.copy()
+    if len(own.names) > 1:
+        rest = np.full(posterior.shape, -1.0)
+        filled = np.unique(number)
+        rest[:, filled] = posterior[:, filled]
         rest[np.arange(n_cells), number] = -1.0
         columns["second"] = rest.argmax(axis=1).astype(str)
         columns["second_probability"] = rest.max(axis=1).astype(np.float32)
