@@ -118,7 +118,7 @@ def log_likelihood_margins(log_likelihood: ArrayLike, assignments: ArrayLike) ->
     return figure
 
 
-class _Grouping(NamedTuple):
+class Grouping(NamedTuple):
     """Cells in groups; those without cells are none.
 
     Attributes:
@@ -233,22 +233,22 @@ def posterior_on_embedding(
     return figure
 
 
-def own_components(posterior: NDArray, names: Sequence[object] | None = None) -> _Grouping:
+def own_components(posterior: NDArray, names: Sequence[object] | None = None) -> Grouping:
     """The components (cells, components) with cells."""
     shown, codes, sizes = np.unique(posterior.argmax(axis=1), return_inverse=True, return_counts=True)
     palette = component_colors(posterior.shape[1])
     named = [str(name) for name in (range(posterior.shape[1]) if names is None else names)]
-    return _Grouping(codes, [named[k] for k in shown], sizes, [palette[k] for k in shown])
+    return Grouping(codes, [named[k] for k in shown], sizes, [palette[k] for k in shown])
 
 
-def _matched(groups: ArrayLike, posterior: NDArray) -> _Grouping:
+def _matched(groups: ArrayLike, posterior: NDArray) -> Grouping:
     """Another grouping, in the colours of the components that are matched with its groups."""
     n_components = posterior.shape[1]
     values, table = overlap_table(groups, posterior.argmax(axis=1), n_components)
     palette = component_colors(n_components + len(values))
     matched = {group: palette[k] for k, group in enumerate(match_components(table)) if group >= 0}
     spare = iter(palette[n_components:])
-    return _Grouping(
+    return Grouping(
         np.searchsorted(values, np.asarray(groups)),
         [str(value) for value in values],
         table.sum(axis=1),
@@ -266,7 +266,7 @@ def _dot_size(n_cells: int) -> float:
     return float(np.clip(9000 / max(n_cells, 1), 0.6, 30.0))
 
 
-def _draw_groups(axes: Axes, name: str, points: NDArray, grouping: _Grouping, opacity: NDArray) -> None:
+def _draw_groups(axes: Axes, name: str, points: NDArray, grouping: Grouping, opacity: NDArray) -> None:
     """Dots in random order, so that no group hides another, with an ``opacity`` (cells,) each."""
     rgba = to_rgba_array(grouping.colors)[grouping.codes]
     rgba[:, 3] = np.clip(opacity, 0.0, 1.0)
@@ -283,7 +283,7 @@ def _frame_embedding(axes: Axes, name: str) -> None:
     open_frame(axes)
 
 
-def _mark(axes: Axes, points: NDArray, grouping: _Grouping) -> None:
+def _mark(axes: Axes, points: NDArray, grouping: Grouping) -> None:
     """The name of each group written where most of its cells are, as colours alone are not enough."""
     for k, (name, color) in enumerate(zip(grouping.names, grouping.colors, strict=True)):
         x, y = fullest_place(points, points[grouping.codes == k])
