@@ -140,6 +140,7 @@ def test_pictures(results, unlabelled, tmp_path):
         assert imread(folder / "objective_trace.png").shape[:2] == (600, 960)  # 4 x 6.4 inches
 
 
+@pytest.mark.leaves_out
 def test_a_picture_that_fails_is_left_out(results, tmp_path, caplog):
     def donors(results):
         raise KeyError("donor")
@@ -228,6 +229,7 @@ def test_json_is_whole_or_not_there(tmp_path):
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": 1}
 
 
+@pytest.mark.leaves_out
 def test_what_fails_is_left_out(tmp_path, caplog):
     (tmp_path / "a.csv").write_text("of an earlier fit")
     with sparing(tmp_path / "a.csv"):
