@@ -130,6 +130,22 @@ def with_an_empty_group():
     return made
 
 
+@pytest.fixture(scope="module")
+def alone():
+    made = results_of(small_data(), n_components=1, folds=1)
+    made.max_umap_cells = 0
+    return made
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_every_picture_of_one_group(name, alone):
+    drawn = resolve_name(name)(alone)
+    if isinstance(drawn, InteractiveCells):
+        assert len(drawn.groups) == 1
+    elif drawn is not None:
+        assert drawn.axes
+
+
 @pytest.mark.parametrize("name", CONFIGURED)
 def test_groups_without_cells_are_nowhere(name, with_an_empty_group):
     drawn = resolve_name(name)(with_an_empty_group)
