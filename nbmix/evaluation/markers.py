@@ -241,14 +241,14 @@ def _nearest(statistics: SufficientStatistics, basis: Basis, components: Compone
     return found.argmax(1)
 
 
-def marker_table(markers: Markers, gene_names: np.ndarray) -> pd.DataFrame:
-    """All components and genes, one a row, the best marker of each component first.
+def marker_table(markers: Markers, gene_names: np.ndarray, most: int | None = None) -> pd.DataFrame:
+    """All components, and all genes or the ``most`` best, one a row, the best marker of each component first.
 
     ``ln_`` and ``log2_`` name the logarithm, ``_se`` is a standard error, ``share`` is of cells with a count,
     ``rest`` all other components and ``nearest`` the one that the column of this name holds; ``log_mean`` is
     the natural logarithm of the mean per unit of size factor.
     """
-    order = torch.argsort(-markers.score, dim=1, stable=True)  # (K, genes)
+    order = torch.argsort(-markers.score, dim=1, stable=True)[:, :most]  # (K, genes)
     n_components, n_genes = order.shape
 
     def sorted_rows(values: Tensor) -> np.ndarray:

@@ -26,7 +26,7 @@ from nbmix.evaluation.markers import Markers, compare_with_poisson, top_markers
 from nbmix.evaluation.metrics import match_cells, overlap_table
 from nbmix.evaluation.plots.interactive import InteractiveCells, interactive_cells
 from nbmix.output.batches import batches_table
-from nbmix.output.report import Section
+from nbmix.output.report import TOP_MARKERS, Section
 from nbmix.output.results import Results, loaded, named_markers
 
 MOST_BATCHES_SHOWN = 40  # rows that can be read
@@ -190,7 +190,7 @@ def marker_dots(results: Results) -> Figure:
     cells with a count; it is dark where the gene's mean is near that of the group where it is highest. The
     group that a gene is a marker of is framed.
     """
-    table = named_markers(results)
+    table = named_markers(results, TOP_MARKERS)
     shown = np.unique(results.assignments)
     best = top_markers(table, None, [str(k) for k in shown])
     genes = {name: j for j, name in enumerate(results.data.data.gene_names)}

@@ -365,6 +365,16 @@ def test_known_markers_lead_their_populations():
         assert (rows["ln_fc_rest"] > 1).all()
 
 
+def test_the_best_markers_are_the_first_rows_of_all():
+    problem = make_problem()
+    q = one_hot(np.arange(problem.counts.shape[0]) % 3, 3)
+    statistics, basis = collect(problem.counts, problem.size_factors, q)
+    markers = find_markers(statistics, basis, problem.size_factors.sum())
+    names = np.array([f"g{j}" for j in range(problem.counts.shape[1])])
+    every, best = marker_table(markers, names), marker_table(markers, names, 4)
+    pd.testing.assert_frame_equal(best, every[every["rank"] <= 4].reset_index(drop=True))
+
+
 def test_top_markers_are_those_of_each_group_once():
     table = pd.DataFrame(
         {"component": [0, 0, 0, 2, 2, 2], "rank": [1, 2, 3] * 2, "gene": ["a", "b", "c", "b", "d", "e"]}
