@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from nbmix.evaluation.plots.style import (
     PALETTE,
@@ -21,6 +21,8 @@ from nbmix.evaluation.plots.style import (
     short_name,
     top_legend,
 )
+
+DrawnJoin = tuple[Sequence[int], Sequence[int], float, bool]  # components, separation, whether there is a gap
 
 
 def objective_trace(
@@ -54,7 +56,7 @@ def objective_trace(
 
 
 def join_dendrogram(
-    joins: Sequence[tuple[Sequence[int], Sequence[int], float, bool]],
+    joins: Sequence[DrawnJoin],
     n_cells: ArrayLike,
     groups: Sequence[Sequence[int]] = (),
     names: Sequence[object] | None = None,
@@ -72,11 +74,7 @@ def join_dendrogram(
         place: see ``style.Place``.
     """
     counts = np.asarray(n_cells)
-    filled = [
-        ([c for c in a if counts[c]], [c for c in b if counts[c]], separation, has_gap)
-        for a, b, separation, has_gap in joins
-    ]
-    joins = [join for join in filled if join[0] and join[1]]
+    joins = _with_cells(joins, counts)
     if not joins:
         axes = axes_in(place, 6.4, 1.4)
         say(axes, "one component with cells: nothing to join")
@@ -114,6 +112,15 @@ def join_dendrogram(
     top_legend(axes, handles, ncols=2)
     open_frame(axes)
     return figure_of(axes)
+
+
+def _with_cells(joins: Sequence[DrawnJoin], n_cells: NDArray) -> list[DrawnJoin]:
+    """The joins of components with cells."""
+    filled = [
+        ([c for c in a if n_cells[c]], [c for c in b if n_cells[c]], separation, has_gap)
+        for a, b, separation, has_gap in joins
+    ]
+    return [join for join in filled if join[0] and join[1]]
 
 
 def separation_matrix(

@@ -102,29 +102,7 @@ def marker_dots(
     if share is None:
         drawn = axes.imshow(relative, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     else:
-        row, column = np.indices(values.shape)
-        drawn = axes.scatter(
-            column.ravel(),
-            row.ravel(),
-            s=LARGEST_DOT * np.asarray(share, dtype=np.float64).ravel(),
-            c=relative.ravel(),
-            cmap="Blues",
-            vmin=0.0,
-            vmax=1.0,
-            edgecolors="0.55",
-            linewidths=0.4,
-        )
-        axes.legend(
-            handles=[_share_of_cells(part) for part in (0.25, 0.5, 1.0)],
-            title="% of cells\nwith a count",
-            loc="upper left",
-            bbox_to_anchor=(1.01, 1.0),
-            borderaxespad=0.0,
-            frameon=False,
-            fontsize="small",
-            title_fontsize="small",
-            alignment="left",
-        )
+        drawn = _dots(axes, relative, np.asarray(share, dtype=np.float64))
     for row_of_gene, group in enumerate(np.asarray(marker_of)):
         corner = (group - 0.5, row_of_gene - 0.5)
         axes.add_patch(Rectangle(corner, 1.0, 1.0, facecolor="none", edgecolor="#d55e00", linewidth=0.9))
@@ -137,6 +115,34 @@ def marker_dots(
     bar.set_label("mean, of that of\nthe highest group", fontsize="small")
     bar.ax.tick_params(labelsize="small")
     return figure_of(axes)
+
+
+def _dots(axes: Axes, color: NDArray, share: NDArray) -> ScalarMappable:
+    """Dots (rows, columns) with an area in proportion to ``share``, and their legend."""
+    row, column = np.indices(share.shape)
+    dots = axes.scatter(
+        column.ravel(),
+        row.ravel(),
+        s=LARGEST_DOT * share.ravel(),
+        c=color.ravel(),
+        cmap="Blues",
+        vmin=0.0,
+        vmax=1.0,
+        edgecolors="0.55",
+        linewidths=0.4,
+    )
+    axes.legend(
+        handles=[_share_of_cells(part) for part in (0.25, 0.5, 1.0)],
+        title="% of cells\nwith a count",
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        borderaxespad=0.0,
+        frameon=False,
+        fontsize="small",
+        title_fontsize="small",
+        alignment="left",
+    )
+    return dots
 
 
 def _taking_part(
