@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nbmix.data.tenx import read_10x
     from nbmix.estimator import NBMixture, cluster
     from nbmix.genes import em, supervised
+    from nbmix.output import pl
     from nbmix.output.groups import regroup
 
 __version__ = version("nbmix")
@@ -28,6 +29,7 @@ __all__ = [
     "component_log_likelihood",
     "em",
     "likelihood",
+    "pl",
     "read_10x",
     "regroup",
     "simulate",
@@ -37,6 +39,7 @@ __all__ = [
 _MODULES = {
     "em": "nbmix.genes.em",
     "likelihood": "nbmix.core.likelihood",
+    "pl": "nbmix.output.pl",
     "supervised": "nbmix.genes.supervised",
 }
 _HOMES = {

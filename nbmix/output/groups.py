@@ -112,7 +112,7 @@ def regroup(
     added = key_added or f"{key}_groups"
     if added in (key, f"{key}_components"):
         raise InputError(f"key_added={added}: is what the fit itself has written; choose another name")
-    own = [_members(group) for group in fit["groups"].values()]
+    own = [members(group) for group in fit["groups"].values()]
     cuts = [[tuple(group) for group in cut] for cut in json.loads(fit["cuts"])]
     number: Any = n_groups
     if n_groups == "auto":
@@ -141,7 +141,7 @@ def regroup(
     return adata if copy else None
 
 
-def _members(name: str) -> tuple[int, ...]:
+def members(name: str) -> tuple[int, ...]:
     """The components of a group by its name, as in 0+3."""
     return tuple(int(component) for component in name.split("+"))
 

@@ -20,11 +20,12 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from nbmix.core.memory import give_back
 from nbmix.data.whole_file import whole_file, why_unwritable
 from nbmix.errors import in_one_line
+from nbmix.evaluation.plots.interactive import InteractiveCells
 from nbmix.evaluation.plots.style import DPI
 from nbmix.output.annotate import own_result
 from nbmix.output.batches import batch_lines, batches_table
 from nbmix.output.groups import how_many, joins_table
-from nbmix.output.pictures import Draw, title_and_caption
+from nbmix.output.pictures import Draw, section_of, title_and_caption
 from nbmix.output.report import TOP_MARKERS, Picture, Report, group_lines
 from nbmix.output.results import Results, named_markers
 
@@ -173,7 +174,8 @@ def write_report(
     of_batches = batch_lines(results)
     for line in of_batches:
         log.warning("%s", line)
-    page = Report(metrics, lines, pictures, top, n_genes, made_by, number, of_batches).render()
+    n_shown = results.shown_rows.size
+    page = Report(metrics, lines, pictures, top, n_genes, made_by, number, of_batches, n_shown).render()
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8")
 
@@ -183,7 +185,7 @@ def write_pictures(
 ) -> list[Picture]:
     """Draw those of the pictures that there are as PNG files, NAME.png, and hand them to the loggers.
 
-    One that fails is left out with a warning.
+    One that the browser draws has no file. One that fails is left out with a warning.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
@@ -194,10 +196,15 @@ def write_pictures(
             figure = draw(results)
             if figure is None:
                 continue
-            with whole_file(file) as part:
-                figure.savefig(part, dpi=DPI, format="png")
-            _log_figure(name, figure, file, loggers)
-            shown.append(Picture(*title_and_caption(draw), file.read_bytes()))
+            content: bytes | InteractiveCells
+            if isinstance(figure, Figure):
+                with whole_file(file) as part:
+                    figure.savefig(part, dpi=DPI, format="png")
+                _log_figure(name, figure, file, loggers)
+                content = file.read_bytes()
+            else:
+                content = figure
+            shown.append(Picture(*title_and_caption(draw), content, section_of(draw)))
     return shown
 
 

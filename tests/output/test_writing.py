@@ -16,7 +16,14 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nbmix.data.read import read_h5ad
-from nbmix.output.pictures import component_sizes, n_components, objective_trace, reliability
+from nbmix.output.pictures import (
+    component_sizes,
+    interactive_embedding,
+    n_components,
+    objective_trace,
+    reliability,
+    title_and_caption,
+)
 from nbmix.output.scores import score
 from nbmix.output.writing import sparing, write_json, write_outcome, write_pictures, write_result
 from nbmix.starts.choice import Choice
@@ -125,12 +132,15 @@ def test_pictures(results, unlabelled, tmp_path):
         folder = tmp_path / str(len(names))
         made = write_pictures(of, pictures, folder)
         assert {file.name for file in folder.iterdir()} == {f"{name}.png" for name in names}
-        assert [picture.png for picture in made] == [(folder / f"{name}.png").read_bytes() for name in names]
+        files = [folder / f"{name}.png" for name in names]
+        assert [picture.content for picture in made] == [file.read_bytes() for file in files]
         assert made[-1].title == "Group sizes"
-        assert made[-1].caption == "Cells assigned to each group, and how surely."
+        assert made[-1].caption == title_and_caption(component_sizes)[1]
+        assert [picture.section for picture in made] == ["diagnostics"] * (len(names) - 1) + ["groups"]
         assert imread(folder / "objective_trace.png").shape[:2] == (600, 960)  # 4 x 6.4 inches
 
 
+@pytest.mark.leaves_out
 def test_a_picture_that_fails_is_left_out(results, tmp_path, caplog):
     def donors(results):
         raise KeyError("donor")
@@ -140,13 +150,28 @@ def test_a_picture_that_fails_is_left_out(results, tmp_path, caplog):
         figure.text(0, 0, "$\\no$")
         return figure
 
-    write_outcome(results, score(results), tmp_path, pictures=(donors, component_sizes, bad_text))
-    first, second = (record.getMessage() for record in caplog.records)
+    def elsewhere(results):
+        return Figure()
+
+    elsewhere.section = "attic"
+    drawn = (donors, component_sizes, bad_text, elsewhere)
+    write_outcome(results, score(results), tmp_path, pictures=drawn)
+    first, second, third = (record.getMessage() for record in caplog.records)
     assert first == "picture donors is left out: KeyError: 'donor'"
     assert second.startswith("picture bad_text is left out: ValueError:") and "\n" not in second
+    assert third.startswith(
+        "picture elsewhere is left out: InputError: section='attic': must be one of cells, "
+    )
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["component_sizes.png"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 1
     assert (tmp_path / "metrics.json").is_file()
+
+
+def test_cells_that_the_browser_draws_have_no_file(results, tmp_path):
+    made = replace(results, max_umap_cells=0)
+    (picture,) = write_pictures(made, [interactive_embedding], tmp_path / "figures")
+    assert picture.is_interactive and picture.section == "cells"
+    assert not list((tmp_path / "figures").iterdir())
 
 
 def test_loggers_get_the_pictures(results, tmp_path):
@@ -204,6 +229,7 @@ def test_json_is_whole_or_not_there(tmp_path):
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": 1}
 
 
+@pytest.mark.leaves_out
 def test_what_fails_is_left_out(tmp_path, caplog):
     (tmp_path / "a.csv").write_text("of an earlier fit")
     with sparing(tmp_path / "a.csv"):
