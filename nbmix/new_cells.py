@@ -35,9 +35,10 @@ def predict(
 ) -> ad.AnnData | None:
     """Assign new cells to the groups of a fit.
 
-    Genes are matched by name; those that the new cells lack are left out, with a warning. Cells of a batch that
-    the fit knows get its offsets, see ``NBMixture.fit``. There are no groups for kinds that the fit has not
-    seen: their cells go to the nearest, often with a low log likelihood. "nbmix" being ``key_added``, it writes
+    Genes are matched by name; those that the new cells lack are left out, with a warning. Cells of a batch
+    that the fit knows get its offsets, see ``NBMixture.fit``. There are no groups for kinds that the fit has
+    not seen: their cells go to the nearest, often with a low log likelihood. "nbmix" being ``key_added``, it
+    writes
 
         obs["nbmix"]                   group of the largest responsibility, as it is called in the fit
         obs["nbmix_probability"]       that responsibility
@@ -45,12 +46,13 @@ def predict(
         obsm["X_nbmix"]                (cells, K) responsibilities, in the order of the categories
         uns["nbmix"]                   the components of each group in groups, as in 0+3
 
-    and of other groups that ``nbmix.regroup`` has made of an AnnData's fit what that writes, by the same names.
+    and of other groups that ``nbmix.regroup`` has made of an AnnData's fit what that writes, by the same
+    names.
 
     Args:
         new: (cells, genes) with raw counts.
-        fit: the AnnData of ``nbmix.cluster`` or of ``train.py`` (result.h5ad), or some of its cells; the folder
-            of a run; a checkpoint; or an ``NBMixture``.
+        fit: the AnnData of ``nbmix.cluster`` or of ``train.py`` (result.h5ad), or some of its cells; the
+            folder of a run; a checkpoint; or an ``NBMixture``.
         key: of the fit in an AnnData.
         key_added: what names begin with; default ``key``.
         copy: write into a copy, and return it.
@@ -105,7 +107,7 @@ def _mixture(fit: Any, key: str) -> NBMixture:
         return NBMixture.load(fit, key)
     if not isinstance(fit, str | os.PathLike):
         raise InputError(
-            f"fit is a {type(fit).__name__}; give an AnnData, the folder of a run, a checkpoint or an NBMixture"
+            f"fit is a {type(fit).__name__}; give an AnnData, a run folder, a checkpoint or an NBMixture"
         )
     path = Path(fit)
     if path.suffix == ".h5ad":

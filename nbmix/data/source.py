@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset, write_elem
 
+from nbmix.data.files import check_links
 from nbmix.errors import in_one_line
 
 SLAB_ROWS = 4_096  # of a sparse matrix that are copied at once
@@ -76,7 +78,11 @@ class SourceFile:
         if np.array_equal(self.cells, np.arange(self.n_file_cells)):
             shutil.copyfile(self.path, path)
             return
-        with h5py.File(self.path, "r") as source, h5py.File(path, "w") as target:
+        with (
+            h5py.File(self.path, "r") as source,
+            h5py.File(path, "w") as target,
+            ad.settings.override(allow_write_nullable_strings=True),
+        ):
             target.attrs.update(source.attrs)
             for name in source:
                 if name in _OF_CELLS:
@@ -130,6 +136,8 @@ def _copy_rows(
 ) -> None:
     """Copy ascending rows, and the same columns where ``both_axes`` are cells."""
     kind = element.attrs.get("encoding-type")
+    if isinstance(element, h5py.Group):
+        check_links(element)
     if kind == "null":
         element.file.copy(element, target, name)
     elif both_axes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import Any
@@ -79,8 +79,8 @@ def _count(step: Step) -> str:
 class _Display:
     """Listens, and tells a table and whoever writes lines."""
 
-    def __init__(self, table: _Table | None, write: Write | None) -> None:
-        self._table, self._write, self._lock = table, write, Lock()
+    def __init__(self, table: _Table | None, writers: Sequence[Write]) -> None:
+        self._table, self._writers, self._lock = table, writers, Lock()
         self._step: Step | None = None
 
     def __call__(self, step: Step) -> None:
@@ -110,8 +110,8 @@ class _Display:
             self._line(f"{step.phase}: {step.state}")
 
     def _line(self, text: str) -> None:
-        if self._write is not None:
-            self._write(text)
+        for write in self._writers:
+            write(text)
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def progress_shown(write: Write | None = None, otherwise: Write | None = None) -
             stack.enter_context(table.progress)
             stack.enter_context(_logs_above(console))
         writers = [w for w in (write, None if table is not None else otherwise) if w is not None]
-        display = _Display(table, lambda text: [w(text) for w in writers] and None)
+        display = _Display(table, writers)
         stack.callback(display.close)
         stack.enter_context(listening(display))
         yield

@@ -83,7 +83,7 @@ def fit_in(uns: Mapping[str, Any], key: str, where: str) -> SavedFit:
     """
     found = uns.get(key)
     kept = found.get(KEPT) if isinstance(found, Mapping) else None
-    if not isinstance(kept, Mapping):
+    if found is None or not isinstance(kept, Mapping):
         raise InputError(
             f"{where}: uns[{key!r}] holds no fit for new cells; give what nbmix.cluster, or train.py with "
             "model=em or amortized, has written, or a checkpoint"

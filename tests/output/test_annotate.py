@@ -29,7 +29,8 @@ def test_fields(results, adata):
     genes = np.arange(1, adata.n_vars - 1)
     add_fields(adata, "mix", results, genes)
     q = results.responsibilities
-    assert list(adata.obs) == ["mix", "mix_probability", "mix_log_likelihood"]
+    names = ("mix", "mix_probability", "mix_log_likelihood", "mix_held_out", "mix_size_factor")
+    assert list(adata.obs) == list(names)
     assert adata.obs["mix"].cat.categories.tolist() == ["0", "1"]
     assert np.array_equal(adata.obs["mix"].astype(int), q.argmax(1))
     assert np.array_equal(adata.obs["mix_probability"], q.max(1))
