@@ -663,7 +663,8 @@ def cluster(
         uns["nbmix"]                   model, log_weights, objective (trace), n_iterations, converged, and as
                                        JSON in provenance the arguments and versions; and in it
             "markers"                  table of the best markers of each group, as in markers.csv, see
-                                       ``nbmix.evaluation.markers.marker_table``
+                                       ``nbmix.evaluation.markers.marker_table``; its components are
+                                       groups, as in obs["nbmix"]
             "choice"                   where K was left open, see ``NBMixture.choice_``
             "groups"                   the components of each group, as in 0+3
             "joins"                    how components are joined to groups, see ``NBMixture.joins_``;

@@ -113,9 +113,7 @@ def _mixture(fit: Any, key: str) -> NBMixture:
     if path.suffix == ".h5ad":
         raise InputError(f"fit={path}: give what anndata.read_h5ad reads of it")
     if path.is_dir() and not (path / LAST).is_file():
-        raise InputError(
-            f"fit={path}: there is no {LAST} in this folder; give the folder of a run that fitted"
-        )
+        raise InputError(f"fit={path}: has no {LAST}; give the folder of a run that fitted")
     return NBMixture.load(path / LAST if path.is_dir() else path)
 
 

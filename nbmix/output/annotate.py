@@ -108,7 +108,10 @@ def _fill(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike | None
     with _sparing("markers"):
         say("finding markers")
         table = named_markers(results)
-        adata.uns[key]["markers"] = table[table["rank"] <= TOP_MARKERS].reset_index(drop=True)
+        best = table[table["rank"] <= TOP_MARKERS].reset_index(drop=True)
+        for name in ("component", "nearest"):  # as obs has them; of a single group none is nearest
+            best[name] = pd.Categorical.from_codes(best[name], adata.obs[key].cat.categories)
+        adata.uns[key]["markers"] = best
         ranked = rank_genes_groups(results, key, adata.var_names.to_numpy(), genes)
         if ranked is not None:
             adata.uns[f"{key}_rank_genes_groups"] = ranked

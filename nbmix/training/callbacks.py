@@ -18,7 +18,7 @@ from nbmix.core.declared import Setting
 from nbmix.data.module import CountsDataModule
 from nbmix.data.whole_file import commit, part_of
 from nbmix.evaluation.metrics import SMALLEST_PROBABILITY, LabelTables
-from nbmix.progress import is_heard, say
+from nbmix.progress import say
 
 log = logging.getLogger(__name__)
 
@@ -115,27 +115,30 @@ class LastCheckpoint(Checkpoint):
 class FitProgress(pl.Callback):
     """Says where the fit stands: epochs, objective and held-out log likelihood per cell, cells that moved."""
 
+    def __init__(self) -> None:
+        self._state = ""  # after the last epoch
+
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         say(FITTING, trainer.current_epoch, trainer.max_epochs)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: CellBatch, batch_idx: int
     ) -> None:
-        if is_heard():
-            part = (batch_idx + 1) / trainer.num_training_batches
-            say(FITTING, trainer.current_epoch + part, trainer.max_epochs, state=_state(trainer))
+        done = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+        say(FITTING, done, trainer.max_epochs, state=self._state)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        known = trainer.callback_metrics
+        shown = (f"{n} {f.format(float(known[k]))}" for k, (n, f) in _SHOWN.items() if k in known)
+        self._state = " ".join(shown)
+        say(FITTING, trainer.current_epoch + 1, trainer.max_epochs, state=self._state)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         converged, done = getattr(module, "converged", None), getattr(module, "n_iterations", 0)
         unit = "epochs" if converged is None else "iterations"
         ended = {True: "converged after", False: "not converged after", None: "ended after"}[converged]
-        state = f"{ended} {done} {unit}; {_state(trainer)}".rstrip("; ")
+        state = f"{ended} {done} {unit}; {self._state}".rstrip("; ")
         say(FITTING, done, trainer.max_epochs, state=state, has_ended=True)
-
-
-def _state(trainer: pl.Trainer) -> str:
-    known = trainer.callback_metrics
-    return " ".join(f"{n} {f.format(float(known[k]))}" for k, (n, f) in _SHOWN.items() if k in known)
 
 
 class LabelScores(pl.Callback):
