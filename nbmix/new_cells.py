@@ -14,6 +14,7 @@ import pandas as pd
 from nbmix.core.joins import group_probabilities
 from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.origins import has_columns
+from nbmix.data.read import RAW
 from nbmix.errors import InputError, refuse_unknown
 from nbmix.estimator import NBMixture
 from nbmix.output.annotate import forget
@@ -85,9 +86,9 @@ def predict(
         raise InputError(f"batch_key={batch_key!r}: obs of the new cells has no such column")
     if copy:
         new = new.to_memory() if new.isbacked else new.copy()
-    mixture = shallow_copy(_mixture(fit, key))
+    mixture = shallow_copy(_mixture(fit, key)).set_params(**read_by)
     with settings_as_arguments():
-        said = mixture.set_params(**read_by).predict_components(new)
+        said = mixture.predict_components(_of_raw(new, mixture))
     q = said.responsibilities.numpy()
     forget(new, added)
     partitions = partitions_in(fit, key) if isinstance(fit, ad.AnnData) else [_own(mixture, key)]
@@ -98,6 +99,19 @@ def predict(
     new.obs[f"{added}_log_likelihood"] = said.log_likelihood.numpy()
     new.uns[added] = {"model": mixture.model, "groups": new.uns[added]}
     return new if copy else None
+
+
+def _of_raw(new: ad.AnnData, mixture: NBMixture) -> ad.AnnData:
+    """The cells with what is in raw in place of X, where the counts of the fit were there."""
+    if mixture.layer != RAW or RAW in new.layers:
+        return new
+    if new.raw is None:
+        raise InputError(
+            "layer='raw.X': the counts of the fit were in raw, which the new cells do not have; say where "
+            "their counts are: layer=None for X"
+        )
+    mixture.set_params(layer=None)
+    return new.raw.to_adata()
 
 
 def _mixture(fit: Any, key: str) -> NBMixture:

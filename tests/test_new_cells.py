@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import anndata as ad
@@ -118,6 +119,23 @@ def test_counts_elsewhere(fitted, new):
     moved.obs["molecules"] = np.asarray(new.X.sum(1)).ravel()
     predict(moved, adata, layer="raw counts", size_factor_key="molecules")
     np.testing.assert_allclose(moved.obsm["X_nbmix"], wanted, rtol=1e-6, atol=1e-12)
+
+
+def test_counts_in_raw(fitted, new):
+    """As of a run with data.layer=raw.X, whose fit says so."""
+    adata, mixture = fitted[0].copy(), fitted[1]
+    kept = adata.uns["nbmix"]["fit"]
+    kept["arguments"] = json.dumps(json.loads(kept["arguments"]) | {"layer": "raw.X"})
+    with pytest.raises(InputError, match=r"^layer='raw\.X': .* say where their counts are: layer=None for X"):
+        predict(new, adata)
+    moved = new.copy()
+    moved.raw = new.copy()
+    moved.X = moved.X.log1p()
+    moved = moved[:, :10].copy()
+    predict(moved, adata)
+    assert np.array_equal(moved.obsm["X_nbmix"], mixture.predict_proba(new))
+    predict(new, adata, layer=None)
+    assert np.array_equal(new.obsm["X_nbmix"], mixture.predict_proba(new))
 
 
 def test_what_was_there_under_the_key_goes(fitted, new):

@@ -94,7 +94,7 @@ def shown_by(trainer: pl.Trainer) -> AbstractContextManager[None]:
         return nullcontext()
 
     def end_of_fit(line: str) -> None:
-        if line.startswith(f"{FITTING}: "):
+        if line.startswith(f"{FITTING} "):
             print(line, file=sys.stderr)
 
     return progress_shown(lines_in_log_files, end_of_fit)

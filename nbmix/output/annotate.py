@@ -117,7 +117,7 @@ def _fill(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike | None
             adata.uns[f"{key}_rank_genes_groups"] = ranked
     if embed:
         with _sparing("embedding"):
-            say("placing cells in a plane")
+            say("embedding cells")
             name, coordinates = results.embedding
             of_all = np.full((adata.n_obs, 2), np.nan, dtype=coordinates.dtype)
             of_all[results.shown_rows] = coordinates
@@ -218,6 +218,7 @@ def annotate_file(file: h5py.File, key: str, results: Results, *, embed: bool) -
     assert source is not None
     names = read_elem(file[source.var_element]).index.astype(str)
     own = fields_of(results, key, names.to_numpy(), source.genes, embed=embed)
+    say("writing result.h5ad")
     for slot in ("obsm", "varm", "uns"):
         if slot not in file:
             write_elem(file, slot, {})

@@ -32,6 +32,8 @@ from nbmix.progress import say
 
 log = logging.getLogger(__name__)
 
+DRAWING = "drawing"  # a phase
+
 
 def write_outcome(
     results: Results,
@@ -49,7 +51,6 @@ def write_outcome(
         loggers: figures are handed to them, too.
         pictures: in the order of the report.
     """
-    say("writing tables")
     for name in ("n_components.csv", "joins.csv", "separations.csv", "batches.csv"):  # of an earlier fit
         (folder / name).unlink(missing_ok=True)
     if results.choice is not None:
@@ -68,7 +69,6 @@ def write_outcome(
     if of_batches is not None:
         with whole_file(folder / "batches.csv") as part:
             of_batches.to_csv(part)
-    say("writing result.h5ad")
     write_result(results, folder / "result.h5ad", embed=bool(pictures))  # they are drawn on it
     give_back()
     table = pd.DataFrame({"component": [], "rank": [], "gene": []})
@@ -136,6 +136,7 @@ def write_result(results: Results, path: Path, *, embed: bool = False) -> None:
 def _write_beside_theirs(results: Results, source: SourceFile, part: Path, embed: bool) -> None:
     if not source.is_unchanged:
         raise RuntimeError("the file has changed since it was read")
+    say("copying the file")
     source.copy_to(part)
     with h5py.File(part, "r+") as file:
         annotate_file(file, "nbmix", results, embed=embed)
@@ -183,6 +184,7 @@ def _merged(own: ad.AnnData, given: ad.AnnData) -> ad.AnnData:
 
 
 def _write_h5ad(adata: ad.AnnData, path: Path) -> None:
+    say("writing result.h5ad")
     logging.getLogger("anndata").setLevel(logging.WARNING)  # it would name every column of strings
     with ad.settings.override(allow_write_nullable_strings=True):
         adata.write_h5ad(path, **LIGHT)
@@ -222,7 +224,7 @@ def write_pictures(
     shown = []
     for number, draw in enumerate(pictures):
         name = draw.__name__
-        say("drawing", number, len(pictures), state=name)
+        say(DRAWING, number, len(pictures), state=name)
         file = folder / f"{name}.png"
         with sparing(file, f"picture {name}"):
             figure = draw(results)
@@ -232,6 +234,7 @@ def write_pictures(
                 figure.savefig(part, dpi=DPI, format="png")
             _log_figure(name, figure, file, loggers)
             shown.append(Picture(*title_and_caption(draw), file.read_bytes()))
+    say(DRAWING, len(pictures), len(pictures), has_ended=True)
     return shown
 
 

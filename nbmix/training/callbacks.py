@@ -22,7 +22,7 @@ from nbmix.progress import say
 
 log = logging.getLogger(__name__)
 
-FITTING = "fitting"  # a phase
+FITTING = "fit"  # a phase
 
 _SHOWN = {
     "objective": ("objective", "{:.3f}"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from nbmix.progress import Step, is_heard, listening
 
@@ -24,13 +25,17 @@ class _Table:
     """A row a phase, with a bar, the time it takes and its state; ended ones stay."""
 
     def __init__(self, console: Console) -> None:
+        whole = Column(no_wrap=True, min_width=7)  # others give way to the state, which is cut
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=21)),
+            BarColumn(bar_width=12, table_column=Column(min_width=12)),
+            TextColumn("{task.fields[count]}", table_column=whole.copy()),
+            TimeElapsedColumn(table_column=whole.copy()),
+            TextColumn(
+                "{task.fields[state]}", table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")
+            ),
             console=console,
+            expand=True,
         )
         self._task: TaskID
 
@@ -107,7 +112,7 @@ class _Display:
         if self._table is not None:
             self._table.end(step)
         if step.state:
-            self._line(f"{step.phase}: {step.state}")
+            self._line(f"{step.phase} {step.state}")
 
     def _line(self, text: str) -> None:
         for write in self._writers:

@@ -162,7 +162,7 @@ def fit(
     say("assigning cells")
     said = predict(trainer, model, data)
     give_back()
-    say("looking for gaps between components")
+    say("joining components")
     join_components(data, model, said, allowed, to_groups=size.is_joined)
     if trainer.is_global_zero:
         _keep_groups(trainer, model, data)

@@ -19,8 +19,8 @@ from tests.helpers.running import ROOT, TINY, run_here
 
 CALLS = [
     ("reading", {}),
-    ("fitting", {"done": 1, "total": 100}),
-    ("fitting", {"done": 10, "total": 100, "state": "converged after 10 iterations", "has_ended": True}),
+    ("fit", {"done": 1, "total": 100}),
+    ("fit", {"done": 10, "total": 100, "state": "converged after 10 iterations", "has_ended": True}),
     ("drawing", {"done": 0, "total": 2}),
     ("drawing", {"done": 1, "total": 2}),
 ]
@@ -31,7 +31,7 @@ def test_lines():
     with progress_shown(everywhere.append, elsewhere.append):
         for phase, step in CALLS:
             say(phase, **step)
-    assert everywhere == ["reading", "fitting", "fitting: converged after 10 iterations", "drawing"]
+    assert everywhere == ["reading", "fit", "fit converged after 10 iterations", "drawing"]
     assert elsewhere == everywhere
     assert not is_heard()
 
@@ -41,7 +41,7 @@ def test_it_is_shown_once_and_ends_with_an_error(capsys):
     with pytest.raises(InputError), progress_shown(lines.append), progress_shown(inner.append):
         say("reading", state="half of it")
         raise InputError("no counts")
-    assert lines == ["reading", "reading: half of it"] and not inner
+    assert lines == ["reading", "reading half of it"] and not inner
     assert not is_heard()
     assert capsys.readouterr() == ("", "")
 
@@ -84,7 +84,7 @@ def on_a_terminal(script):
 def test_on_a_terminal_phases_stay_and_bars_are_full():
     last = on_a_terminal(SCRIPT).rpartition("a line of the log")[2]
     rows = [row for row in last.splitlines() if "0:00:" in row][-3:]
-    for row, words in zip(rows, ("reading", "fitting", "drawing"), strict=True):
+    for row, words in zip(rows, ("reading", "fit", "drawing"), strict=True):
         assert words in row
     assert "converged after 10 iterations" in rows[1] and "10/100" not in rows[1]
     assert last.rstrip().endswith("after")
@@ -123,14 +123,14 @@ def test_log_files_get_plain_lines(tmp_path, capsys):
             handler.close()
     text = (tmp_path / "a.log").read_text()
     assert all(c.isprintable() or c == "\n" for c in text)
-    phases = ["reading cells", "searching for a start", "fitting", "assigning cells", "writing the report"]
+    phases = ["reading cells", "searching for a start", "fit", "assigning cells", "writing result.h5ad"]
     lines = text.splitlines()
     assert [line for line in lines if line in phases] == phases
-    assert sum(line.startswith("fitting: converged after ") for line in lines) == 1
+    assert sum(line.startswith("fit converged after ") for line in lines) == 1
     assert not any(line in stream.getvalue().splitlines() for line in phases)
     err = capsys.readouterr().err.splitlines()
-    assert [line for line in err if "fitting" in line] == [
-        line for line in lines if line.startswith("fitting: ")
+    assert [line for line in err if line.startswith("fit")] == [
+        line for line in lines if line.startswith("fit ")
     ]
 
 
@@ -145,9 +145,9 @@ def test_verbose_in_python(capsys):
     assert [line[10:] for line in err.splitlines()][:3] == [
         "reading cells",
         "searching for a start",
-        "fitting",
+        "fit",
     ]
-    assert f"fitting: converged after {loud.n_iter_} iterations; objective" in err
+    assert f"fit converged after {loud.n_iter_} iterations; objective" in err
     assert (loud.log_mean_ == quiet.log_mean_).all()
 
 
