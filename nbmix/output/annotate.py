@@ -54,11 +54,12 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
         "log_weights": group_log_joint(results.log_weights, groups),
         "groups": {str(k): group_name(group) for k, group in enumerate(groups)},
         "objective": np.array(results.model.objective, dtype=np.float64),
-        "n_iterations": results.model.n_iterations,
         "provenance": json.dumps(results.provenance, default=repr),
     }
-    if results.model.converged is not None:
-        adata.uns[key]["converged"] = bool(results.model.converged)
+    if results.model.n_genes_missing is None:  # of a fit, not of new cells
+        adata.uns[key]["n_iterations"] = results.model.n_iterations
+        if results.model.converged is not None:
+            adata.uns[key]["converged"] = bool(results.model.converged)
     origins = results.model.mixture.origins
     if origins is not None:
         adata.uns[key]["batches"] = np.array(results.model.origin_names)

@@ -28,8 +28,8 @@ def rank_genes_groups(
         results: of a fit, or of new cells.
         groupby: column of obs with the groups.
         gene_names: (all genes,).
-        genes: (genes of ``results``,) their positions among them; the others come last, as unknown. None:
-            there are no others.
+        genes: (genes of ``results``,) their positions among them; the others come last, as unknown: fold
+            change 0, the lowest score. None: there are no others.
     """
     filled = np.unique(results.assignments)
     if len(results.groups) == 1:
@@ -46,7 +46,7 @@ def rank_genes_groups(
         false_sign_rate = markers.from_rest.false_sign_rate[k].numpy()[order]
         for name, known, unknown in (
             ("names", gene_names[here[order]], gene_names[others]),
-            ("scores", score[order].astype(np.float32), np.full(others.size, np.nan, np.float32)),
+            ("scores", score[order].astype(np.float32), np.full(others.size, score.min(), np.float32)),
             ("logfoldchanges", fold_change.astype(np.float32), np.zeros(others.size, np.float32)),
             ("pvals", false_sign_rate, np.full(others.size, UNKNOWN)),
         ):

@@ -137,7 +137,7 @@ def progress_shown(write: Write | None = None, otherwise: Write | None = None) -
         table: _Table | None = None
         if console.is_jupyter:
             table = _Notebook(console)
-        elif console.is_terminal and not console.is_dumb_terminal:
+        elif sys.stderr.isatty() and not console.is_dumb_terminal:  # whatever colours are forced
             table = _Table(console)
             stack.enter_context(table.progress)
             stack.enter_context(_logs_above(console))

@@ -26,6 +26,13 @@ CALLS = [
 ]
 
 
+def test_colours_that_are_forced_make_no_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_shown():
+        say("reading")
+    assert capsys.readouterr() == ("", "")
+
+
 def test_lines():
     everywhere, elsewhere = [], []
     with progress_shown(everywhere.append, elsewhere.append):
