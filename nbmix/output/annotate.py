@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,7 +92,7 @@ def annotate(
     """
     earlier = _aliased(adata.obsm, adata.uns, key)
     forget(adata, key)
-    _fill(adata, key, results, genes, embed=embed)
+    _fill(adata, key, results, genes, adata.var_names.to_numpy(), embed=embed)
     add_aliases(adata.obsm, adata.uns, key, earlier)
 
 
@@ -104,7 +104,15 @@ def forget(adata: ad.AnnData, key: str) -> None:
                 del getattr(adata, slot)[name]
 
 
-def _fill(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike | None, *, embed: bool) -> None:
+def _fill(
+    adata: ad.AnnData,
+    key: str,
+    results: Results,
+    genes: ArrayLike | None,
+    gene_names: np.ndarray,
+    *,
+    embed: bool,
+) -> None:
     add_fields(adata, key, results, genes)
     with _sparing("markers"):
         say("finding markers")
@@ -113,7 +121,7 @@ def _fill(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike | None
         for name in ("component", "nearest"):  # as obs has them; of a single group none is nearest
             best[name] = pd.Categorical.from_codes(best[name], adata.obs[key].cat.categories)
         adata.uns[key]["markers"] = best
-        ranked = rank_genes_groups(results, key, adata.var_names.to_numpy(), genes)
+        ranked = rank_genes_groups(results, key, gene_names, genes)
         if ranked is not None:
             adata.uns[f"{key}_rank_genes_groups"] = ranked
     if embed:
@@ -196,16 +204,16 @@ def add_aliases(
 def fields_of(
     results: Results, key: str, genes: np.ndarray, positions: ArrayLike, *, embed: bool
 ) -> ad.AnnData:
-    """All that ``annotate`` writes, alone.
+    """All that ``annotate`` writes, alone; cells and genes are numbered, since names can be repeated.
 
     Args:
         results, key, embed: as there.
         genes: (all genes,) names.
         positions: of those of ``results`` among them.
     """
-    cells = pd.DataFrame(index=results.data.data.cell_names)
-    own = ad.AnnData(obs=cells, var=pd.DataFrame(index=genes))
-    _fill(own, key, results, positions, embed=embed)
+    obs, var = (pd.RangeIndex(n).astype(str) for n in (results.data.data.n_cells, len(genes)))
+    own = ad.AnnData(obs=pd.DataFrame(index=obs), var=pd.DataFrame(index=var))
+    _fill(own, key, results, positions, genes, embed=embed)
     return own
 
 
@@ -224,15 +232,15 @@ def annotate_file(file: h5py.File, key: str, results: Results, *, embed: bool) -
         if slot not in file:
             write_elem(file, slot, {})
     earlier = _aliased(file["obsm"], file["uns"], key)
-    for slot, ours in _own_names(key).items():
-        for name in ours:
-            if name in file[slot]:
+    ours = _own_names(key)
+    for slot, of_slot in [*ours.items(), ("raw/varm", ours["varm"])]:
+        for name in of_slot:
+            if f"{slot}/{name}" in file:
                 del file[slot][name]
-    columns = [str(name) for name in file["obs"].attrs["column-order"]]
+    columns = [n.decode() if isinstance(n, bytes) else str(n) for n in file["obs"].attrs["column-order"]]
     columns = [name for name in columns if name in file["obs"]] + list(own.obs)
-    for name in own.obs:
-        write_elem(file["obs"], name, own.obs[name]._values, dataset_kwargs=LIGHT)
     file["obs"].attrs["column-order"] = np.array(columns, dtype=object)
+    _write_all(file["obs"], {name: _values(own.obs[name]) for name in own.obs})
     _write_all(file["obsm"], own.obsm)
     _write_all(file["uns"], own.uns)
     if source.var_element == "var":
@@ -241,16 +249,17 @@ def annotate_file(file: h5py.File, key: str, results: Results, *, embed: bool) -
         if "varm" not in file["raw"]:
             write_elem(file["raw"], "varm", {})
         _write_all(file["raw/varm"], own.varm)
-        here = names.get_indexer(read_elem(file["var"]).index.astype(str))
-        _write_all(
-            file["varm"],
-            {name: np.where(here[:, None] < 0, np.nan, values[here]) for name, values in own.varm.items()},
-        )
+        first = pd.Series(np.arange(names.size), index=names)[~names.duplicated()]
+        here = first.reindex(read_elem(file["var"]).index.astype(str)).fillna(-1).to_numpy(dtype=np.int64)
+        shared = {name: np.where(here[:, None] < 0, np.nan, of[here]) for name, of in own.varm.items()}
+        _write_all(file["varm"], shared)
     add_aliases(file["obsm"], file["uns"], key, earlier)
 
 
-def _write_all(group: h5py.Group, entries: Any) -> None:
+def _values(column: pd.Series) -> Any:
+    return column.array if isinstance(column.dtype, pd.CategoricalDtype) else column.to_numpy()
+
+
+def _write_all(group: h5py.Group, entries: Mapping[str, Any]) -> None:
     for name, value in entries.items():
-        if name in group:
-            del group[name]
         write_elem(group, name, value, dataset_kwargs=LIGHT)

@@ -146,6 +146,7 @@ def _own_result(results: Results, embed: bool) -> ad.AnnData:
     """Counts that are in memory, what nbmix says of cells and genes, and known labels."""
     data = results.data.data
     own = fields_of(results, "nbmix", data.gene_names, np.arange(data.n_genes), embed=embed)
+    own.obs_names, own.var_names = data.cell_names, data.gene_names
     add_aliases(own.obsm, own.uns, "nbmix")
     own.X = None if data.is_backed else data.counts
     if data.labels is not None:

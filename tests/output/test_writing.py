@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import warnings
 from dataclasses import replace
 
 import anndata as ad
@@ -141,6 +142,29 @@ def test_result_file_of_picked_cells(backed, tmp_path):
     of_genes = [n for n in before if n.startswith(("var/", "varp", "raw/var", "uns", "varm/PCs"))]
     assert of_genes and all(before[name] == after[name] for name in of_genes)
     assert np.array_equal(result.obs["nbmix"].astype(int), made.assignments)
+
+
+@pytest.mark.parametrize("layer", [None, "raw.X"])
+def test_names_that_are_repeated_and_files_of_other_programs(layer, tmp_path):
+    """Genes are told apart by their places; lists of columns can be of bytes."""
+    data, path = small_data(), tmp_path / "input.h5ad"
+    names = [*data.gene_names[:-1], data.gene_names[0]]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(Variable|Observation) names are not unique")
+        obs = pd.DataFrame({"a": np.ones(60)}, index=["cell"] * 60)
+        adata = ad.AnnData(data.counts, var=pd.DataFrame(index=names), obs=obs)
+        adata.raw = adata
+        adata[:, 1:5].write_h5ad(path) if layer else adata.write_h5ad(path)
+        with h5py.File(path, "r+") as file:
+            file["obs"].attrs["column-order"] = np.array([b"a"])
+            del file["raw/varm"], file["varm"]
+        made = results_of(read_h5ad(path, layer=layer), start=DirichletStart())
+        write_result(made, tmp_path / "result.h5ad")
+        result = ad.read_h5ad(tmp_path / "result.h5ad")
+    mean = made.profiles.log_mean.T.numpy()
+    assert list(result.obs)[:2] == ["a", "nbmix"]
+    assert np.array_equal(result.varm["nbmix_log_mean"], mean[1:5] if layer else mean)
+    assert ("nbmix_log_mean" in result.raw.varm) == (layer is not None)
 
 
 def test_what_scanpy_looks_for_is_there_unless_it_was(tmp_path):
