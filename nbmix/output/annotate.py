@@ -121,8 +121,9 @@ def _fill(
         for name in ("component", "nearest"):  # as obs has them; of a single group none is nearest
             best[name] = pd.Categorical.from_codes(best[name], adata.obs[key].cat.categories)
         adata.uns[key]["markers"] = best
-        ranked = rank_genes_groups(results, key, gene_names, genes)
-        if ranked is not None:
+        if len(results.groups) > 1:
+            labels = {k: str(k) for k in np.unique(results.assignments).tolist()}  # of groups with cells
+            ranked = rank_genes_groups(results.markers, labels, key, gene_names, genes)
             adata.uns[f"{key}_rank_genes_groups"] = ranked
     if embed:
         with _sparing("embedding"):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbmix.output.results import Results
+from nbmix.evaluation.markers import Markers
 
 UNKNOWN = 0.5  # false sign rate of a gene of which nothing is known
 
 
 def rank_genes_groups(
-    results: Results, groupby: str, gene_names: np.ndarray, genes: ArrayLike | None = None
-) -> dict[str, Any] | None:
-    """Every group with cells against all other cells, all genes, the best marker first; None of one group.
+    markers: Markers,
+    labels: Mapping[int, str],
+    groupby: str,
+    gene_names: np.ndarray,
+    genes: ArrayLike | None = None,
+) -> dict[str, Any]:
+    """Groups against all other cells, all genes, the best marker first.
 
         names              gene
         scores             what genes are ranked by, see ``nbmix.evaluation.markers.Markers.score``
@@ -25,21 +30,17 @@ def rank_genes_groups(
     Each is a record array with a field for each group.
 
     Args:
-        results: of a fit, or of new cells.
-        groupby: column of obs with the groups.
+        markers: of two groups or more.
+        labels: of the groups that are wanted, by their numbers.
+        groupby: column of obs with these labels.
         gene_names: (all genes,).
-        genes: (genes of ``results``,) their positions among them; the others come last, as unknown: fold
+        genes: (genes of ``markers``,) their positions among them; the others come last, as unknown: fold
             change 0, the lowest score. None: there are no others.
     """
-    filled = np.unique(results.assignments)
-    if len(results.groups) == 1:
-        return None
-    markers = results.markers
-    n_genes = len(gene_names)
-    here = np.arange(n_genes) if genes is None else np.asarray(genes)
-    others = np.setdiff1d(np.arange(n_genes), here)
+    here = np.arange(len(gene_names)) if genes is None else np.asarray(genes)
+    others = np.setdiff1d(np.arange(len(gene_names)), here)
     columns: dict[str, list[np.ndarray]] = {}
-    for k in filled.tolist():
+    for k in labels:
         score = markers.score[k].numpy()
         order = np.argsort(-score, kind="stable")  # that of the table of markers
         fold_change = markers.from_rest.log2_fold_change[k].numpy()[order]
@@ -51,9 +52,8 @@ def rank_genes_groups(
             ("pvals", false_sign_rate, np.full(others.size, UNKNOWN)),
         ):
             columns.setdefault(name, []).append(np.concatenate([known, unknown]))
-    labels = [str(k) for k in filled]
     ranked: dict[str, Any] = {
-        name: np.rec.fromarrays(values, dtype=[(label, _kind(values[0])) for label in labels])
+        name: np.rec.fromarrays(values, dtype=[(label, _kind(values[0])) for label in labels.values()])
         for name, values in columns.items()
     }
     ranked["pvals_adj"] = ranked["pvals"].copy()

@@ -67,6 +67,17 @@ def test_cells_that_no_picture_shows_have_no_place(adata):
     assert np.array_equal(np.flatnonzero(shown), results.shown_rows)
 
 
+def test_groups_without_cells_and_a_single_one_have_no_ranks(adata):
+    genes = np.arange(1, adata.n_vars - 1)
+    many = results_of(small_data(), n_components=12, folds=1)
+    annotate(adata, "nbmix", many, genes, embed=False)
+    filled = tuple(str(k) for k in np.unique(many.assignments))
+    assert adata.uns["rank_genes_groups"]["names"].dtype.names == filled
+    annotate(adata, "nbmix", results_of(small_data(), n_components=1, folds=1), genes, embed=False)
+    assert "rank_genes_groups" not in adata.uns
+    assert adata.uns["nbmix"]["markers"]["nearest"].isna().all()
+
+
 def test_what_fails_is_left_out(adata, caplog):
     class Broken(Results):
         @property
