@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import Any
 
 from rich.console import Console
@@ -62,6 +62,15 @@ class _Notebook(_Table):
         super().__init__(console)
         self._handle = display(self.progress.make_tasks_table([]), display_id=True)
         self._next = 0.0
+        self._is_over = Event()
+        Thread(target=self._tick, daemon=True).start()
+
+    def close(self) -> None:
+        self._is_over.set()
+
+    def _tick(self) -> None:
+        while not self._is_over.wait(1):  # so that time is seen to pass
+            self._show()
 
     def update(self, step: Step) -> None:
         super().update(step)
@@ -136,7 +145,8 @@ def progress_shown(write: Write | None = None, otherwise: Write | None = None) -
     with ExitStack() as stack:
         table: _Table | None = None
         if console.is_jupyter:
-            table = _Notebook(console)
+            table = notebook = _Notebook(console)
+            stack.callback(notebook.close)
         elif sys.stderr.isatty() and not console.is_dumb_terminal:  # whatever colours are forced
             table = _Table(console)
             stack.enter_context(table.progress)
