@@ -248,9 +248,10 @@ def test_the_fields_of_train(tmp_path):
     adata.write_h5ad(tmp_path / "a.h5ad")
     settings = ("data=h5ad", f"data.path={tmp_path}/a.h5ad", "data.layer=counts", "data.validation_share=0")
     settings += ("model.n_components=2", "start=kmeans", "data.batch_key=lane", "evaluation.max_umap_cells=0")
+    settings += ("model.tolerance=0.1",)
     run_here(tmp_path / "run", *settings, "evaluation.pictures=[nbmix.output.pictures.objective_trace]")
     ours = ad.read_h5ad(tmp_path / "run" / "result.h5ad")
-    cluster(adata, 2, layer="counts", start="kmeans", batch_key="lane", max_umap_cells=0)
+    cluster(adata, 2, layer="counts", start="kmeans", batch_key="lane", tol=0.1, max_umap_cells=0)
     adata.write_h5ad(tmp_path / "b.h5ad")
     theirs = ad.read_h5ad(tmp_path / "b.h5ad")
     made_by = [x.uns["nbmix"].pop("provenance") for x in (ours, theirs)]
