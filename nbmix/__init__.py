@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nbmix.data.tenx import read_10x
     from nbmix.estimator import NBMixture, cluster
     from nbmix.genes import em, supervised
+    from nbmix.new_cells import predict
     from nbmix.output import pl
     from nbmix.output.groups import regroup
 
@@ -30,6 +31,7 @@ __all__ = [
     "em",
     "likelihood",
     "pl",
+    "predict",
     "read_10x",
     "regroup",
     "simulate",
@@ -46,6 +48,7 @@ _HOMES = {
     "NBMixture": "nbmix.estimator",
     "cluster": "nbmix.estimator",
     "component_log_likelihood": "nbmix.core.likelihood",
+    "predict": "nbmix.new_cells",
     "read_10x": "nbmix.data.tenx",
     "regroup": "nbmix.output.groups",
     "simulate": "nbmix.data.simulate",

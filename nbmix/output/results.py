@@ -41,6 +41,7 @@ class Results:
         data, model, cells: see above.
         provenance: nested settings and versions, plain values.
         max_umap_cells: above so many cells ``embedding`` is a PCA.
+        arguments: of ``nbmix.NBMixture``, plain values, that new cells are read by, such as ``layer``.
     """
 
     data: CountsDataModule
@@ -48,6 +49,7 @@ class Results:
     cells: Prediction
     provenance: dict[str, Any] = field(default_factory=dict)
     max_umap_cells: int = MOST_UMAP_CELLS
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[Group, ...]:
