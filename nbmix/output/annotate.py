@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from nbmix.core.joins import group_log_joint
-from nbmix.output.groups import group_name, joins_table
+from nbmix.output.groups import group_name, joins_table, write_probabilities
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import Results, named_markers
 
@@ -26,10 +26,10 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
             there are no others.
     """
     q, groups = results.responsibilities, results.groups
-    adata.obs[key] = pd.Categorical.from_codes(results.assignments, [str(k) for k in range(q.shape[1])])
-    adata.obs[f"{key}_probability"] = q.max(1)
+    write_probabilities(adata, key, q, [str(k) for k in range(q.shape[1])])
     adata.obs[f"{key}_log_likelihood"] = results.cells.log_likelihood.numpy()
-    adata.obsm[f"X_{key}"] = q
+    adata.obs[f"{key}_misfit"] = results.doubt.misfit
+    adata.obs[f"{key}_fits_no_group"] = results.doubt.fits_no_group
     for name, values in results.profiles._asdict().items():  # (K, genes of the results)
         of_all = np.full((adata.n_vars, q.shape[1]), np.nan)
         of_all[slice(None) if genes is None else np.asarray(genes)] = values.T.numpy()

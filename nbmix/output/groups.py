@@ -12,6 +12,7 @@ import pandas as pd
 
 from nbmix.core.joins import Join, JoinTree, PairSeparation, group_probabilities
 from nbmix.errors import InputError
+from nbmix.evaluation.doubt import AMBIGUOUS_BELOW, second_best
 
 
 def joins_table(tree: JoinTree) -> pd.DataFrame:
@@ -134,11 +135,20 @@ def regroup(
         labels = list(range(len(own)))
     order = sorted(range(len(labels)), key=labels.__getitem__)
     names = [str(labels[g]) for g in order]
-    adata.obs[added] = pd.Categorical.from_codes(q[:, order].argmax(1), names)
-    adata.obs[f"{added}_probability"] = q.max(1)
-    adata.obsm[f"X_{added}"] = q[:, order]
+    write_probabilities(adata, added, q[:, order], names)
     adata.uns[added] = {str(labels[g]): group_name(groups[g]) for g in order}
     return adata if copy else None
+
+
+def write_probabilities(adata: ad.AnnData, key: str, q: np.ndarray, labels: Sequence[str]) -> None:
+    """Write probabilities (cells, groups) in the order of ``labels``, and what follows from them alone."""
+    second, margin = second_best(q)
+    adata.obs[key] = pd.Categorical.from_codes(q.argmax(1), labels)
+    adata.obs[f"{key}_probability"] = q.max(1)
+    adata.obs[f"{key}_second"] = pd.Categorical.from_codes(second, labels)
+    adata.obs[f"{key}_margin"] = margin
+    adata.obs[f"{key}_ambiguous"] = margin < AMBIGUOUS_BELOW
+    adata.obsm[f"X_{key}"] = q
 
 
 def _members(name: str) -> tuple[int, ...]:

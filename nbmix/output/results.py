@@ -22,6 +22,7 @@ from nbmix.data.batches import CellBatches
 from nbmix.data.counts import CountData, some_rows
 from nbmix.data.module import CountsDataModule
 from nbmix.evaluation.calibration import fitted_inverse_temperature, log_prior_of, tempered
+from nbmix.evaluation.doubt import Doubt, misfits, second_best
 from nbmix.evaluation.embedding import MOST_UMAP_CELLS, Embedding, embed
 from nbmix.evaluation.markers import Markers, find_markers, marker_table
 from nbmix.models.base import MixtureModule, Prediction
@@ -114,6 +115,16 @@ class Results:
         calibrated = self.calibrated
         q = self.responsibilities if calibrated is None else calibrated
         return q[np.arange(len(q)), self.assignments]
+
+    @cached_property
+    def doubt(self) -> Doubt:
+        """What speaks against the assignments; one pass over the counts."""
+        cells = self.cells
+        misfit = np.full(self.data.data.n_cells, np.nan)
+        if not cells.component_log_likelihood.isnan().any():
+            of_cells = cells.log_likelihood, cells.unseen_log_likelihood
+            misfit = misfits(self.model.mixture, _all_batches(self.data), *of_cells)
+        return Doubt(*second_best(self.responsibilities), misfit)
 
     @property
     def statistics(self) -> SufficientStatistics:

@@ -29,7 +29,9 @@ def test_fields(results, adata):
     genes = np.arange(1, adata.n_vars - 1)
     add_fields(adata, "mix", results, genes)
     q = results.responsibilities
-    assert list(adata.obs) == ["mix", "mix_probability", "mix_log_likelihood"]
+    of_groups = ["", "_probability", "_second", "_margin", "_ambiguous"]
+    of_cells = ["_log_likelihood", "_misfit", "_fits_no_group"]
+    assert list(adata.obs) == [f"mix{name}" for name in (*of_groups, *of_cells)]
     assert adata.obs["mix"].cat.categories.tolist() == ["0", "1"]
     assert np.array_equal(adata.obs["mix"].astype(int), q.argmax(1))
     assert np.array_equal(adata.obs["mix_probability"], q.max(1))
