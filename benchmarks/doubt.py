@@ -4,18 +4,18 @@
     python benchmarks/doubt.py --data-dir DATA --json doubt.json --cases monocytes --models em amortized
 
 A case has several kinds of cells, one of which is left out. A fit with as many groups as there are other
-kinds sees four fifths of their cells. Then cells are judged that it has not seen: the other fifth ("own"), the
-kind that was left out ("foreign"), and as many sums of two own cells of different kinds ("doublets").
-Simulated cells are negative binomials; with a programme a tenth of the genes rise and fall together within all
-kinds. Sorted cells are in DATA, see gaps.py; labels of pbmc3k are somebody's clusters.
+kinds sees four fifths of their cells. Then cells are judged that it has not seen: the other fifth ("own"),
+the kind that was left out ("foreign"), and as many sums of two own cells of different kinds ("doublets").
+Simulated cells are negative binomials; with a programme a tenth of the genes rise and fall together within
+all kinds. Sorted cells are in DATA, see gaps.py; labels of pbmc3k are somebody's clusters.
 
     own, fitted     share of own cells, and of the fitted ones, that fit no group by nbmix's rule
     foreign         share of foreign cells that do; likewise doublets
     at 1 %          the same where each score calls 1 % of the own cells. The scores: "misfit", nbmix's;
-                    "own ll", ln p of the cell, less its group's least squares on ln s and (ln s)^2, over the
-                    group's sd; "kNN", the distance to the 15th neighbour among fitted cells; "GMM", the density
-                    of a Gaussian mixture with a component a kind, both on 20 principal components of
-                    ln(1 + counts per 10^4)
+                    "own ll", ln p of the cell, less its group's least squares on ln s and (ln s)^2, over
+                    the group's sd; "kNN", the distance to the 15th neighbour among fitted cells; "GMM", the
+                    density of a Gaussian mixture with a component a kind, both on 20 principal components
+                    of ln(1 + counts per 10^4)
     ambiguous       share of own cells with a margin below ln 9, and the share of cells not in their kind's
                     group, among these and among the others
 
