@@ -18,18 +18,25 @@ if TYPE_CHECKING:
     from nbmix.data.tenx import read_10x
     from nbmix.estimator import NBMixture, cluster
     from nbmix.genes import em, supervised
+    from nbmix.output.compare import compare
+    from nbmix.output.editing import merge, rename
     from nbmix.output.groups import regroup
+    from nbmix.reclustering import recluster
 
 __version__ = version("nbmix")
 __all__ = [
     "NBMixture",
     "__version__",
     "cluster",
+    "compare",
     "component_log_likelihood",
     "em",
     "likelihood",
+    "merge",
     "read_10x",
+    "recluster",
     "regroup",
+    "rename",
     "simulate",
     "supervised",
 ]
@@ -42,9 +49,13 @@ _MODULES = {
 _HOMES = {
     "NBMixture": "nbmix.estimator",
     "cluster": "nbmix.estimator",
+    "compare": "nbmix.output.compare",
     "component_log_likelihood": "nbmix.core.likelihood",
+    "merge": "nbmix.output.editing",
     "read_10x": "nbmix.data.tenx",
+    "recluster": "nbmix.reclustering",
     "regroup": "nbmix.output.groups",
+    "rename": "nbmix.output.editing",
     "simulate": "nbmix.data.simulate",
 }
 

@@ -665,6 +665,7 @@ def cluster(
         obs["nbmix_misfit"]            by how many nats the average cell, or one half of it, explains the cell
                                        better than all groups, see ``nbmix.evaluation.doubt``
         obs["nbmix_fits_no_group"]     whether that is ln 1000 or more
+        obs["nbmix_size_factor"]       molecules that its rates are multiplied by
         obsm["X_nbmix"]                (cells, K) responsibilities; see ``NBMixture.responsibilities_``
         varm["nbmix_log_mean"]         (genes, K) ln mu; NaN for genes without a count
         varm["nbmix_log_inv_disp"]     (genes, K) ln r
@@ -674,7 +675,8 @@ def cluster(
                                        ``nbmix.evaluation.markers.marker_table``
         uns["nbmix"]["choice"]         where K was left open, see ``NBMixture.choice_``
         obsm["X_nbmix_components"]     (cells, C) responsibilities of the components, where there are joins
-        uns["nbmix"]["groups"]         the components of each group, as in 0+3
+        uns["nbmix"]["labels"]         labels of the groups, in the order of columns
+        uns["nbmix"]["groups"]         the components of each group, by its label, as in 0+3
         uns["nbmix"]["joins"]          how components are joined to groups, see ``NBMixture.joins_``;
                                        ``nbmix.regroup`` makes other groups of them
         uns["nbmix"]["separations"]    what is between every pair of groups

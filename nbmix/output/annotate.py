@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from nbmix.core.joins import group_log_joint
-from nbmix.output.groups import group_name, joins_table, write_probabilities
+from nbmix.output.grouping import write_probabilities
+from nbmix.output.groups import group_name, joins_table
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import Results, named_markers
 
@@ -26,10 +27,12 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
             there are no others.
     """
     q, groups = results.responsibilities, results.groups
-    write_probabilities(adata, key, q, [str(k) for k in range(q.shape[1])])
+    labels = [str(k) for k in range(q.shape[1])]
+    write_probabilities(adata, key, q, labels)
     adata.obs[f"{key}_log_likelihood"] = results.cells.log_likelihood.numpy()
     adata.obs[f"{key}_misfit"] = results.doubt.misfit
     adata.obs[f"{key}_fits_no_group"] = results.doubt.fits_no_group
+    adata.obs[f"{key}_size_factor"] = results.data.data.size_factors
     for name, values in results.profiles._asdict().items():  # (K, genes of the results)
         of_all = np.full((adata.n_vars, q.shape[1]), np.nan)
         of_all[slice(None) if genes is None else np.asarray(genes)] = values.T.numpy()
@@ -37,7 +40,8 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
     adata.uns[key] = {
         "model": results.model.kind,
         "log_weights": group_log_joint(results.log_weights, groups),
-        "groups": {str(k): group_name(group) for k, group in enumerate(groups)},
+        "labels": np.array(labels),
+        "groups": {label: group_name(group) for label, group in zip(labels, groups, strict=True)},
         "objective": np.array(results.model.objective, dtype=np.float64),
         "provenance": json.dumps(results.provenance, default=repr),
     }
@@ -76,7 +80,6 @@ def own_result(results: Results) -> ad.AnnData:
     Beside the fields of ``add_fields``, all beginning with "nbmix",
 
         obs["nbmix_held_out"]       whether the cell was held out of the fit
-        obs["nbmix_size_factor"]    its size factor
         obs["cell_type"]            known labels, where there are any
     """
     data = results.data.data
@@ -87,7 +90,6 @@ def own_result(results: Results) -> ad.AnnData:
     )
     add_fields(own, "nbmix", results)
     own.obs["nbmix_held_out"] = np.isin(np.arange(data.n_cells), results.data.validation_rows)
-    own.obs["nbmix_size_factor"] = data.size_factors
     if data.labels is not None:
         names, codes = np.unique(data.labels, return_inverse=True)
         own.obs["cell_type"] = pd.Categorical.from_codes(codes, names)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from nbmix.core.joins import Join, JoinTree, PairSeparation, group_probabilities
 from nbmix.errors import InputError
-from nbmix.evaluation.doubt import AMBIGUOUS_BELOW, second_best
+from nbmix.output.grouping import Grouping, write_probabilities
 
 
 def joins_table(tree: JoinTree) -> pd.DataFrame:
@@ -103,17 +103,16 @@ def regroup(
     if not isinstance(fit, dict) or "cuts" not in fit:
         raise InputError(
             f"adata: uns[{key!r}] holds no joins of components; run nbmix.cluster with folds of 2 or more, "
-            "whose components are judged by cells that they have not seen"
+            "whose components are judged by cells that they have not seen (nbmix.recluster takes them away)"
         )
-    for name in (f"X_{key}", f"X_{key}_components"):
-        if name not in adata.obsm:
-            raise InputError(
-                f"adata: lacks obsm[{name!r}], which the fit has written; run nbmix.cluster again"
-            )
+    if (name := f"X_{key}_components") not in adata.obsm:
+        raise InputError(f"adata: lacks obsm[{name!r}], which the fit has written; run nbmix.cluster again")
     added = key_added or f"{key}_groups"
     if added in (key, f"{key}_components"):
         raise InputError(f"key_added={added}: is what the fit itself has written; choose another name")
-    own = [_members(group) for group in fit["groups"].values()]
+    before = Grouping.of(adata, key)
+    assert before.components is not None  # where there are joins
+    own = [_members(group) for group in before.components.values()]
     cuts = [[tuple(group) for group in cut] for cut in json.loads(fit["cuts"])]
     number: Any = n_groups
     if n_groups == "auto":
@@ -128,27 +127,29 @@ def regroup(
     groups = own if number == len(own) else cuts[number - 1]
     if copy:
         adata = adata.copy()
-    q, of_fit = (np.asarray(adata.obsm[name]) for name in (f"X_{key}_components", f"X_{key}"))
-    q = group_probabilities(q, groups)
-    labels = kept_labels(q.argmax(1), of_fit.argmax(1), len(groups), of_fit.shape[1])
+    q = group_probabilities(np.asarray(adata.obsm[f"X_{key}_components"]), groups)
+    numbers = kept_labels(q.argmax(1), before.codes, len(groups), len(before.labels))
     if groups is own:
-        labels = list(range(len(own)))
-    order = sorted(range(len(labels)), key=labels.__getitem__)
-    names = [str(labels[g]) for g in order]
+        numbers = list(range(len(own)))
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    names = _named([numbers[g] for g in order], before.labels)
     write_probabilities(adata, added, q[:, order], names)
-    adata.uns[added] = {str(labels[g]): group_name(groups[g]) for g in order}
+    adata.uns[added] = {name: group_name(groups[g]) for name, g in zip(names, order, strict=True)}
     return adata if copy else None
 
 
-def write_probabilities(adata: ad.AnnData, key: str, q: np.ndarray, labels: Sequence[str]) -> None:
-    """Write probabilities (cells, groups) in the order of ``labels``, and what follows from them alone."""
-    second, margin = second_best(q)
-    adata.obs[key] = pd.Categorical.from_codes(q.argmax(1), labels)
-    adata.obs[f"{key}_probability"] = q.max(1)
-    adata.obs[f"{key}_second"] = pd.Categorical.from_codes(second, labels)
-    adata.obs[f"{key}_margin"] = margin
-    adata.obs[f"{key}_ambiguous"] = margin < AMBIGUOUS_BELOW
-    adata.obsm[f"X_{key}"] = q
+def _named(numbers: Sequence[int], labels: Sequence[str]) -> list[str]:
+    """Labels of groups, ascending: those of earlier ones by their position, else the next free number."""
+    taken, names = set(labels), []
+    for number in numbers:
+        name = (
+            labels[number]
+            if number < len(labels)
+            else next(str(n) for n in range(number, number + len(taken) + 1) if str(n) not in taken)
+        )
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def _members(name: str) -> tuple[int, ...]:

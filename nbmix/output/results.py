@@ -229,9 +229,18 @@ def _learned_prior(model: MixtureModule) -> GenePrior | None:
 
 def named_markers(results: Results) -> pd.DataFrame:
     """``marker_table`` of all groups with cells, with symbols beside the names where there are any."""
-    data = results.data.data
-    table = marker_table(results.markers, data.gene_names)
-    table = table[table["component"].isin(np.unique(results.assignments))].reset_index(drop=True)
+    return markers_with_names(results.markers, results.data.data, results.assignments)
+
+
+def markers_with_names(markers: Markers, data: CountData, assignments: np.ndarray) -> pd.DataFrame:
+    """``named_markers`` of cells (cells,) that are assigned to groups."""
+    table = marker_table(markers, data.gene_names)
+    table = table[table["component"].isin(np.unique(assignments))].reset_index(drop=True)
+    return with_symbols(table, data)
+
+
+def with_symbols(table: pd.DataFrame, data: CountData) -> pd.DataFrame:
+    """A column "symbol" beside "gene", where there are symbols; in place."""
     if data.gene_symbols is not None:
         symbols = dict(zip(data.gene_names, data.gene_symbols, strict=True))
         table.insert(table.columns.get_loc("gene") + 1, "symbol", table["gene"].map(symbols))

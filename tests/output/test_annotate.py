@@ -30,7 +30,7 @@ def test_fields(results, adata):
     add_fields(adata, "mix", results, genes)
     q = results.responsibilities
     of_groups = ["", "_probability", "_second", "_margin", "_ambiguous"]
-    of_cells = ["_log_likelihood", "_misfit", "_fits_no_group"]
+    of_cells = ["_log_likelihood", "_misfit", "_fits_no_group", "_size_factor"]
     assert list(adata.obs) == [f"mix{name}" for name in (*of_groups, *of_cells)]
     assert adata.obs["mix"].cat.categories.tolist() == ["0", "1"]
     assert np.array_equal(adata.obs["mix"].astype(int), q.argmax(1))
