@@ -57,7 +57,7 @@ def test_means_weights_and_markers_are_those_of_the_new_groups(mixed, parted):
     observed = np.log([of_group / of_group.sum() for of_group in counts])
     found = parted.varm["nbmix_log_mean"][:, [labels.index(label) for label in new]].T
     away = np.abs(found[:, None] - observed).mean(2)  # (new groups, observed ones)
-    assert (np.diag(away) < 0.1 * np.diag(away[::-1])).all()
+    assert (4 * np.diag(away) < np.diag(away[::-1])).all()
     assert np.isfinite(parted.varm["nbmix_log_mean"]).all()
     assert set(parted.uns["nbmix"]["markers"]["component"].astype(str)) == set(labels)
     best = parted.uns["nbmix"]["markers"].query("rank == 1").set_index("component")["gene"]
