@@ -216,6 +216,9 @@ def test_train_applies_what_was_saved(settings, tmp_path):
     result = ad.read_h5ad(tmp_path / "run" / "result.h5ad")
     np.testing.assert_allclose(result.obsm["X_nbmix"], mixture.predict_proba(adata), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(result.obs["nbmix_log_likelihood"], mixture.score_samples(adata), rtol=1e-7)
+    doubt = mixture.doubt(adata)
+    np.testing.assert_allclose(result.obs["nbmix_misfit"], doubt["misfit"], rtol=0, atol=1e-4)
+    assert np.array_equal(result.obs["nbmix_second"].astype(int), doubt["second"])
 
 
 def test_a_saved_fit_does_not_go_on_as_if_it_were_one_of_train(tmp_path):
