@@ -76,13 +76,13 @@ def regroup(
     gets the next free number.
 
         obs["nbmix_groups"]                the group of the largest probability
-        obs["nbmix_groups_probability"]    that probability
+        obs["nbmix_groups_probability"]    that probability; and second, margin and ambiguous of these groups
         obsm["X_nbmix_groups"]             (cells, groups) probabilities, in the order of the categories
         uns["nbmix_groups"]                the components of each group, by its label, as in 0+3
 
     Args:
         adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
-        n_groups: how many; "auto" joins whatever has no gap between it.
+        n_groups: how many; "auto" joins whatever has no gap between it; as many as there are: these.
         key: what the names of the fit begin with.
         key_added: what the new names begin with; default ``key`` + "_groups".
         copy: write into a copy, and return it.
