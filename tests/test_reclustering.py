@@ -128,8 +128,8 @@ def test_groups_of_regroup_leave_the_fit_as_it_is(tmp_path):
 
 
 def test_batches_are_known_within_the_group():
-    cells = BatchedCells(n=300, p=60, k=3, spread=0.8, seed=3)
-    index = pd.Index([f"c{i}" for i in range(300)])
+    cells = BatchedCells(n=240, p=40, k=3, spread=0.8, seed=3)
+    index = pd.Index([f"c{i}" for i in range(240)])
     donors = np.array(["a", "b"])[cells.origins]
     adata = ad.AnnData(cells.counts, obs=pd.DataFrame({"donor": donors, "kind": cells.kinds}, index=index))
     nbmix.cluster(adata, 3, batch_key="donor", **FAST)
