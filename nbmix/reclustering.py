@@ -14,7 +14,7 @@ from nbmix.data.counts import CountData
 from nbmix.data.origins import CELLS_A_BATCH, FEWEST_CELLS
 from nbmix.errors import InputError, refuse_unknown
 from nbmix.estimator import NBMixture
-from nbmix.output.editing import PROFILES, check_names, renew_markers, without_pairs
+from nbmix.output.editing import PROFILES, check_names, follow_ranks, renew_markers, without_pairs
 from nbmix.output.fitted_cells import fitted_cells
 from nbmix.output.grouping import Grouping, write_grouping
 
@@ -108,6 +108,7 @@ def recluster(
         _write_profiles(adata, key, place, mixture, cells.gene_names)
     write_grouping(adata, before, q, labels, None, **of_fit)
     renew_markers(adata, key, layer)
+    follow_ranks(adata, key, None)
     return adata if copy else None
 
 

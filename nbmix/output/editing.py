@@ -4,7 +4,8 @@
     obsm       probabilities; those of components stay
     varm       ln mu and ln r of each group
     uns        labels, components and weights of groups; markers, of all groups anew; separations, but for
-               those of groups that are no more. Joins are of components, and stay
+               those of groups that are no more; tables of ranked genes in scanpy's form, new names alone.
+               Joins are of components, and stay
 
 Log likelihoods and misfits are of the mixture, whatever its groups, and stay as well.
 """
@@ -94,6 +95,7 @@ def merge(
     q = group_probabilities(before.probabilities, parts)
     write_grouping(adata, before, q, labels, components, **of_fit)
     renew_markers(adata, key, layer)
+    follow_ranks(adata, key, None)
     return adata if copy else None
 
 
@@ -135,6 +137,7 @@ def rename(
             if table in adata.uns[key]:
                 of_fit[table] = _relabelled(adata.uns[key][table], columns, new)
     write_grouping(adata, before, before.probabilities, labels, components, **of_fit)
+    follow_ranks(adata, key, dict(zip(before.labels, labels, strict=True)))
     return adata if copy else None
 
 
@@ -170,6 +173,30 @@ def renew_markers(adata: ad.AnnData, key: str, layer: str | None = None) -> None
         del own["markers"]
         warnings.warn(f"uns[{key!r}] has no markers any more: {error}", stacklevel=3)
     adata.uns[key] = own
+
+
+def follow_ranks(adata: ad.AnnData, key: str, new: Mapping[str, str] | None) -> None:
+    """Give groups of ``rank_genes_groups`` in scanpy's form, whose fields they are, their new labels.
+
+    ``new`` is by earlier labels; None where groups are other ones: tables of nbmix's then go.
+    """
+    for name, table in list(adata.uns.items()):
+        params = table.get("params") if isinstance(table, Mapping) else None
+        if not isinstance(params, Mapping) or params.get("groupby") != key:
+            continue
+        if new is not None:
+            adata.uns[name] = {entry: _with_fields(values, new) for entry, values in table.items()}
+        elif params.get("method") == "nbmix":
+            del adata.uns[name]
+
+
+def _with_fields(values: Any, new: Mapping[str, str]) -> Any:
+    fields = getattr(getattr(values, "dtype", None), "names", None)
+    if fields is None:
+        return values
+    renamed = values.copy()
+    renamed.dtype.names = tuple(new.get(label, label) for label in fields)
+    return renamed
 
 
 def _sum(names: Sequence[str]) -> str:

@@ -169,6 +169,27 @@ def test_kinds_that_a_fit_has_split_are_whole_again_after_a_merge(adata):
     assert adjusted_rand_score(adata.obs["five"], adata.obs["kind"]) == 1
 
 
+def ranked(groupby, method):
+    """As scanpy writes it, of two groups."""
+    names = np.rec.fromarrays([["g1", "g2"], ["g3", "g4"]], dtype=[("0", object), ("1", object)])
+    return {"names": names, "params": {"groupby": groupby, "method": method}}
+
+
+def test_ranked_genes_in_scanpys_form_have_the_new_names(adata, tmp_path):
+    adata.uns["theirs"] = ranked("nbmix", "wilcoxon")
+    adata.uns["ours"] = ranked("nbmix", "nbmix")
+    adata.uns["other"] = ranked("kind", "nbmix")
+    nbmix.rename(adata, {"0": "1", "1": "B"})
+    again = read_back(adata, tmp_path)
+    for name in ("theirs", "ours"):
+        assert again.uns[name]["names"].dtype.names == ("1", "B")
+        assert again.uns[name]["names"]["B"].tolist() == ["g3", "g4"]
+    assert again.uns["other"]["names"].dtype.names == ("0", "1")
+    nbmix.merge(again, ["1", "2"])
+    assert "ours" not in again.uns
+    assert {"theirs", "other"} < set(again.uns)
+
+
 @pytest.mark.parametrize("name", ["", "  ", "CD4/CD8", "rest", 3])
 def test_names_that_cannot_be(adata, name):
     message = r"must be a text without '/', which files cannot have in names, and not 'rest'"
