@@ -93,7 +93,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         prior_key: of an AnnData: entry of obsm, (cells, K), for ``weights="given"``.
         batch_key: of an AnnData: column of obs with the batch, donor or protocol of each cell, or several of
             them, whose combinations are batches; genes have an offset in each, see ``nbmix.core.offsets``.
-            For EM alone. Of arrays ``batch`` is given with the cells.
+            Of arrays ``batch`` is given with the cells.
         random_state: seed of folds, start, encoder and minibatches.
 
     Attributes:
@@ -625,6 +625,9 @@ def cluster(
         uns["nbmix"]["markers"]        table of the best markers of each group, as in markers.csv, see
                                        ``nbmix.evaluation.markers.marker_table``
         uns["nbmix"]["choice"]         where K was left open, see ``NBMixture.choice_``
+        uns["nbmix"]["remarks"]        lines, which are also logged as warnings, on groups nearly all of whose
+                                       cells are of one batch; without ``batch_key``, on a column of obs that
+                                       may be one of batches, since it tells two groups apart
         obsm["X_nbmix_components"]     (cells, C) responsibilities of the components, where there are joins
         uns["nbmix"]["groups"]         the components of each group, as in 0+3
         uns["nbmix"]["joins"]          how components are joined to groups, see ``NBMixture.joins_``;

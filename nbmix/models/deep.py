@@ -176,6 +176,8 @@ class DeepMixture(MinibatchModule):
             self.decoder.out.bias.copy_(torch.log(share))
             self.decoder.log_unit.fill_(math.log(float(totals.sum()) / float(training.size_factors.sum())))
             self.decoder.log_inv_disp.copy_(self.mixture.components().log_inv_disp.mean(0))
+            if self.mixture.origins is not None:
+                self.decoder.offsets.copy_(self.mixture.origins.offsets[0])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]

@@ -163,17 +163,20 @@ class Decoder(nn.Module):
     """ln mu_j(z) = ln unit + ln softmax_j(Linear(h, genes) . ReLU . Linear(dimensions, h) . z), and ln r_j.
 
     A softmax, because size factors say how many counts a cell has (Lopez et al. 2018, scVI). Genes that the
-    data lacks still belong to it. The hidden layer is told the origin of the cells, where there are several.
+    data lacks still belong to it. Where cells are of several origins the hidden layer is told which, and what
+    the softmax is of has the offsets of genes there.
 
     Attributes:
         log_inv_disp: (genes,) ln r_j.
         log_unit: () ln of the counts per unit of size factor.
         kept: (genes of the data,) int64, their positions among all genes.
         of_origin: what is added to the hidden layer for the origin of the cells; None where there are none.
+        offsets: (origins, all genes) natural logarithm; of cells of no origin there are none.
     """
 
     log_unit: Tensor
     kept: Tensor
+    offsets: Tensor
 
     def __init__(self, n_genes: int, n_latent: int, n_hidden: int) -> None:
         super().__init__()
@@ -188,13 +191,15 @@ class Decoder(nn.Module):
     def know_origins(self, n_origins: int) -> None:
         """Tell so many origins apart."""
         self.of_origin = OriginLayer(n_origins, self.hidden.out_features)
+        self.register_buffer("offsets", torch.zeros(n_origins, self.out.out_features))
 
     def logits(self, z: Tensor, origin: int = -1) -> Tensor:
         """(rows, all genes) that the softmax is of, for z (rows, dimensions) of one origin."""
         hidden = self.hidden(z)
         if self.of_origin is not None:
             hidden = hidden + self.of_origin(origin)
-        return self.out(torch.relu(hidden))
+        logits = self.out(torch.relu(hidden))
+        return logits if self.of_origin is None or origin < 0 else logits + self.offsets[origin]
 
     def log_mean(self, z: Tensor, origin: int = -1) -> Tensor:
         """(rows, genes of the data) ln mu, per unit of size factor."""

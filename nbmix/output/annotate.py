@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import anndata as ad
 import numpy as np
@@ -10,9 +11,12 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from nbmix.core.joins import group_log_joint
+from nbmix.output.batches import batch_lines
 from nbmix.output.groups import group_name, joins_table
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import Results, named_markers
+
+log = logging.getLogger(__name__)
 
 
 def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike | None = None) -> None:
@@ -57,9 +61,12 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
 def annotate(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike) -> None:
     """Write all that ``nbmix.cluster`` says: the same fields, iterations, markers, and the choice of K.
 
+    What is to be said of groups and batches goes into the log, too.
+
     Args:
         adata, key, results, genes: see ``add_fields``.
     """
+    lines = batch_lines(results, adata.obs)  # before groups are among its columns
     add_fields(adata, key, results, genes)
     table = named_markers(results)
     adata.uns[key] |= {
@@ -68,6 +75,10 @@ def annotate(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike) ->
     }
     if results.choice is not None:
         adata.uns[key]["choice"] = results.choice.table()
+    if lines:
+        adata.uns[key]["remarks"] = np.array(lines)
+    for line in lines:
+        log.warning("%s", line)
 
 
 def own_result(results: Results) -> ad.AnnData:
