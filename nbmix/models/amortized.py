@@ -131,10 +131,11 @@ class AmortizedMixture(MinibatchModule):
 
     @torch.no_grad()
     def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
-        terms = self.terms(batch)
-        if not self.encoder.knows(batch.origin):
-            terms = terms._replace(log_q=torch.log_softmax(terms.log_joint, 1))
-        return terms.prediction(batch.rows)
+        if self.encoder.knows(batch.origin):
+            return self.terms(batch).prediction(batch.rows)
+        log_likelihood, log_prior = self.log_likelihood(batch), self.log_prior(batch)
+        posterior = torch.log_softmax(log_likelihood + log_prior, 1)
+        return ElboTerms(posterior, log_likelihood, log_prior).prediction(batch.rows)
 
     def restrict_genes(self, positions: np.ndarray) -> None:
         super().restrict_genes(positions)

@@ -119,10 +119,12 @@ def test_a_decoder_is_told_the_origin_of_its_cells():
     decoder.know_origins(2)
     decoder.double()
     torch.nn.init.normal_(decoder.of_origin.weight)
+    decoder.offsets.normal_()
     z = torch.randn(4, 2, dtype=torch.float64)
     for origin, one_hot in enumerate(torch.eye(2, dtype=torch.float64)):
-        hidden = torch.cat([z, one_hot.expand(4, -1)], 1) @ torch.cat(
-            [decoder.hidden.weight, decoder.of_origin.weight.T], 1
-        ).T
-        expected = torch.log_softmax(decoder.out(torch.relu(hidden + decoder.hidden.bias)), 1)
-        torch.testing.assert_close(decoder.log_mean(z, origin), expected)
+        hidden = (
+            torch.cat([z, one_hot.expand(4, -1)], 1)
+            @ torch.cat([decoder.hidden.weight, decoder.of_origin.weight.T], 1).T
+        )
+        logits = decoder.out(torch.relu(hidden + decoder.hidden.bias)) + decoder.offsets[origin]
+        torch.testing.assert_close(decoder.log_mean(z, origin), torch.log_softmax(logits, 1))
