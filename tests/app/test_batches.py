@@ -100,7 +100,7 @@ BAD = {
     "none": (None, "obs has no column 'donor'"),
     "one": (lambda n: ["x"] * n, "all 200 cells are of one batch, 'x'; set it to null"),
     "missing": (lambda n: [None, *["x", "y"] * (n // 2)][:n], "misses the batch of 1 of 200 cells"),
-    "single": (lambda n: ["alone", *["x", "y"] * (n // 2)][:n], "batches have a single cell .such as 'alone'"),
+    "single": (lambda n: ["alone", *["x", "y"] * (n // 2)][:n], "have a single cell .such as 'alone'"),
     "many": (lambda n: [f"x{i}" for i in range(n)], "makes 200 batches of 200 cells"),
     "measured": (lambda n: np.linspace(0, 1, n), "holds measured numbers"),
 }
