@@ -37,8 +37,8 @@ class AmortizedMixture(MinibatchModule):
 
     Where cells come from several origins the l_ik are those of components moved by the offsets of the start
     (``nbmix.core.offsets``), and the encoder is told the origin. Offsets take a step at the end of each
-    epoch in which components have moved. Cells of an origin that the encoder does not know get the exact
-    posterior.
+    epoch; while the encoder still guesses, by the exact posterior. Cells of an origin that the encoder does
+    not know get the exact posterior.
 
     Args:
         gene_names: (genes,).
@@ -123,10 +123,10 @@ class AmortizedMixture(MinibatchModule):
         super().on_before_optimizer_step(optimizer)
 
     def finish_epoch(self) -> None:
-        if self.mixture.origins is not None and self.train_components and not self.encoder_alone:
-            many = self.trainer.world_size > 1
+        if self.mixture.origins is not None and self.train_components:
+            q = self.exact_posterior if self.encoder_alone else lambda batch: self.log_q(batch).exp()
             cells = (batch.to(self.device) for batch in self.data.training_pass())
-            step_offsets(self.mixture, cells, lambda batch: self.log_q(batch).exp(), reduce=many)
+            step_offsets(self.mixture, cells, q, reduce=self.trainer.world_size > 1)
         super().finish_epoch()
 
     @torch.no_grad()

@@ -12,8 +12,10 @@ from sklearn.metrics import adjusted_rand_score
 
 from nbmix.core.likelihood import component_log_likelihood
 from nbmix.core.nodes import NODE_TOLERANCE
+from nbmix.core.parameters import Components
 from nbmix.errors import InputError
 from nbmix.models.amortized import AmortizedMixture
+from nbmix.starts.base import StartState
 from nbmix.starts.clusters import LabelsStart
 from tests.helpers.origins import BatchedCells
 from tests.helpers.running import fit, small_data
@@ -221,6 +223,22 @@ def test_names_that_say_nothing_change_next_to_nothing():
         assert adjusted_rand_score(data.labels, cells.responsibilities.argmax(1).numpy()) == 1
         found.append(float(cells.log_likelihood.mean()))
     assert found[1] == pytest.approx(found[0], abs=0.2)
+
+
+def test_offsets_are_found_where_the_start_has_none():
+    """While the encoder alone learns, and components wait."""
+    kinds = np.unique(BATCHED.data.labels, return_inverse=True)[1]
+    counts, sizes = BATCHED.counts.toarray(), BATCHED.s
+
+    def start(data, settings, generator):
+        mean = np.stack([counts[kinds == k].sum(0) / sizes[kinds == k].sum() for k in range(2)])
+        log_mean = torch.from_numpy(np.log(mean + 1e-4))
+        return StartState(components=Components(log_mean, torch.ones_like(log_mean)))
+
+    model = model_for(BATCHED.data, encoder_epochs=5)
+    fit(model, BATCHED.data, epochs=5, start=start, batch_size=100)
+    found = model.mixture.origins.offsets[0].numpy().ravel()
+    assert np.corrcoef(found, BATCHED.offsets.ravel())[0, 1] > 0.9
 
 
 def test_frozen_components_have_frozen_offsets():
