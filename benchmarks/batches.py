@@ -17,7 +17,8 @@ are the cells of "two" where all of them, and all genes, are caught with half th
 find in these cells without a batch. "donors" are 10,000 simulated cells of four kinds from 200 donors.
 
 All methods see the same cells and the true number of kinds, and none the labels. ``nbmix`` is a fit as
-train.py makes it, of all cells, with data.batch_key; ``unaware`` is the same without. The others are
+train.py makes it, of all cells, with data.batch_key; ``unaware`` is the same without; ``amortized``,
+``vaec`` and ``gmvae``, which --methods can name, are those models with data.batch_key. The others are
 normalised to the median total, ln(1 + x), 50 PCs, 15 neighbours, and Leiden at the resolution that gives the
 true number: ``leiden`` of these, ``harmony`` of PCs corrected by harmonypy, ``combat`` of values corrected by
 scanpy's ComBat, ``scvi`` of the latent means of scVI with that batch key and its defaults, on raw counts.
@@ -59,7 +60,8 @@ from nbmix.evaluation.baselines import leiden
 from nbmix.evaluation.baselines.base import require
 
 KEYS = ("data", "method", "seed")  # of a run
-METHODS = ("nbmix", "unaware", "leiden", "harmony", "combat", "scvi")
+METHODS = ("nbmix", "unaware", "leiden", "harmony", "combat", "scvi")  # without --methods
+MODELS = ("amortized", "vaec", "gmvae")  # by minibatches; each with data.batch_key
 N_CELLS = 800  # of mix4 where batches differ
 
 
@@ -160,7 +162,7 @@ def measure(method: str, path: Path, n_components: int, seed: int) -> dict[str, 
     clock = common.Clock()
 
     def work(folder: str) -> dict[str, Any]:
-        if method in ("nbmix", "unaware"):
+        if method in ("nbmix", "unaware", *MODELS):
             groups, unseen = ours(method, path, n_components, seed, folder, clock)
         else:
             groups, unseen = peer(method, path, n_components, seed, clock), None
@@ -177,13 +179,16 @@ def measure(method: str, path: Path, n_components: int, seed: int) -> dict[str, 
 
 def ours(
     method: str, path: Path, n_components: int, seed: int, folder: str, clock: common.Clock
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, float | None]:
     settings = ["data=h5ad", f"data.path={path}", "data.validation_share=0", f"seed={seed}"]
     settings += [f"model.n_components={n_components}"]
-    if method == "nbmix":
+    if method != "unaware":
         settings.append("data.batch_key=batch")
+    if method in MODELS:
+        settings.append(f"model={method}")
     results = common.fitted(common.configure(settings, folder), clock)
-    return results.assignments, results.model.objective[-1]
+    # an ELBO is of cells that have been seen
+    return results.assignments, None if method in MODELS else results.model.objective[-1]
 
 
 def peer(method: str, path: Path, n_components: int, seed: int, clock: common.Clock) -> np.ndarray:
@@ -297,7 +302,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir", help="folder of the .h5ad files; without it nothing is run")
     parser.add_argument("--json", type=Path, help="file of the runs")
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), metavar="NAME")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS + MODELS, default=list(METHODS), metavar="NAME"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     return parser.parse_args()
 

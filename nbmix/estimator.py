@@ -97,7 +97,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         prior_key: of an AnnData: entry of obsm, (cells, K), for ``weights="given"``.
         batch_key: of an AnnData: column of obs with the batch, donor or protocol of each cell, or several of
             them, whose combinations are batches; genes have an offset in each, see ``nbmix.core.offsets``.
-            For EM alone. Of arrays ``batch`` is given with the cells.
+            Of arrays ``batch`` is given with the cells.
         random_state: seed of folds, start, encoder and minibatches.
         verbose: show what is going on, in a notebook or on the terminal; elsewhere as lines on stderr.
 
@@ -714,6 +714,9 @@ def cluster(
                                        ``nbmix.evaluation.markers.marker_table``; its components are
                                        groups, as in obs["nbmix"]
             "choice"                   where K was left open, see ``NBMixture.choice_``
+            "remarks"                  lines, which are also logged as warnings, on groups nearly all of whose
+                                       cells are of one batch; without ``batch_key``, on a column of obs that
+                                       may be one of batches, since it tells two groups apart
             "labels"                   labels of the groups, in the order of columns
             "groups"                   the components of each group, as in 0+3
             "joins"                    how components are joined to groups, see ``NBMixture.joins_``;

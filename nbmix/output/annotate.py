@@ -19,6 +19,7 @@ from nbmix.core.joins import group_log_joint
 from nbmix.data.kept_fit import KEPT, as_fields
 from nbmix.data.source import LIGHT
 from nbmix.errors import in_one_line
+from nbmix.output.batches import batch_lines
 from nbmix.output.grouping import write_probabilities
 from nbmix.output.groups import group_name, joins_table
 from nbmix.output.rank_genes import rank_genes_groups
@@ -89,14 +90,18 @@ def annotate(
     What an earlier fit has written under the same key goes. Markers and embedding are left out with a warning
     where they cannot be made.
 
+    What is to be said of groups and batches goes into the log, too.
+
     Args:
         adata, key, results, genes: see ``add_fields``.
         embed: write the embedding, which may have to be made.
     """
     earlier = _aliased(adata.obsm, adata.uns, key)
     forget(adata, key)
-    _fill(adata, key, results, genes, adata.var_names.to_numpy(), embed=embed)
+    _fill(adata, key, results, genes, adata.var_names.to_numpy(), embed=embed, obs=adata.obs.copy())
     add_aliases(adata.obsm, adata.uns, key, earlier)
+    for line in adata.uns[key].get("remarks", ()):
+        log.warning("%s", line)
 
 
 def forget(adata: ad.AnnData, key: str) -> None:
@@ -115,6 +120,7 @@ def _fill(
     gene_names: np.ndarray,
     *,
     embed: bool,
+    obs: pd.DataFrame | None = None,
 ) -> None:
     add_fields(adata, key, results, genes)
     with _sparing("markers"):
@@ -135,6 +141,9 @@ def _fill(
             of_all = np.full((adata.n_obs, 2), np.nan, dtype=coordinates.dtype)
             of_all[results.shown_rows] = coordinates
             adata.obsm[f"X_{key}_{name.lower()}"] = of_all
+    with _sparing("remarks"):
+        if lines := batch_lines(results, obs):
+            adata.uns[key]["remarks"] = np.array(lines)
 
 
 @contextmanager
