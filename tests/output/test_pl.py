@@ -183,15 +183,7 @@ def scaled(adata):
     [
         (without("obs", "nbmix"), "sizes", r"has no obs\['nbmix'\] with obsm\['X_nbmix'\]"),
         (other_groups, "sizes", "is not the group of the largest probability"),
-        (
-            without("obsm", "X_umap", "X_nbmix_umap"),
-            "embedding",
-            "none of X_nbmix_umap, X_umap, X_tsne, X_pca; run scanpy",
-        ),
-            without("obsm", "X_umap", "X_nbmix_umap"),
-            "embedding",
-            "none of X_nbmix_umap, X_umap, X_tsne, X_pca; run scanpy",
-        ),
+        (without("obsm", "X_umap", "X_nbmix_umap"), "embedding", "X_tsne, X_pca; run scanpy"),
         (scaled, "markers", "X is scaled"),
         (without("uns", "nbmix"), "trace", "has no objective"),
         (without("uns", "nbmix"), "tree", "has no joins; fit with folds"),
