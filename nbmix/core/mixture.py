@@ -123,7 +123,7 @@ class Mixture(nn.Module):
             return
         folds, n_origins = self.settings.folds, self.origins.n_origins
         margins = OriginMargins.of(batches, self.basis, responsibilities, folds, n_origins)
-        self.origins.begin(margins.all_reduce_() if reduce else margins)
+        self.origins.begin(margins.summed_over_ranks(self.log_mean.device) if reduce else margins)
 
     @torch.no_grad()
     def set_components(

@@ -198,25 +198,23 @@ class Screened(NamedTuple):
 
 
 def screened(
-    counts: Tensor, size: Tensor, n_cells: Tensor, gammas: GammaRates, offsets: Tensor, variance: Tensor
+    counts: Tensor, size: Tensor, mean_size: float, gammas: GammaRates, offsets: Tensor, variance: Tensor
 ) -> Screened:
-    """What the step of Newton from present offsets would gain, as if all cells had the mean size factor.
+    """What the step of Newton from present offsets would gain, as if all cells had the mean size factor s.
 
         E_gj = sum_k size_gk mu_kj exp(d_gj) c_j,    H_gj = the same sum with 1 / (1 + s mu_kj / r_kj) in it,
         gain = H (slope / (H + 1 / tau^2))^2 / 2,    slope = (x_gj - E_gj) H_gj / E_gj - d_gj / tau^2
 
-    with s the mean size factor. c_j makes E_j sum to what was counted: axes that components share have a
-    part in that.
+    where c_j makes E_j sum to what was counted: axes that components share have a part in that.
 
     Args:
         counts: (origins, genes) x_gj, sums over cells.
         size: (origins, K) sums of q_ik s_i.
-        n_cells: (origins,).
+        mean_size: s.
         gammas: of the components.
         offsets, variance: (origins, genes), (genes,).
     """
     tiny = torch.finfo(torch.float64).tiny
-    mean_size = float(size.sum() / n_cells.sum().clamp(min=1))
     rho, r = gammas
     mean = (rho * r).T  # (K, genes)
     factor = torch.exp(offsets)
@@ -241,6 +239,13 @@ def gene_totals(batch: CellBatch, basis: Basis, cells: Tensor | None = None) -> 
     summed = here.turned().matmul(weights) * levels.count[here.used][:, None]  # (used, columns)
     by_gene = summed.new_zeros(levels.n_genes, weights.shape[1]).index_add_(0, levels.gene[here.used], summed)
     return by_gene[:, 0] if cells is None else by_gene
+
+
+def summed_over_ranks(tensor: Tensor, device: torch.device) -> Tensor:
+    """The sum over the ranks of the default process group, on the CPU; NCCL has no other than on GPUs."""
+    there = tensor.to(device)
+    torch.distributed.all_reduce(there)
+    return there.cpu()
 
 
 class FirstOffsets(NamedTuple):
@@ -299,11 +304,10 @@ class OriginMargins:
             margins.n_cells[fold, here.origin] += here.n_cells
         return margins
 
-    def all_reduce_(self) -> OriginMargins:
-        """Sum over the ranks of the default process group, in place."""
-        for tensor in (self.of_origin, self.of_component, self.size, self.n_cells):
-            torch.distributed.all_reduce(tensor)
-        return self
+    def summed_over_ranks(self, device: torch.device) -> OriginMargins:
+        """The sum over all ranks, which exchange tensors on this device."""
+        parts = (self.of_origin, self.of_component, self.size, self.n_cells)
+        return OriginMargins(*(summed_over_ranks(part, device) for part in parts))
 
     def first_offsets(self, without: int | None) -> FirstOffsets:
         """Offsets of all cells or of those without a fold.

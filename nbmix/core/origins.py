@@ -26,6 +26,7 @@ from nbmix.core.offsets import (
     quieted,
     screened,
     spanning_offsets,
+    summed_over_ranks,
     zeros_of_genes,
 )
 from nbmix.core.parameters import Components
@@ -275,9 +276,9 @@ class OriginOffsets(nn.Module):
         if self._counted is not None:
             self._counts, self._counted = self._counted, None
             if fitters is not None:
-                torch.distributed.all_reduce(self._counts)
+                self._counts = summed_over_ranks(self._counts, self.offsets.device)
         if fitters is not None:
-            torch.distributed.all_reduce(now.size)
+            now.size = summed_over_ranks(now.size, self.offsets.device)
         nodes, to_nodes = now.basis.nodes.to("cpu"), now.fit_basis.nodes.to("cpu")
         for copy in copies:
             seen = self._seen_by(copy, now.whole, total)
@@ -339,11 +340,12 @@ class OriginOffsets(nn.Module):
 
     def _screen(self, copy: int, gammas: GammaRates) -> None:
         """Choose the genes that may be worth an offset in the next iteration, and learn the variances."""
-        assert self._counts is not None
+        assert self._counts is not None and self.n_cells is not None
         now, fold = self._collected, self.without(copy)
         counts, size = (t.sum(0) if fold is None else t.sum(0) - t[fold] for t in (self._counts, now.size))
         offsets, variance, base = (t[copy].cpu() for t in (self.offsets, self.variance, self.base))
-        gain, information = screened(counts, size, now.n_met, gammas, offsets, variance)
+        mean_size = float(now.size.sum() / self.n_cells.sum())
+        gain, information = screened(counts, size, mean_size, gammas, offsets, variance)
         for origin, genes in enumerate(now.genes):
             if (copy, origin) in now.information:
                 information[origin, genes.positions] = now.information[copy, origin]

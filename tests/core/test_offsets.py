@@ -160,7 +160,7 @@ def test_genes_that_are_worth_an_offset_are_not_overlooked():
     mean = margins.of_component.sum(0) / size.sum(0)[:, None]
     gammas = GammaRates.of(Components(torch.log(mean), torch.full_like(mean, float(np.log(3)))))
     variance, none = torch.full((120,), 0.05, dtype=torch.float64), torch.zeros(4, 120, dtype=torch.float64)
-    found = screened(counts, size, n_cells, gammas, none, variance)
+    found = screened(counts, size, float(size.sum() / n_cells.sum()), gammas, none, variance)
     loadings = Loadings.none(120, len(cells.basis.nodes.log_nodes))
     worth = 0
     for origin in range(4):
