@@ -1,0 +1,107 @@
+"""The site: make docs, or sphinx-build docs docs/_build/html"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+import requests
+from sphinx.application import Sphinx
+
+HERE = Path(__file__).parent
+
+project = "nbmix"
+author = "the nbmix developers"
+project_copyright = "the nbmix developers"
+release = version = version_of("nbmix")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxcontrib.bibtex",
+]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints", "**/*.py"]
+
+myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "plain"
+bibtex_reference_style = "author_year"
+
+# tutorials and notebooks run once; those that the tests have run are in the same cache
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache")
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # of cells' `python`
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+autosummary_generate = True
+autodoc_member_order = "groupwise"
+autodoc_typehints = "none"  # the signature has them
+napoleon_use_rtype = False
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "sphinx_book_theme"
+html_title = "nbmix"
+html_static_path = ["_static"]
+html_css_files = ["nbmix.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {
+    "path_to_docs": "docs",
+    "home_page_in_toc": False,
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+}
+
+OTHERS = {
+    "python": "https://docs.python.org/3/",
+    "anndata": "https://anndata.readthedocs.io/en/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "scanpy": "https://scanpy.readthedocs.io/en/stable/",
+    "scipy": "https://docs.scipy.org/doc/scipy/",
+    "sklearn": "https://scikit-learn.org/stable/",
+}
+
+
+def _is_reached(url: str) -> bool:
+    try:
+        return requests.head(f"{url}objects.inv", timeout=3, allow_redirects=True).ok
+    except requests.RequestException:
+        return False
+
+
+# without a network the site is built without links to other projects
+intersphinx_mapping = {name: (url, None) for name, url in OTHERS.items() if _is_reached(url)}
+
+
+def _literal_blocks(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Formulas and tables of a docstring, which are indented, become literal blocks."""
+    found: list[str] = []
+    for line in lines:
+        is_indented = line.startswith("    ")
+        if is_indented and len(found) > 1 and not found[-1] and re.match(r"\S", found[-2]):
+            found += ["::", ""]
+        found.append(line)
+    lines[:] = found
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", _literal_blocks, priority=100)  # before napoleon's
