@@ -21,7 +21,7 @@ settings: $(VENV)/.test ## defaults and comments in conf/ and docs/settings.md, 
 	$(VENV)/bin/python docs/make_settings.py
 
 docs: $(VENV)/.docs ## the site, in docs/_build/html; a warning is an error
-	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --jobs 2 --quiet -b html docs docs/_build/html
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
 clean: ## the environment and all caches; results in outputs/ and multirun/ stay
 	rm -rf $(VENV) docs/_build docs/api/generated docs/tutorials/filtered_feature_bc_matrix .mypy_cache .pytest_cache .ruff_cache .import_linter_cache nbmix.egg-info

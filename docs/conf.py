@@ -6,9 +6,12 @@ import os
 import re
 import sys
 from importlib.metadata import version as version_of
+from importlib.util import find_spec
 from pathlib import Path
 
 import requests
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
 from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
@@ -25,20 +28,19 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
-    "sphinx-mathjax-offline",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.bibtex",
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints", "**/*.py"]
 
-myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "plain"
 bibtex_reference_style = "author_year"
 
-# tutorials and notebooks run once; those that the tests have run are in the same cache
+# what has run once, here or in the tests, is taken from the cache
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache")
 nb_execution_raise_on_error = True
@@ -47,6 +49,7 @@ nb_merge_streams = True
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # of cells' `python`
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's; no bar is shown
 
 autosummary_generate = True
 autodoc_member_order = "groupwise"
@@ -57,12 +60,13 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "sphinx_book_theme"
 html_title = "nbmix"
-html_static_path = ["_static"]
+html_static_path = ["_static", f"{find_spec('sphinx-mathjax-offline').submodule_search_locations[0]}/static"]
+mathjax_path = "mathjax/tex-chtml.js"  # of that package, which as an extension would forbid several jobs
 html_css_files = ["nbmix.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
-    "path_to_docs": "docs",
+    "navbar_persistent": [],
     "home_page_in_toc": False,
     "show_toc_level": 2,
     "use_download_button": False,
@@ -103,5 +107,18 @@ def _literal_blocks(
     lines[:] = found
 
 
+def _execute_side_by_side(app: Sphinx) -> None:
+    """Run tutorials and notebooks that are not in the cache, on all cores; myst-nb would take them in turns."""
+    if app.config.nb_execution_mode != "cache":
+        return
+    cache = get_cache(nb_execution_cache_path)
+    for page in sorted(HERE.glob("tutorials/*.md")):
+        cache.add_nb_to_project(str(page), read_data={"name": "myst_nb_md", "type": "plugin"})
+    for page in sorted(HERE.glob("notebooks/*.ipynb")):
+        cache.add_nb_to_project(str(page))
+    load_executor("local-parallel", cache).run_and_cache(timeout=nb_execution_timeout)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("builder-inited", _execute_side_by_side)
     app.connect("autodoc-process-docstring", _literal_blocks, priority=100)  # before napoleon's
