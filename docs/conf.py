@@ -108,11 +108,11 @@ def _literal_blocks(
 
 
 def _execute_side_by_side(app: Sphinx) -> None:
-    """Run tutorials and notebooks that are not in the cache, on all cores; myst-nb would take them in turns."""
+    """Run what is not in the cache on all cores; myst-nb would take one after the other."""
     if app.config.nb_execution_mode != "cache":
         return
     cache = get_cache(nb_execution_cache_path)
-    for page in sorted(HERE.glob("tutorials/*.md")):
+    for page in sorted({*HERE.glob("tutorials/*.md")} - {HERE / "tutorials" / "index.md"}):
         cache.add_nb_to_project(str(page), read_data={"name": "myst_nb_md", "type": "plugin"})
     for page in sorted(HERE.glob("notebooks/*.ipynb")):
         cache.add_nb_to_project(str(page))

@@ -29,7 +29,7 @@ class ResponsibilitiesStart:
     negative, every row has a positive sum, and rows are normalised.
     """
 
-    path: Annotated[str | os.PathLike[str], Setting(".npy file of shape (cells, components)")]
+    path: Annotated[str | os.PathLike[str], Setting("The .npy file, of shape (cells, components).")]
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -56,9 +56,9 @@ class MeansStart:
     The (K, genes) array holds mu per unit of size factor, genes in the order of the data after its filter.
     """
 
-    path: Annotated[str | os.PathLike[str], Setting(".npy file of shape (components, genes)")]
+    path: Annotated[str | os.PathLike[str], Setting("The .npy file, of shape (components, genes).")]
     log_inv_disp: Annotated[
-        float, Setting("natural log of the inverse dispersion of every gene and component")
+        float, Setting("The natural logarithm of the inverse dispersion of every gene and component.")
     ] = START_LOG_INV_DISP
 
     def __call__(
@@ -86,7 +86,7 @@ class CheckpointStart:
     Genes that the checkpoint does not know begin at the data's pooled mean.
     """
 
-    path: Annotated[str | os.PathLike[str], Setting("checkpoint of the earlier run")]
+    path: Annotated[str | os.PathLike[str], Setting("The checkpoint of the earlier run.")]
 
     @property
     def n_components(self) -> int:
