@@ -39,14 +39,14 @@ HEAD = """# Settings
 These are all settings of a run, with their defaults. `make settings` writes this page.
 
 On the command line a setting is `key=value`, and a choice of a whole file is `group=choice`:
-`python train.py model=amortized model.lr=3e-4`. `null` means nothing. With `-m` a list of values runs one fit for each:
-`model.n_components=2,3,4`.
+`python train.py model=amortized model.lr=3e-4`. `null` means nothing. With `-m` a list of values, as in
+`model.n_components=2,3,4`, makes one fit for each.
 
 `python train.py ... --cfg job` prints the settings that a run would use. Those that a run has used are in
 `.hydra/config.yaml` of its folder. `python train.py --hydra-help` explains the keys of Hydra itself.
 
-In Python the same settings are arguments of `nbmix.NBMixture`. Settings of a model that it does not name go into
-`model_settings`. Settings of a start go into an object such as `nbmix.starts.random.RandomStart(n_starts=8)`.
+In Python the same settings are arguments of `nbmix.NBMixture`. Settings of a model that it does not name go
+into `model_settings`. Settings of a start go into an object such as `nbmix.starts.random.RandomStart(n_starts=8)`.
 """
 
 
@@ -165,7 +165,8 @@ def page() -> str:
             elif choice.keys:
                 text.append(f"It sets {', '.join(f'`{key.name}={key.default}`' for key in choice.keys)}.\n")
     text.append(
-        "## `wandb sweep conf/wandb_sweep.yaml`\n\nThis is a file of Weights & Biases. Comments in it say what it does.\n"
+        "## `wandb sweep conf/wandb_sweep.yaml`\n\n"
+        "This is a file of Weights & Biases. Comments in it say what it does.\n"
     )
     return "\n".join(text)
 
