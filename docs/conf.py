@@ -99,11 +99,15 @@ def _literal_blocks(
 ) -> None:
     """Formulas and tables of a docstring, which are indented, become literal blocks."""
     found: list[str] = []
+    is_literal = False
     for line in lines:
         is_indented = line.startswith("    ")
         if is_indented and len(found) > 1 and not found[-1] and re.match(r"\S", found[-2]):
             found += ["::", ""]
-        found.append(line)
+            is_literal = True
+        elif line and not is_indented:
+            is_literal = False
+        found.append(line.replace("``", "") if is_literal else line)
     lines[:] = found
 
 

@@ -46,7 +46,8 @@ On the command line a setting is `key=value`, and a choice of a whole file is `g
 `.hydra/config.yaml` of its folder. `python train.py --hydra-help` explains the keys of Hydra itself.
 
 In Python the same settings are arguments of `nbmix.NBMixture`. Settings of a model that it does not name go
-into `model_settings`. Settings of a start go into an object such as `nbmix.starts.random.RandomStart(n_starts=8)`.
+into `model_settings`, and settings of a start into an object such as
+`nbmix.starts.random.RandomStart(n_starts=8)`.
 """
 
 

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import anndata as ad
-import matplotlib.pyplot  # noqa: F401  so that Jupyter draws figures of others
 import numpy as np
 import pandas as pd
 import scipy.io
