@@ -218,13 +218,31 @@ def test_docstrings_tell_the_truth():
     assert sum(result.failed for result in results) == 0
 
 
+def is_own(function) -> bool:
+    """Whether it is written in ``nbmix.supervised``, and not imported there."""
+    return function.__module__ == nbmix.supervised.__name__
+
+
 def exported():
     functions = [getattr(nbmix, name) for name in nbmix.__all__ if name != "__version__"]
     functions += [
         f for _, f in inspect.getmembers(nbmix.NBMixture, inspect.isfunction) if "nbmix" in f.__module__
     ]
     functions += [getattr(nbmix.em, name) for name in nbmix.em.__all__ if name.startswith("fit")]
+    functions += [f for _, f in inspect.getmembers(nbmix.supervised, inspect.isfunction) if is_own(f)]
     return [f for f in functions if not inspect.ismodule(f) and not f.__name__.startswith("_")]
+
+
+@pytest.mark.parametrize("name, most", [("README.md", 120), ("benchmarks/RESULTS.md", 150)])
+def test_what_is_read_first_stays_short(name, most):
+    assert len((ROOT / name).read_text().splitlines()) <= most
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (ROOT / "docs" / "api" / "index.md").read_text()
+    listed = {line.strip() for line in page.splitlines()}
+    names = {f.__qualname__ for f in exported() if "." not in f.__qualname__}
+    assert {name for name in names if not any(line.split(".")[-1] == name for line in listed)} == set()
 
 
 @pytest.mark.parametrize("function", exported(), ids=lambda f: f.__qualname__)
