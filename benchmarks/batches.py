@@ -12,13 +12,15 @@ the JSON file.
 "protocols" are the two sets of cell lines with the genes that both have: five lines, three of which are in
 both. The others are cells of mix4 whose batches are drawn by lot. In all batches but the first a molecule of
 gene j is kept with the probability min(1, e_j / 2), ln e_j ~ N(0, sd^2), drawn anew for each batch: so a
-batch has other efficiencies, and half the depth. "none" changes nothing: there is nothing to correct.
+batch has other efficiencies, and half the depth. "none" changes nothing: there is nothing to correct. "same"
+are the cells of "two" where all of them, and all genes, are caught with half the efficiency: what there is to
+find in these cells without a batch. "donors" are 10,000 simulated cells of four kinds from 200 donors.
 
 All methods see the same cells and the true number of kinds, and none the labels. ``nbmix`` is a fit as
 train.py makes it, of all cells, with data.batch_key; ``unaware`` is the same without. The others are
 normalised to the median total, ln(1 + x), 50 PCs, 15 neighbours, and Leiden at the resolution that gives the
 true number: ``leiden`` of these, ``harmony`` of PCs corrected by harmonypy, ``combat`` of values corrected by
-scanpy's ComBat.
+scanpy's ComBat, ``scvi`` of the latent means of scVI with that batch key and its defaults, on raw counts.
 
     ARI       with the kinds: mean over seeds, and the lowest
     batch     ARI with the batches
@@ -52,11 +54,12 @@ import scipy.sparse as sp
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+import nbmix
 from nbmix.evaluation.baselines import leiden
 from nbmix.evaluation.baselines.base import require
 
 KEYS = ("data", "method", "seed")  # of a run
-METHODS = ("nbmix", "unaware", "leiden", "harmony", "combat")
+METHODS = ("nbmix", "unaware", "leiden", "harmony", "combat", "scvi")
 N_CELLS = 800  # of mix4 where batches differ
 
 
@@ -68,8 +71,14 @@ class DataSet(NamedTuple):
     draw: Callable[[Path, np.random.Generator], ad.AnnData]
 
 
+def four_simulated(_: Path) -> ad.AnnData:
+    """10,000 cells of four kinds by the source's simulation, 2,000 counts each."""
+    drawn = nbmix.simulate(n=10_000, p=2_000, k=4, s=2_000.0, seed=1)
+    return made.labelled(drawn.counts, drawn.labels.astype(str))
+
+
 class Efficiencies(NamedTuple):
-    """Batches of mix4.
+    """Batches of mix4, or of other cells.
 
     Attributes:
         n_batches: that cells are dealt to.
@@ -78,6 +87,8 @@ class Efficiencies(NamedTuple):
         first: share of the cells in the first batch; 0: as many as in the others.
         missing: kind that is not in the second batch.
         changes: false: batches are names alone.
+        everywhere: the first batch too is caught by half, and with the others.
+        cells: the cells.
     """
 
     n_batches: int = 2
@@ -86,9 +97,11 @@ class Efficiencies(NamedTuple):
     first: float = 0.0
     missing: str = ""
     changes: bool = True
+    everywhere: bool = False
+    cells: Callable[[Path], ad.AnnData] = made.mix4
 
     def __call__(self, data_dir: Path, rng: np.random.Generator) -> ad.AnnData:
-        adata = made.mix4(data_dir)
+        adata = self.cells(data_dir)
         if self.n_cells:
             adata = made.some(adata, rng, n_cells=self.n_cells)
         shares = np.full(self.n_batches, 1 / self.n_batches)
@@ -98,7 +111,7 @@ class Efficiencies(NamedTuple):
         counts = adata.X.tocsr().copy()
         if self.changes:
             kept = np.exp(rng.normal(0, self.spread, (self.n_batches, adata.n_vars))) / 2
-            kept[0] = 1.0
+            kept[0] = 0.5 if self.everywhere else 1.0
             of_entry = np.repeat(batch, np.diff(counts.indptr))
             share = np.minimum(kept[of_entry, counts.indices], 1.0)
             counts.data = rng.binomial(counts.data.astype(np.int64), share).astype(np.float32)
@@ -125,13 +138,17 @@ DATA = {
     "protocols": DataSet("5 lines by CEL-seq2, 3 by Drop-seq", 5, protocols),
     "weak": DataSet("mix4, 2 batches, sd 0.3", 4, Efficiencies(spread=0.3)),
     "two": DataSet("mix4, 2 batches, sd 0.6", 4, Efficiencies()),
+    "same": DataSet("the same cells, half the depth everywhere", 4, Efficiencies(spread=0, everywhere=True)),
     "strong": DataSet("mix4, 2 batches, sd 1", 4, Efficiencies(spread=1.0)),
     "unbalanced": DataSet("mix4, 2 batches, 85 : 15", 4, Efficiencies(first=0.85)),
     "missing": DataSet("mix4, monocytes in one batch alone", 4, Efficiencies(missing="cd14_monocytes")),
     "ten": DataSet("mix4, 10 batches", 4, Efficiencies(10, 0)),
     "none": DataSet("mix4, 2 names, nothing to correct", 4, Efficiencies(2, 0, changes=False)),
     "none20": DataSet("mix4, 20 names, nothing to correct", 4, Efficiencies(20, 0, changes=False)),
-    "donors": DataSet("mix4, 30 donors of 50 cells", 4, Efficiencies(30, 0)),
+    "thirty": DataSet("mix4, 30 donors of 50 cells", 4, Efficiencies(30, 0)),
+    "donors": DataSet(
+        "simulated, 200 donors of 50 cells, sd 0.3", 4, Efficiencies(200, 0, 0.3, cells=four_simulated)
+    ),
 }
 
 
@@ -175,6 +192,8 @@ def peer(method: str, path: Path, n_components: int, seed: int, clock: common.Cl
         warnings.simplefilter("ignore")
         adata = ad.read_h5ad(path)
         adata = adata[:, np.asarray(adata.X.sum(0)).ravel() > 0].copy()
+        if method == "scvi":
+            return scvi_groups(adata, n_components, seed)
         sc.pp.normalize_total(adata)
         sc.pp.log1p(adata)
         if method == "combat":
@@ -190,6 +209,19 @@ def peer(method: str, path: Path, n_components: int, seed: int, clock: common.Cl
         sc.pp.neighbors(adata, n_neighbors=leiden.N_NEIGHBORS, use_rep="X_pca", random_state=seed)
         graph = leiden.NeighborGraph(adata.obsm["X_pca"], adata.obsp["connectivities"].tocsr())
         return leiden.leiden_with(graph, n_components, seed).codes
+
+
+def scvi_groups(adata: ad.AnnData, n_components: int, seed: int) -> np.ndarray:
+    sc, scvi = require("scanpy", "igraph", "leidenalg"), require("scvi")
+    scvi.settings.seed = seed
+    scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
+    model = scvi.model.SCVI(adata)
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    latent = model.get_latent_representation()
+    adata.obsm["X_scvi"] = latent
+    sc.pp.neighbors(adata, n_neighbors=leiden.N_NEIGHBORS, use_rep="X_scvi", random_state=seed)
+    graph = leiden.NeighborGraph(latent, adata.obsp["connectivities"].tocsr())
+    return leiden.leiden_with(graph, n_components, seed).codes
 
 
 # All of them
@@ -220,8 +252,6 @@ def run_all(record: common.Record, arguments: argparse.Namespace) -> None:
 
 def warm_up(methods: Iterable[str]) -> None:
     """Compile and load what the methods use, on a few cells."""
-    import nbmix
-
     drawn = nbmix.simulate(n=120, p=100, k=2, seed=1)
     adata = made.labelled(drawn.counts, drawn.labels.astype(str), batch=np.tile(["a", "b"], 60))
     with tempfile.TemporaryDirectory() as folder:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nbmix.data.tenx import read_10x
     from nbmix.estimator import NBMixture, cluster
     from nbmix.genes import em, supervised
+    from nbmix.new_cells import predict
+    from nbmix.output import pl
     from nbmix.output.groups import regroup
 
 __version__ = version("nbmix")
@@ -28,6 +30,8 @@ __all__ = [
     "component_log_likelihood",
     "em",
     "likelihood",
+    "pl",
+    "predict",
     "read_10x",
     "regroup",
     "simulate",
@@ -37,12 +41,14 @@ __all__ = [
 _MODULES = {
     "em": "nbmix.genes.em",
     "likelihood": "nbmix.core.likelihood",
+    "pl": "nbmix.output.pl",
     "supervised": "nbmix.genes.supervised",
 }
 _HOMES = {
     "NBMixture": "nbmix.estimator",
     "cluster": "nbmix.estimator",
     "component_log_likelihood": "nbmix.core.likelihood",
+    "predict": "nbmix.new_cells",
     "read_10x": "nbmix.data.tenx",
     "regroup": "nbmix.output.groups",
     "simulate": "nbmix.data.simulate",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from nbmix.data.module import CountsDataModule
 from nbmix.data.origins import has_columns
 from nbmix.data.simulate import draw_counts
 from nbmix.errors import InputError, naming_the_nearest, refuse_unknown
+from nbmix.evaluation.embedding import MOST_UMAP_CELLS, embed
 from nbmix.models.base import Prediction
 from nbmix.output.annotate import annotate
 from nbmix.output.groups import joins_table
@@ -45,10 +47,12 @@ from nbmix.starts.base import Start
 from nbmix.starts.choice import Choice
 from nbmix.starts.clusters import LabelsStart
 from nbmix.training.arguments import given, model_of, models_in_python, plain, seed_of, start_of
+from nbmix.training.callbacks import FitProgress
+from nbmix.training.display import lines_on_stderr, progress_shown
 from nbmix.training.fit import Fitted, ModelSpec, fit
 from nbmix.training.predict import predict_here, restore_for
 from nbmix.training.provenance import provenance
-from nbmix.training.saved_fit import Progress, SavedFit, checkpoint_of, load_fit, save_fit
+from nbmix.training.saved_fit import Progress, SavedFit, checkpoint_of, fit_in, load_fit, save_fit
 from nbmix.training.trainer import build_trainer, embedded
 
 RENAMED = {"tolerance": "tol"}  # settings of the models that have another name here
@@ -95,6 +99,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             them, whose combinations are batches; genes have an offset in each, see ``nbmix.core.offsets``.
             For EM alone. Of arrays ``batch`` is given with the cells.
         random_state: seed of folds, start, encoder and minibatches.
+        verbose: show what is going on, in a notebook or on the terminal; elsewhere as lines on stderr.
 
     Attributes:
         n_components_: K.
@@ -159,6 +164,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         prior_key: str | None = None,
         batch_key: str | Sequence[str] | None = None,
         random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
     ) -> None:
         self.n_components = n_components
         self.components_per_group = components_per_group
@@ -176,6 +182,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.prior_key = prior_key
         self.batch_key = batch_key
         self.random_state = random_state
+        self.verbose = verbose
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -207,7 +214,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> mixture.log_mean_.shape, mixture.labels_.shape, mixture.converged_
         ((2, 50), (200,), True)
         """
-        with settings_as_arguments(RENAMED):
+        with settings_as_arguments(RENAMED), self._shown():
             self._fit(X, y, size_factors, batch)
         return self
 
@@ -251,9 +258,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> float(mixture.predict_proba(cells.counts).sum().round(6))
         200.0
         """
-        return group_probabilities(
-            self._predict(X, size_factors, batch).responsibilities.numpy(), self._groups
-        )
+        q = self.predict_components(X, size_factors=size_factors, batch=batch).responsibilities.numpy()
+        return group_probabilities(q, self._groups)
 
     @property
     def joins_(self) -> pd.DataFrame | None:
@@ -290,7 +296,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         number: Any = self._joins.n_with_gaps if n_groups == "auto" else n_groups
         groups = self._groups if number == len(self._groups) else self._joins.groups(number)
         if X is not None:
-            q = self._predict(X, size_factors, batch).responsibilities.numpy()
+            q = self.predict_components(X, size_factors=size_factors, batch=batch).responsibilities.numpy()
         elif self._of_components is not None:
             q = self._of_components
         else:
@@ -308,7 +314,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> bool((mixture.score_samples(cells.counts) < 0).all())
         True
         """
-        return self._predict(X, size_factors, batch).log_likelihood.numpy()
+        return self.predict_components(X, size_factors=size_factors, batch=batch).log_likelihood.numpy()
 
     def score(
         self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
@@ -397,13 +403,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """
         check_is_fitted(self, "weights_")
         names = getattr(self, "feature_names_in_", None)
-        arguments = {name: plain(value) for name, value in self.get_params(deep=False).items()}
         own = {
-            "arguments": {
-                k: v
-                for k, v in arguments.items()
-                if k == "batch_key" or isinstance(v, str | float | int | None)
-            },
+            "arguments": self._plain_arguments(),
             "genes": self._taking_part.tolist(),
             "n_genes": self.n_features_in_,
             "gene_names": None if names is None else names.tolist(),
@@ -411,12 +412,26 @@ class NBMixture(ClusterMixin, BaseEstimator):
         progress = Progress(self.lower_bounds_.tolist(), self.n_iter_, self.converged_)
         save_fit(Path(path), SavedFit(self._fitted, progress, own))
 
+    def _plain_arguments(self) -> dict[str, Any]:
+        """Those that files can hold."""
+        arguments = {name: plain(value) for name, value in self.get_params(deep=False).items()}
+        if isinstance(self.batch_key, Sequence) and not isinstance(self.batch_key, str):
+            arguments["batch_key"] = [str(name) for name in self.batch_key]
+        return {
+            k: v for k, v in arguments.items() if k == "batch_key" or isinstance(v, str | float | int | None)
+        }
+
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> NBMixture:
+    def load(cls, path: str | os.PathLike[str] | ad.AnnData, key: str = "nbmix") -> NBMixture:
         """Read a checkpoint of ``save`` or of ``train.py``, of either mode; nothing in it is executed.
 
         Of a checkpoint of ``train.py`` genes are those that were fitted, and arguments that are none of the
         model are the defaults.
+
+        Args:
+            path: of the file; or an AnnData that ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written
+                its fit to, in uns[key]["fit"]. Of that, too, genes are those that were fitted.
+            key: of the fit in an AnnData.
 
         Raises:
             InputError: the file is missing, damaged, or not a checkpoint of nbmix.
@@ -426,10 +441,13 @@ class NBMixture(ClusterMixin, BaseEstimator):
         Traceback (most recent call last):
         nbmix.errors.InputError: path=none.ckpt: there is no such file
         """
-        fitted, progress, own = load_fit(Path(path))
+        where = "adata" if isinstance(path, ad.AnnData) else f"path={path}"
+        fitted, progress, own = (
+            fit_in(path.uns, key, where) if isinstance(path, ad.AnnData) else load_fit(Path(path))
+        )
         if fitted.model not in models_in_python():
             names = ", ".join(models_in_python())
-            raise InputError(f"path={path}: is of model={fitted.model}; NBMixture has {names}")
+            raise InputError(f"{where}: is of model={fitted.model}; NBMixture has {names}")
         settings = {RENAMED.get(name, name): value for name, value in fitted.settings.items()}
         known = cls._get_param_names()
         given = own.get("arguments", {})
@@ -444,6 +462,9 @@ class NBMixture(ClusterMixin, BaseEstimator):
             mixture.feature_names_in_ = np.asarray(names, dtype=object)
         mixture._take(fitted, progress, np.asarray(own.get("genes", np.arange(n_genes))))
         return mixture
+
+    def _shown(self) -> AbstractContextManager[None]:
+        return progress_shown(otherwise=lines_on_stderr()) if self.verbose else nullcontext()
 
     def _fit(self, X: Any, y: Any, size_factors: ArrayLike | None, batch: ArrayLike | None) -> Fitted:
         arguments = {
@@ -477,7 +498,10 @@ class NBMixture(ClusterMixin, BaseEstimator):
         spec = ModelSpec(kind, settings, lambda names, size: kind(names, **settings | size))
         with torch.random.fork_rng(devices=[]), embedded():  # encoder and loaders draw from torch's generator
             torch.manual_seed(seed)
-            trainer = build_trainer(max_epochs=max_iter, enable_checkpointing=False, alone=True)
+            callbacks = [FitProgress()] if self.verbose else []
+            trainer = build_trainer(
+                max_epochs=max_iter, enable_checkpointing=False, alone=True, callbacks=callbacks
+            )
             fitted = fit(spec, start, cells, trainer, seed=seed)
         _, module, found = fitted
         self._take(checkpoint_of(module, cells), Progress.of(module), taking_part)
@@ -529,8 +553,17 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.lower_bound_ = float(self.lower_bounds_[-1]) if self.lower_bounds_.size else np.nan
         self.n_iter_, self.converged_ = progress.n_iterations, progress.converged
 
-    def _predict(self, X: Any, size_factors: ArrayLike | None, batch: ArrayLike | None) -> Prediction:
-        """What the components of all cells say of the cells of ``X``."""
+    def predict_components(
+        self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
+    ) -> Prediction:
+        """What the C components of all cells say of the cells of ``X``, see ``nbmix.models.base.Prediction``.
+
+        >>> import nbmix
+        >>> cells = nbmix.simulate(n=200, p=50, k=2, seed=1)
+        >>> mixture = nbmix.NBMixture(2, start="kmeans").fit(cells.counts)
+        >>> mixture.predict_components(cells.counts[:5]).responsibilities.shape[0]
+        5
+        """
         check_is_fitted(self, "weights_")
         with settings_as_arguments(RENAMED):
             data = self._read(X, size_factors, batch, reset=False)
@@ -608,6 +641,7 @@ def cluster(
     *,
     key_added: str = "nbmix",
     copy: bool = False,
+    max_umap_cells: int = MOST_UMAP_CELLS,
     **arguments: Any,
 ) -> ad.AnnData | None:
     """Cluster the cells of an AnnData by a mixture of negative binomials of their raw counts.
@@ -617,25 +651,38 @@ def cluster(
         obs["nbmix"]                   group of the largest responsibility, "0" (most cells) to "K - 1"
         obs["nbmix_probability"]       that responsibility
         obs["nbmix_log_likelihood"]    ln p(x_i) in nats
+        obs["nbmix_held_out"]          whether the cell was held out of the fit; here none is
+        obs["nbmix_size_factor"]       its size factor
         obsm["X_nbmix"]                (cells, K) responsibilities; see ``NBMixture.responsibilities_``
+        obsm["X_nbmix_components"]     (cells, C) responsibilities of the components, where there are joins
+        obsm["X_nbmix_umap"]           (cells, 2) UMAP of the counts, or "X_nbmix_pca" their PCA beyond
+                                       ``max_umap_cells``; NaN for cells that are too many for a picture
         varm["nbmix_log_mean"]         (genes, K) ln mu; NaN for genes without a count
         varm["nbmix_log_inv_disp"]     (genes, K) ln r
-        uns["nbmix"]                   model, log_weights, objective (trace), n_iterations, and as JSON in
-                                       provenance the arguments and versions
-        uns["nbmix"]["markers"]        table of the best markers of each group, as in markers.csv, see
-                                       ``nbmix.evaluation.markers.marker_table``
-        uns["nbmix"]["choice"]         where K was left open, see ``NBMixture.choice_``
-        obsm["X_nbmix_components"]     (cells, C) responsibilities of the components, where there are joins
-        uns["nbmix"]["groups"]         the components of each group, as in 0+3
-        uns["nbmix"]["joins"]          how components are joined to groups, see ``NBMixture.joins_``;
+        varm["nbmix_batch_offsets"]    (genes, batches) ln offset, where there are batches
+        uns["nbmix"]                   model, log_weights, objective (trace), n_iterations, converged, and as
+                                       JSON in provenance the arguments and versions; and in it
+            "markers"                  table of the best markers of each group, as in markers.csv, see
+                                       ``nbmix.evaluation.markers.marker_table``; its components are
+                                       groups, as in obs["nbmix"]
+            "choice"                   where K was left open, see ``NBMixture.choice_``
+            "groups"                   the components of each group, as in 0+3
+            "joins"                    how components are joined to groups, see ``NBMixture.joins_``;
                                        ``nbmix.regroup`` makes other groups of them
-        uns["nbmix"]["separations"]    what is between every pair of groups
+            "separations"              what is between every pair of groups
+            "fit"                      what ``nbmix.predict`` and ``NBMixture.load`` need for new cells
+        uns["nbmix_rank_genes_groups"] all markers, in the form of scanpy's ``rank_genes_groups``
+
+    The last and the UMAP are also in uns["rank_genes_groups"] and obsm["X_umap"], where scanpy looks for
+    them, unless something else is there. What an earlier fit has written under the same key goes.
 
     Args:
         adata: (cells, genes) with raw counts in X, or in ``layer``.
         n_components: K, the number of groups; or "auto", or a range such as "2-10": as many as have gaps.
         key_added: what names begin with.
         copy: write into a copy, and return it.
+        max_umap_cells: cells up to which the embedding is a UMAP, which takes time; beyond: PCA; 0: always
+            PCA.
         arguments: all others of ``NBMixture``, such as ``layer``, ``size_factor_key``, ``start`` and
             ``random_state``.
 
@@ -668,12 +715,15 @@ def cluster(
             "adata is a view of a file, which nothing can be written to; give adata.to_memory(), or set "
             "copy=True"
         )
-    refuse_unknown("cluster", arguments, [*NBMixture._get_param_names(), "key_added", "copy"])
+    own = ("key_added", "copy", "max_umap_cells")
+    refuse_unknown("cluster", arguments, [*NBMixture._get_param_names(), *own])
+    check_value("max_umap_cells", max_umap_cells, declared(embed)["max_umap_cells"])
     mixture = NBMixture(n_components, **arguments)
-    with settings_as_arguments(RENAMED):
+    with settings_as_arguments(RENAMED), mixture._shown():
         fitted = mixture._fit(adata, None, None, None)
-    if copy and not is_copied:
-        adata = adata.copy()
-    results = Results(*fitted, provenance(mixture.get_params(deep=False)))
-    annotate(adata, key_added, results, mixture._taking_part)
+        if copy and not is_copied:
+            adata = adata.copy()
+        made_by = provenance(mixture.get_params(deep=False))
+        results = Results(*fitted, made_by, max_umap_cells, mixture._plain_arguments())
+        annotate(adata, key_added, results, mixture._taking_part)
     return adata if copy else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy and scikit-learn read it when they are imported
 
@@ -19,6 +21,41 @@ def one_thread():
     The variable above is not enough where a launcher has set another one.
     """
     torch.set_num_threads(1)
+
+
+class LeftOut(logging.Handler):
+    """What results were written without since it was last asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if " is left out: " in record.getMessage():
+            self.found.append(record.getMessage())
+
+    def take(self) -> list[str]:
+        found, self.found = self.found, []
+        return found
+
+
+@pytest.fixture(scope="session")
+def left_out() -> Iterator[LeftOut]:
+    handler = LeftOut()
+    loggers = [logging.getLogger(f"nbmix.output.{name}") for name in ("scores", "writing")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_out(request: pytest.FixtureRequest, left_out: LeftOut) -> Iterator[None]:
+    """A table or picture that fails is a warning to users. Here it is a fault, unless a test says so."""
+    yield
+    found = left_out.take()
+    assert not found or request.node.get_closest_marker("leaves_out"), found
 
 
 @pytest.fixture

@@ -181,7 +181,10 @@ def test_python_runs(page, tmp_path, monkeypatch):
     cells.obs["nbmix"] = SIMULATION.labels.astype(str)
     (tmp_path / "outputs/DATE/TIME").mkdir(parents=True)
     cells.write_h5ad("outputs/DATE/TIME/result.h5ad")
-    names = {"adata": cells, "new_adata": cells, "counts": SIMULATION.counts, "new_counts": SIMULATION.counts}
+    names = {"adata": cells, "counts": SIMULATION.counts, "new_counts": SIMULATION.counts}
+    names |= {"new": cells.copy(), "new_adata": cells.copy()}
+    fitted = nbmix.NBMixture(2, start="kmeans", components_per_group=1).fit(cells)
+    fitted.save("outputs/DATE/TIME/checkpoints/last.ckpt")
     for block in blocks(page, "python"):
         ast.parse(block)
         exec(compile(block, f"{page.name}", "exec"), names)

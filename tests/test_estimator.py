@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 
 import anndata as ad
@@ -204,8 +205,62 @@ def test_the_markers_of_train(tmp_path):
     expected = table[table["rank"] <= TOP_MARKERS].reset_index(drop=True)
     markers = adata.uns["nbmix"]["markers"]
     assert len(markers) == 2 * TOP_MARKERS
+    groups = adata.obs["nbmix"].cat.categories
+    for name in ("component", "nearest"):
+        expected[name] = pd.Categorical.from_codes(expected[name], groups)
     pd.testing.assert_frame_equal(markers.drop(columns="symbol"), expected, rtol=1e-4)
     assert adata.var.loc[markers["gene"], "symbol"].tolist() == markers["symbol"].tolist()
+
+
+def flat(adata):
+    """Names and values of all fields."""
+    for column in adata.obs:
+        yield f"obs/{column}", adata.obs[column]
+    slots = ("X", "layers", "obsm", "varm", "obsp", "uns")
+    waiting = [(slot, getattr(adata, slot)) for slot in slots]
+    while waiting:
+        name, value = waiting.pop(0)
+        if isinstance(value, Mapping):
+            waiting = [(f"{name}/{key}", value[key]) for key in sorted(value)] + waiting
+        else:
+            yield name, value
+
+
+def same_value(one, other, name):
+    if sp.issparse(one):
+        one, other = one.toarray(), other.toarray()
+    if getattr(one, "dtype", None) is not None and one.dtype.names:
+        one, other = pd.DataFrame(one), pd.DataFrame(other)
+    if isinstance(one, pd.DataFrame | pd.Series):
+        (pd.testing.assert_frame_equal if one.ndim == 2 else pd.testing.assert_series_equal)(one, other)
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype, name
+        np.testing.assert_array_equal(one, other, err_msg=name)
+    else:
+        assert one == other, name
+
+
+def test_the_fields_of_train(tmp_path):
+    """Of a file of one's own: the same names, types and numbers."""
+    adata = annotated()
+    adata.layers["counts"], adata.X = adata.X, adata.X.log1p()
+    adata.obs["lane"] = pd.Categorical(np.arange(120) % 2)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    settings = ("data=h5ad", f"data.path={tmp_path}/a.h5ad", "data.layer=counts", "data.validation_share=0")
+    settings += ("model.n_components=2", "start=kmeans", "data.batch_key=lane", "evaluation.max_umap_cells=0")
+    settings += ("model.tolerance=0.1",)
+    run_here(tmp_path / "run", *settings, "evaluation.pictures=[nbmix.output.pictures.objective_trace]")
+    ours = ad.read_h5ad(tmp_path / "run" / "result.h5ad")
+    cluster(adata, 2, layer="counts", start="kmeans", batch_key="lane", tol=0.1, max_umap_cells=0)
+    adata.write_h5ad(tmp_path / "b.h5ad")
+    theirs = ad.read_h5ad(tmp_path / "b.h5ad")
+    made_by = [x.uns["nbmix"].pop("provenance") for x in (ours, theirs)]
+    assert made_by[0] != made_by[1]
+    arguments = [json.loads(x.uns["nbmix"]["fit"].pop("arguments")) for x in (ours, theirs)]
+    assert arguments[0].items() <= arguments[1].items()
+    for one, other in zip(flat(ours), flat(theirs), strict=True):
+        assert one[0] == other[0]
+        same_value(one[1], other[1], one[0])
 
 
 @pytest.mark.parametrize("model", ["em", "amortized"])

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ from nbmix.output.groups import how_many
 from nbmix.output.results import Results
 from nbmix.output.scores import score
 from nbmix.output.writing import write_outcome
+from nbmix.progress import say
+from nbmix.training.callbacks import FITTING
+from nbmix.training.display import lines_in_log_files, progress_shown
 from nbmix.training.fit import Fitted, ModelSpec, fit
 from nbmix.training.predict import predict, restore_for
 from nbmix.training.provenance import provenance
@@ -68,7 +71,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     folder = Path(cfg.output_dir)
     try:
         with stoppable(), held(folder) if trainer.is_global_zero else nullcontext():
-            return work(cfg, trainer, began)
+            with shown_by(trainer):
+                metrics, results = work(cfg, trainer, began)
+            if results is not None:
+                report(results, metrics, folder)
+            return metrics
     except BaseException as error:
         end_other_ranks(trainer)
         if isinstance(error, Stopped):
@@ -81,8 +88,20 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise
 
 
-def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
-    """Fit or restore, predict, score, write."""
+def shown_by(trainer: pl.Trainer) -> AbstractContextManager[None]:
+    """The first rank shows what goes on, on a terminal and in the log; elsewhere the end of the fit alone."""
+    if not trainer.is_global_zero:
+        return nullcontext()
+
+    def end_of_fit(line: str) -> None:
+        if line.startswith(f"{FITTING} "):
+            print(line, file=sys.stderr)
+
+    return progress_shown(lines_in_log_files, end_of_fit)
+
+
+def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> tuple[dict[str, Any], Results | None]:
+    """Fit or restore, predict, score, write: the content of metrics.json, and the first rank's results."""
     pictures = functions_named("evaluation.pictures", cfg.evaluation.pictures)
     pictures += functions_named("evaluation.more_pictures", cfg.evaluation.more_pictures)
     scores = functions_named("evaluation.scores", cfg.evaluation.scores)
@@ -90,14 +109,17 @@ def work(cfg: DictConfig, trainer: pl.Trainer, began: float) -> dict[str, Any]:
     give_back()
     seconds = time.perf_counter() - began
     made_by = provenance(OmegaConf.to_container(cfg, resolve=True))
-    results = Results(data, model, cells, made_by, cfg.evaluation.max_umap_cells)
+    keys = ("layer", "size_factor_key", "prior_key", "batch_key")
+    read_by = {name: made_by["config"]["data"].get(name) for name in keys}
+    results = Results(data, model, cells, made_by, cfg.evaluation.max_umap_cells, read_by)
+    say("scoring")
     metrics = score(results, scores) | {"seconds": seconds}
     give_back()
     if trainer.is_global_zero:
         folder = Path(cfg.output_dir)
         write_outcome(results, metrics, folder, trainer.loggers, pictures)
-        report(results, metrics, folder)
-    return metrics
+        return metrics, results
+    return metrics, None
 
 
 def fit_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
@@ -142,6 +164,7 @@ def predict_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
     checkpoint = load_checkpoint(path)
     if checkpoint.model != model_class(cfg).kind:
         raise InputError(f"ckpt_path={cfg.ckpt_path}: set model={checkpoint.model}, which it was saved by")
+    say("reading cells")
     # a gene that is silent in the new cells is seen all the same
     data: CountsDataModule = instantiate(cfg.data, folds=1, shuffle=False, validation_share=0.0, min_counts=0)
     if data.data.empty_cells.all():
@@ -150,6 +173,7 @@ def predict_from_config(cfg: DictConfig, trainer: pl.Trainer) -> Fitted:
     data.use(cells)
     if cfg.n_groups is not None:
         model.cut(cfg.n_groups)
+    say("assigning cells")
     return Fitted(data, model, predict(trainer, model, data))
 
 

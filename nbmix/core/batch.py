@@ -117,6 +117,28 @@ class Basis(NamedTuple):
         return self._replace(nodes=self.nodes.to(device), levels=self.levels.to(device))
 
 
+class SomeGenes(NamedTuple):
+    """Some genes of a data set.
+
+    Attributes:
+        positions: (some,) int64, which these are, ascending.
+        rows: (genes,) int64, the place of each gene among them, -1 where it is none of them.
+    """
+
+    positions: Tensor
+    rows: Tensor
+
+    @classmethod
+    def where(cls, chosen: Tensor) -> SomeGenes:
+        """Those that are ``chosen``, (genes,) bool on the CPU."""
+        return cls(torch.nonzero(chosen)[:, 0], torch.where(chosen, torch.cumsum(chosen, 0) - 1, -1))
+
+
+def rows_of(genes: SomeGenes | None) -> np.ndarray:
+    """(genes,) rows as compiled loops take them; (0,) where all genes are asked for."""
+    return np.empty(0, np.int64) if genes is None else genes.rows.numpy()
+
+
 @dataclass(frozen=True)
 class CellBatch:
     """Some cells, ready for the products.

@@ -36,7 +36,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.batch import Basis, CellBatch, SomeGenes
 from nbmix.core.em_loop import iterate
 from nbmix.core.factor_statistics import FactorStatistics, node_weights
 from nbmix.core.kernels.blocks import CELLS_AT_ONCE, GENES_AT_ONCE, UNROLLED
@@ -197,7 +197,7 @@ class FactorMixture:
         if batch.fold not in self._base_zeros:
             self._base_zeros[batch.fold] = self._sums_of_zeros(base)
         moved = _moved_by(copy, origins.of(batch.fold, batch.origin))
-        loud = origins.loud(batch.fold, batch.origin)  # other genes are those of the base
+        loud = origins.loud(batch.fold, batch.origin).positions  # other genes are those of the base
         changed = self._sums_of_zeros(moved, loud) - self._sums_of_zeros(base, loud)
         return self._base_zeros[batch.fold] + changed
 
@@ -240,7 +240,7 @@ class FactorMixture:
         """Forget the statistics of the last iteration."""
         self.statistics.zero_()
         if self.origins is not None:
-            self.origins.reset(self.basis, self.statistics, self._of_origin)
+            self.origins.reset(self.basis, self.n_components, self.statistics, self._of_origin)
 
     def meet(self, batches: Iterable[CellBatch], responsibilities: Tensor) -> None:
         """Learn first offsets from responsibilities (all rows, K, L), where there is nothing else yet."""
@@ -261,8 +261,8 @@ class FactorMixture:
         else:
             self.statistics.add(batch, responsibilities)
 
-    def _of_origin(self) -> FactorStatistics:
-        return FactorStatistics(self.basis, self.n_components, self.folds, self.n_levels)
+    def _of_origin(self, genes: SomeGenes) -> FactorStatistics:
+        return FactorStatistics(self.basis, self.n_components, self.folds, self.n_levels, genes)
 
     def _of_copy(self, fold: int) -> CopyParameters:
         copy, (_, effects) = self._copy(fold), self._grid(self.basis)

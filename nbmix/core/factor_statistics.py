@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.batch import Basis, CellBatch, SomeGenes, rows_of
 from nbmix.core.kernels.blocks import GENES_AT_ONCE
 from nbmix.core.kernels.factor import Memberships, UsedPairs, statistics_rows
 from nbmix.core.kernels.threads import over_rows
@@ -24,20 +24,15 @@ class FactorStatistics:
         n_components: K.
         folds: 2 or more.
         n_levels: L.
+        genes: that statistics are of; None: of all.
     """
 
-    def __init__(self, basis: Basis, n_components: int, folds: int, n_levels: int) -> None:
-        self.basis, self.n_levels = basis, n_levels
-        levels, n_nodes = basis.levels, n_levels * len(basis.nodes.log_nodes)
-        shapes = (
-            (levels.n_genes, n_components, n_nodes),
-            (levels.n_pairs, n_components),
-            (n_components, n_nodes),
-            (n_components,),
-        )
+    def __init__(
+        self, basis: Basis, n_components: int, folds: int, n_levels: int, genes: SomeGenes | None = None
+    ) -> None:
+        self.basis, self.n_levels, self.genes = basis, n_levels, genes
         self.of_fold = [
-            SufficientStatistics(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
-            for _ in range(folds)
+            SufficientStatistics.zeros(basis, n_components, "cpu", genes, n_levels) for _ in range(folds)
         ]
 
     def zero_(self) -> FactorStatistics:
@@ -67,8 +62,8 @@ class FactorStatistics:
         of_cells = (first, component, q.flatten(1)[rows, component], weights)
         pairs = UsedPairs(*(t.contiguous().numpy() for t in of_pairs))
         members = Memberships(*(t.contiguous().numpy() for t in of_cells))
-        rate = seen.rate.view(levels.n_genes, -1, weights.shape[1])  # (genes, K L, nodes)
-        arguments = (pairs, members, self.n_levels, rate.numpy(), seen.pair.numpy())
+        rate = seen.rate.view(len(seen.rate), q[0].numel(), weights.shape[1])  # (rows, K L, nodes)
+        arguments = (pairs, rows_of(self.genes), members, self.n_levels, rate.numpy(), seen.pair.numpy())
         over_rows(statistics_rows, levels.n_genes, GENES_AT_ONCE, *arguments)
         seen.node += torch.einsum("ikl,im->klm", q, weights).flatten(1)
         seen.weight += q.sum((0, 2))

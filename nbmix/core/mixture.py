@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.batch import Basis, CellBatch, SomeGenes
 from nbmix.core.expected_log_likelihood import expected_log_likelihood
 from nbmix.core.fold_statistics import FoldStatistics
 from nbmix.core.folds import copy_ranks
@@ -183,7 +183,7 @@ class Mixture(nn.Module):
             self._base_tables[copy] = likelihood_tables(self.basis, a + base, b, self.settings.torch_dtype)
         tables, loud = self._base_tables[copy], origins.loud(copy, origin)
         log_mean = self.components_of(copy, origin).log_mean
-        if a.device.type == "cpu" and loud.numel() < MANY_GENES * a.shape[1]:
+        if a.device.type == "cpu" and loud.positions.numel() < MANY_GENES * a.shape[1]:
             return moved_tables(tables, self.basis, a + base, log_mean, b, loud)
         return likelihood_tables(self.basis, log_mean, b, self.settings.torch_dtype, tables.pair)
 
@@ -220,11 +220,12 @@ class Mixture(nn.Module):
         """Forget the statistics of the last iteration."""
         self._statistics = self._no_statistics()
         if self.origins is not None:
-            self.origins.reset(self.basis, self._no_statistics(), self._no_statistics)
+            n_components = self.settings.n_components
+            self.origins.reset(self.basis, n_components, self._no_statistics(), self._no_statistics)
 
-    def _no_statistics(self) -> FoldStatistics:
+    def _no_statistics(self, genes: SomeGenes | None = None) -> FoldStatistics:
         settings = self.settings
-        return FoldStatistics(self.basis, settings.n_components, settings.folds, settings.torch_dtype)
+        return FoldStatistics(self.basis, settings.n_components, settings.folds, settings.torch_dtype, genes)
 
     @torch.no_grad()
     def collect(self, batch: CellBatch, responsibilities: Tensor) -> None:

@@ -17,7 +17,8 @@ of the cells of an origin are those at nodes ln S_m + d_gj, and interpolation br
 origins share: the M step does not know of origins, and its cost does not grow with them. Given the
 components Q is concave in each offset, which takes a step of Newton on the statistics of its origin alone.
 
-An offset by which the cells of an origin gain next to nothing is left out: a small origin has few.
+An offset by which the cells of an origin gain next to nothing is left out: a small origin has few. Which may
+be worth one is told by sums over cells alone (``screened``), and statistics of an origin are of these genes.
 
 Every cross-fitting copy has offsets of its own, fitted without its fold, so that no cell judges itself.
 """
@@ -38,6 +39,7 @@ from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.kernels.blocks import GENES_AT_ONCE, LANES
 from nbmix.core.kernels.offsets import OffsetProblem, offset_rows, shifted_rows
 from nbmix.core.kernels.threads import over_rows
+from nbmix.core.levels import CountLevels
 from nbmix.core.nodes import SizeFactorNodes, fewest_nodes
 from nbmix.core.parameters import START_LOG_INV_DISP, Components
 from nbmix.core.prior import mean_variance
@@ -56,6 +58,8 @@ LEAST_OFFSET_VARIANCE = 1e-6
 LEAST_GAIN = 0.005  # nats, of all cells of an origin in one gene, by an offset
 
 NODE_TOLERANCE_OF_OFFSETS = 1e-3  # relative, for M steps alone
+
+SCREENED_GAIN = 0.2 * LEAST_GAIN  # by ``screened``: from here on a gene is looked at more closely
 
 ROUNDS_OF_FIRST = 10  # between means and offsets, which cost nothing beside a pass over the cells
 
@@ -137,12 +141,11 @@ def offset_step(
     return FittedOffset(found, information)
 
 
-def zeros_of_genes(seen: SufficientStatistics, n_nodes: int) -> SufficientStatistics:
-    """Zeros of the shapes of ``seen``, with ``n_nodes`` nodes of every gene's own; on the CPU."""
-    n_genes, n_components, _ = seen.rate.shape
+def zeros_of_genes(levels: CountLevels, n_components: int, n_nodes: int) -> SufficientStatistics:
+    """Zeros with ``n_nodes`` nodes of every gene's own; on the CPU."""
     make = partial(torch.zeros, dtype=torch.float64)
-    shape = (n_genes, n_components, n_nodes)
-    return SufficientStatistics(make(shape), make(seen.pair.shape), make(shape), make(n_components))
+    shape, pairs = (levels.n_genes, n_components, n_nodes), (levels.n_pairs, n_components)
+    return SufficientStatistics(make(shape), make(pairs), make(shape), make(n_components))
 
 
 def add_shifted_(
@@ -153,23 +156,26 @@ def add_shifted_(
     to_nodes: SizeFactorNodes,
     *,
     base: Tensor | None = None,
+    genes: Tensor | None = None,
     n_levels: int = 1,
 ) -> None:
-    """Add the statistics of cells with these offsets (genes,) to those of all origins, on the CPU.
+    """Add the statistics of cells with these offsets (rows,) to those of all origins, on the CPU.
 
     Args:
         total: at ``to_nodes``, every gene's own (``zeros_of_genes``).
-        seen: at ``nodes``.
-        base: (genes,) offsets with which ``total`` has these cells, or is to have them: they are moved from
+        seen: at ``nodes``, a row for every gene that is added.
+        base: (rows,) offsets with which ``total`` has these cells, or is to have them: they are moved from
             there, and pairs and weights stay as they are.
+        genes: (rows,) which genes these are; None: all.
     """
+    genes = torch.arange(len(offset)) if genes is None else genes
     none = torch.empty(0, dtype=torch.float64)
     of_nodes, of_seen, of_total = (
         tuple(t.contiguous().numpy() for t in tensors)
         for tensors in ((nodes.log_nodes, *to_nodes), (seen.rate, seen.node[None]), (total.rate, total.node))
     )
     moved, begin = (t.double().contiguous().numpy() for t in (offset, none if base is None else base))
-    arguments = (moved, begin, of_nodes, n_levels, of_seen, of_total)
+    arguments = (genes.numpy(), moved, begin, of_nodes, n_levels, of_seen, of_total)
     over_rows(shifted_rows, moved.size, GENES_AT_ONCE, *arguments)
     if base is None:
         total.pair += seen.pair
@@ -184,9 +190,65 @@ def quieted(offset: Tensor, base: Tensor, information: Tensor) -> Tensor:
     return torch.where(information * (offset - base) ** 2 / 2 <= LEAST_GAIN, base, offset)
 
 
+class Screened(NamedTuple):
+    """(origins, genes) what likelihood may gain by an offset, nats, and the information on it; estimates."""
+
+    gain: Tensor
+    information: Tensor
+
+
+def screened(
+    counts: Tensor, size: Tensor, n_cells: Tensor, gammas: GammaRates, offsets: Tensor, variance: Tensor
+) -> Screened:
+    """What the step of Newton from present offsets would gain, as if all cells had the mean size factor.
+
+        E_gj = sum_k size_gk mu_kj exp(d_gj) c_j,    H_gj = the same sum with 1 / (1 + s mu_kj / r_kj) in it,
+        gain = H (slope / (H + 1 / tau^2))^2 / 2,    slope = (x_gj - E_gj) H_gj / E_gj - d_gj / tau^2
+
+    with s the mean size factor. c_j makes E_j sum to what was counted: axes that components share have a
+    part in that.
+
+    Args:
+        counts: (origins, genes) x_gj, sums over cells.
+        size: (origins, K) sums of q_ik s_i.
+        n_cells: (origins,).
+        gammas: of the components.
+        offsets, variance: (origins, genes), (genes,).
+    """
+    tiny = torch.finfo(torch.float64).tiny
+    mean_size = float(size.sum() / n_cells.sum().clamp(min=1))
+    rho, r = gammas
+    mean = (rho * r).T  # (K, genes)
+    factor = torch.exp(offsets)
+    expected = (size @ mean) * factor
+    scale = counts.sum(0) / expected.sum(0).clamp(min=tiny)
+    information = (size @ (mean / (1 + mean_size * rho.T))) * factor * scale
+    expected = (expected * scale).clamp(min=tiny)
+    slope = (counts - expected) * (information / expected) - offsets / variance
+    gain = information * (slope / (information + 1 / variance)) ** 2 / 2
+    return Screened(gain, information)
+
+
 def mean_offset(offsets: Tensor, n_cells: Tensor) -> Tensor:
     """(genes,) of offsets (origins, genes), weighted by the cells (origins,)."""
     return (n_cells.double() @ offsets) / n_cells.sum()
+
+
+def gene_totals(batch: CellBatch, basis: Basis, cells: Tensor | None = None) -> Tensor:
+    """(genes,) sums of counts, on the CPU; (genes, columns) where ``cells`` has columns of weights."""
+    here, levels = batch.to("cpu"), basis.levels.to("cpu")
+    weights = torch.ones(here.n_cells, 1, dtype=torch.float64) if cells is None else cells
+    summed = here.turned().matmul(weights) * levels.count[here.used][:, None]  # (used, columns)
+    by_gene = summed.new_zeros(levels.n_genes, weights.shape[1]).index_add_(0, levels.gene[here.used], summed)
+    return by_gene[:, 0] if cells is None else by_gene
+
+
+class FirstOffsets(NamedTuple):
+    """(origins, genes) offsets, (genes,) their variance, and (origins, genes) which may be worth one."""
+
+    offsets: Tensor
+    variance: Tensor
+    may_matter: Tensor
 
 
 @dataclass
@@ -230,9 +292,7 @@ class OriginMargins:
             here = batch.to("cpu")
             fold, q = max(here.fold, 0), responsibilities[here.rows].double().cpu()
             cells = torch.cat([q, torch.ones(len(q), 1, dtype=torch.float64)], 1)
-            summed = here.turned().matmul(cells) * levels.count[here.used][:, None]  # (used, K + 1)
-            by_gene = summed.new_zeros(levels.n_genes, n_components + 1)
-            by_gene.index_add_(0, levels.gene[here.used], summed)
+            by_gene = gene_totals(here, basis, cells)  # (genes, K + 1)
             margins.of_component[fold] += by_gene[:, :n_components].T
             margins.of_origin[fold, here.origin] += by_gene[:, n_components]
             margins.size[fold, here.origin] += here.size_factors @ q
@@ -245,8 +305,8 @@ class OriginMargins:
             torch.distributed.all_reduce(tensor)
         return self
 
-    def first_offsets(self, without: int | None) -> tuple[Tensor, Tensor]:
-        """(origins, genes) offsets and (genes,) their variance, of all cells or those without a fold.
+    def first_offsets(self, without: int | None) -> FirstOffsets:
+        """Offsets of all cells or of those without a fold.
 
         Means and offsets take turns, which climbs the likelihood of Poisson counts; their precision is that
         of negative binomials of a common dispersion.
@@ -274,7 +334,9 @@ class OriginMargins:
             offsets = offsets.clamp(-LARGEST_OFFSET, LARGEST_OFFSET)
             variance = offset_variance(offsets, information, variance)
             offsets = offsets - mean_offset(offsets, n_cells)
-        return quieted(offsets, torch.zeros_like(offsets), information), variance
+        none = torch.zeros_like(offsets)
+        may_matter = information * offsets**2 / 2 > SCREENED_GAIN
+        return FirstOffsets(quieted(offsets, none, information), variance, may_matter)
 
 
 def offset_variance(offsets: Tensor, information: Tensor, variance: Tensor) -> Tensor:

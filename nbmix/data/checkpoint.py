@@ -22,7 +22,7 @@ SECTION = "nbmix"  # where a checkpoint holds what Lightning does not know of
 
 CHECKSUM = "checksum"  # of all the rest, in that section
 
-_UNREADABLE = (
+UNREADABLE = (
     *(RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, TypeError, ValueError),
     *(AttributeError, MemoryError),
 )
@@ -146,7 +146,7 @@ def load_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") ->
         seal = section.get(CHECKSUM)
         if seal is not None and seal != checksum(content):
             raise ValueError("checksum")
-        return _checked(
+        return checked_checkpoint(
             Checkpoint(
                 section["model"],
                 section["settings"],
@@ -160,13 +160,13 @@ def load_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") ->
                 tuple(section.get("batches", ())),
             )
         )
-    except _UNREADABLE:
+    except UNREADABLE:
         raise InputError(
             f"{where}: is not a checkpoint of nbmix, or is damaged; give one of its .ckpt files"
         ) from None
 
 
-def _checked(checkpoint: Checkpoint) -> Checkpoint:
+def checked_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """Itself.
 
     Raises:

@@ -8,6 +8,8 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
+from nbmix.data.source import SourceFile
+
 
 @dataclass(frozen=True)
 class CountData:
@@ -30,8 +32,9 @@ class CountData:
         origins: (cells,) int64, which batch of the experiment each cell comes from, by its place in
             ``origin_names``; -1 for none of them. Or None.
         origin_names: of batches, some of which may have no cells here.
-        annotations: what else the input says of these cells and genes, in obs, var, obsm, varm and uns, to
-            be passed on with the results; it has no counts. Or None.
+        annotations: what else the input says of these cells and genes, in obs and var; it has no counts.
+            Or None.
+        source: the .h5ad file that they were read from, which becomes part of the results; or None.
     """
 
     counts: sp.csr_matrix
@@ -44,6 +47,7 @@ class CountData:
     n_whole: int | None = None
     gene_symbols: np.ndarray | None = None
     annotations: ad.AnnData | None = field(default=None, repr=False)
+    source: SourceFile | None = field(default=None, repr=False)
     origins: np.ndarray | None = None
     origin_names: tuple[str, ...] = ()
 
@@ -92,6 +96,7 @@ class CountData:
             positions=np.asarray(rows) if self.positions is None else self.positions[rows],
             n_whole=self.n_cells if self.n_whole is None else self.n_whole,
             annotations=None if self.annotations is None else self.annotations[rows],
+            source=None if self.source is None else self.source.select_cells(rows),
         )
 
     def select_genes(self, columns: np.ndarray) -> CountData:
@@ -107,6 +112,7 @@ class CountData:
             gene_names=self.gene_names[columns],
             gene_symbols=None if self.gene_symbols is None else self.gene_symbols[columns],
             annotations=None if self.annotations is None else self.annotations[:, columns],
+            source=None if self.source is None else self.source.select_genes(columns),
         )
 
 

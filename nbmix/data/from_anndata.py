@@ -22,6 +22,7 @@ from nbmix.data.backed import BackedCounts, survey
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, reading
 from nbmix.data.origins import BatchKey, read_origins
+from nbmix.data.source import SourceFile
 from nbmix.errors import InputError
 
 DEFAULT_LABEL_KEY = "cell_type"
@@ -79,6 +80,7 @@ def make_count_data(
     backed: BackedCounts | None = None,
     others: Mapping[str, Callable[[], Any]] | None = None,
     annotate: bool = False,
+    source: SourceFile | None = None,
 ) -> CountData:
     """Check one annotated matrix and keep what the model reads of it.
 
@@ -96,7 +98,8 @@ def make_count_data(
             prediction.
         backed: the matrix of these cells in its file, in place of the one in ``adata``.
         others: setting -> loader of a matrix outside ``adata`` that the setting would read instead.
-        annotate: keep obs, var, obsm, varm and uns, to pass them on with the results.
+        annotate: keep obs and var, to pass them on with the results.
+        source: the file that ``adata`` is of.
 
     Raises:
         InputError: one line that names the file and the field, and says what to do.
@@ -117,7 +120,8 @@ def make_count_data(
         labels=None if label_key is None else _read_labels(adata, where, label_key),
         prior=None if prior_key is None else _read_prior(adata, where, prior_key),
         gene_symbols=None if gene_symbol_key is None else _read_symbols(adata, where, gene_symbol_key),
-        annotations=_annotations(adata) if annotate else None,
+        annotations=ad.AnnData(obs=adata.obs, var=adata.var) if annotate else None,
+        source=source,
         origins=origins,
         origin_names=names,
     )
@@ -235,13 +239,6 @@ def _read_symbols(adata: ad.AnnData, where: str, key: str) -> np.ndarray | None:
     symbols = column.astype(str).to_numpy().astype(str)
     unknown = column.isna().to_numpy() | (np.char.strip(symbols) == "")
     return np.where(unknown, adata.var_names.to_numpy().astype(str), symbols)
-
-
-def _annotations(adata: ad.AnnData) -> ad.AnnData:
-    """All but the counts, and what is computed from them without a word of it (layers, obsp, varp, raw)."""
-    return ad.AnnData(
-        obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), varm=dict(adata.varm), uns=dict(adata.uns)
-    )
 
 
 def _read_size_factors(adata: ad.AnnData, where: str, key: str, totals: np.ndarray) -> np.ndarray:

@@ -34,6 +34,7 @@ from nbmix.data.from_anndata import (
 )
 from nbmix.data.origins import BatchKey
 from nbmix.data.recognise import what_it_is
+from nbmix.data.source import SourceFile
 from nbmix.errors import InputError
 
 UNKNOWN_HDF5 = "is HDF5 but no AnnData (no obs and var); give an .h5ad file as AnnData.write_h5ad writes it"
@@ -67,8 +68,8 @@ def read_h5ad(
 ) -> CountData:
     """Read the raw counts of an AnnData file, and what it says of its cells and genes.
 
-    Other layers stay in the file, and nothing in it is executed. What cannot be read and is not asked for is
-    left out with a warning.
+    What else is in it stays there, and nothing in it is executed. What cannot be read and is not asked for is
+    passed over with a warning.
 
     Cells are picked first (``populations``, then ``subsample``), the gene filter sees those alone.
 
@@ -107,6 +108,8 @@ def read_h5ad(
                 subsample=subsample,
                 seed=seed,
             )
+            of_raw = element == RAW_ELEMENT and "raw" in file
+            source = SourceFile.of(file_path, rows, adata.shape, "raw/var" if of_raw else "var")
             if rows.size < adata.n_obs:
                 adata = adata[rows]
                 counts = None if counts is None else counts[rows]
@@ -123,6 +126,7 @@ def read_h5ad(
                 backed=counts,
                 others=others,
                 annotate=True,
+                source=source,
             )
 
 
@@ -241,9 +245,8 @@ def _lazy_anndata(
             adata.layers[layer] = _sound(file[element])
     if not raw:  # else they are of other genes
         _fill(adata.layers, file, "layers", where, _lazy)
-        _fill(adata.varm, file, "varm", where, read_elem)
-    _fill(adata.obsm, file, "obsm", where, read_elem, needed=prior_key)
-    _fill(adata.uns, file, "uns", where, read_elem, kind=h5py.Dataset)  # groups tell how X was transformed
+    if prior_key is not None:
+        _fill(adata.obsm, file, "obsm", where, read_elem, needed=prior_key)
     return adata
 
 
@@ -273,13 +276,12 @@ def _fill(
     where: str,
     load: Callable[[Any], Any],
     *,
-    kind: type = object,
     needed: str | None = None,
 ) -> None:
-    """Load all entries of a group in a file that are of one kind, but those that only a warning speaks of."""
+    """Have all entries of a group in a file at hand, but those that only a warning speaks of."""
     group = file.get(name)
     for key in group if isinstance(group, h5py.Group) else ():
-        if key in target or not issubclass(group.get(key, getclass=True, default=type(None)), kind):
+        if key in target:
             continue
         try:
             target[key] = load(group[key])
@@ -289,7 +291,7 @@ def _fill(
             if key == needed:
                 raise
             reason = " ".join(str(error).split())
-            log.warning("%s: %s[%r] cannot be read, and is left out (%s)", where, name, key, reason)
+            log.warning("%s: %s[%r] cannot be read, and is passed over (%s)", where, name, key, reason)
 
 
 def _lazy(element: h5py.Group | h5py.Dataset) -> Any:

@@ -26,6 +26,7 @@ or batches, nor that components which were found in these very counts differ in 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,8 +42,10 @@ from nbmix.core.m_step import NewtonMStep, moment_components, sizes_of_component
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.statistics import SufficientStatistics
+from nbmix.errors import InputError
 
 PRIOR_ROUNDS = 10  # M steps and updates of a prior that the fit did not learn; it moves by 1 % in the last
+MARKERS_SHOWN = 60  # of all groups together, in a picture that can be read
 LOWER_BOUND = 1.96  # standard errors: what the rank counts of a fold change is below it in 1 case of 40
 
 
@@ -238,14 +241,14 @@ def _nearest(statistics: SufficientStatistics, basis: Basis, components: Compone
     return found.argmax(1)
 
 
-def marker_table(markers: Markers, gene_names: np.ndarray) -> pd.DataFrame:
-    """All components and genes, one a row, the best marker of each component first.
+def marker_table(markers: Markers, gene_names: np.ndarray, most: int | None = None) -> pd.DataFrame:
+    """All components, and all genes or the ``most`` best, one a row, the best marker of each component first.
 
     ``ln_`` and ``log2_`` name the logarithm, ``_se`` is a standard error, ``share`` is of cells with a count,
     ``rest`` all other components and ``nearest`` the one that the column of this name holds; ``log_mean`` is
     the natural logarithm of the mean per unit of size factor.
     """
-    order = torch.argsort(-markers.score, dim=1, stable=True)  # (K, genes)
+    order = torch.argsort(-markers.score, dim=1, stable=True)[:, :most]  # (K, genes)
     n_components, n_genes = order.shape
 
     def sorted_rows(values: Tensor) -> np.ndarray:
@@ -276,6 +279,28 @@ def marker_table(markers: Markers, gene_names: np.ndarray) -> pd.DataFrame:
             f"lfsr_{name}": sorted_rows(contrast.false_sign_rate),
         }
     return pd.DataFrame(columns)
+
+
+def top_markers(table: pd.DataFrame, n_genes: int | None, groups: Sequence[str]) -> pd.DataFrame:
+    """The first markers of each group in their order, without genes that an earlier group has.
+
+    Args:
+        table: with "component", "rank" and "gene", see ``marker_table``.
+        n_genes: of each group; None for as many as can be read, 2 to 5.
+        groups: names, as they are in "component" as text.
+
+    Raises:
+        InputError: not one gene is asked for.
+    """
+    if n_genes is None:
+        n_genes = int(np.clip(MARKERS_SHOWN // max(len(groups), 1), 2, 5))
+    if isinstance(n_genes, bool) or not isinstance(n_genes, int | np.integer) or n_genes < 1:
+        raise InputError(f"n_genes={n_genes!r}: must be a whole number, 1 or more")
+    component = table["component"].astype(str)
+    order = component.map({name: place for place, name in enumerate(groups)})
+    best = table[order.notna() & (table["rank"] <= n_genes)]
+    best = best.assign(_place=order[best.index]).sort_values(["_place", "rank"], kind="stable")
+    return best.drop_duplicates("gene").drop(columns="_place").reset_index(drop=True)
 
 
 class PoissonComparison(NamedTuple):

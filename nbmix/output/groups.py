@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
-from nbmix.core.joins import Join, JoinTree, PairSeparation, group_probabilities
+from nbmix.core.joins import Group, Join, JoinTree, PairSeparation, group_probabilities
 from nbmix.errors import InputError
 
 
@@ -112,7 +113,7 @@ def regroup(
     added = key_added or f"{key}_groups"
     if added in (key, f"{key}_components"):
         raise InputError(f"key_added={added}: is what the fit itself has written; choose another name")
-    own = [_members(group) for group in fit["groups"].values()]
+    own = [members(group) for group in fit["groups"].values()]
     cuts = [[tuple(group) for group in cut] for cut in json.loads(fit["cuts"])]
     number: Any = n_groups
     if n_groups == "auto":
@@ -141,9 +142,68 @@ def regroup(
     return adata if copy else None
 
 
-def _members(name: str) -> tuple[int, ...]:
+def members(name: str) -> tuple[int, ...]:
     """The components of a group by its name, as in 0+3."""
     return tuple(int(component) for component in name.split("+"))
+
+
+class Partition(NamedTuple):
+    """Groups that components are joined to.
+
+    Attributes:
+        name: of the column of obs.
+        labels: of the groups.
+        groups: the components of each.
+    """
+
+    name: str
+    labels: list[str]
+    groups: tuple[Group, ...]
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The components of each group, as in 0+3, by its label."""
+        return {label: group_name(group) for label, group in zip(self.labels, self.groups, strict=True)}
+
+
+def partitions_in(adata: ad.AnnData, key: str) -> list[Partition]:
+    """The groups of a fit, and those that ``regroup`` has made of them.
+
+    The latter are what says the same of the cells as the components of this fit.
+
+    Raises:
+        InputError: the groups of the fit are not those of its components.
+    """
+    fit = adata.uns[key]
+    own = _partition(adata, key, fit.get("groups"))
+    if own is None:
+        raise InputError(f"adata: uns[{key!r}]['groups'] is no list of components; run nbmix.cluster again")
+    found, components = [own], sorted(c for group in own.groups for c in group)
+    q = adata.obsm.get(f"X_{key}_components")
+    for name in adata.uns if q is not None else ():
+        other = None if name == key or name not in adata.obs else _partition(adata, name, adata.uns[name])
+        if other is None or sorted(c for group in other.groups for c in group) != components:
+            continue
+        said = np.array(other.labels)[group_probabilities(np.asarray(q), other.groups).argmax(1)]
+        if np.array_equal(said, adata.obs[name].astype(str)):
+            found.append(other)
+    return found
+
+
+def _partition(adata: ad.AnnData, name: str, named: Any) -> Partition | None:
+    """By the components of each label; in the order of the categories, or of their numbers."""
+    is_one = isinstance(named, Mapping) and all(
+        isinstance(group, str) and re.fullmatch(r"\d+(\+\d+)*", group) for group in named.values()
+    )
+    if not is_one:
+        return None
+    column = adata.obs.get(name)
+    order = [str(c) for c in column.cat.categories] if isinstance(column.dtype, pd.CategoricalDtype) else []
+    if set(order) != set(named):  # a label that no cell has is lost where cells are picked
+        order = sorted(
+            named, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label)
+        )
+    return Partition(name, order, tuple(members(named[label]) for label in order))
 
 
 def kept_labels(groups: np.ndarray, earlier: np.ndarray, n_groups: int, n_earlier: int) -> list[int]:

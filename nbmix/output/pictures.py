@@ -2,13 +2,14 @@
 
 ``evaluation.pictures`` names them, in the order of the report. A new one is a function of this kind in any
 module: its name is that of the file in figures/, the first line of its docstring the title in the report,
-the rest the caption.
+the rest the caption. Its attribute ``section`` says under which head of the report it stands, if not groups.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,12 +19,15 @@ from nbmix.core.folds import by_origin
 from nbmix.core.joins import group_log_joint
 from nbmix.core.likelihood import component_log_likelihood
 from nbmix.data.counts import some_rows
+from nbmix.errors import InputError
 from nbmix.evaluation import plots
 from nbmix.evaluation.calibration import reliability as reliability_bins
-from nbmix.evaluation.markers import Markers, compare_with_poisson
+from nbmix.evaluation.markers import Markers, compare_with_poisson, top_markers
 from nbmix.evaluation.metrics import match_cells, overlap_table
+from nbmix.evaluation.plots.interactive import InteractiveCells, interactive_cells
 from nbmix.output.batches import batches_table
-from nbmix.output.results import Results, loaded
+from nbmix.output.report import TOP_MARKERS, Section
+from nbmix.output.results import Results, loaded, named_markers
 
 MOST_BATCHES_SHOWN = 40  # rows that can be read
 
@@ -33,17 +37,42 @@ class Draw(Protocol):
 
     __name__: str
 
-    def __call__(self, results: Results, /) -> Figure | None: ...
+    def __call__(self, results: Results, /) -> Figure | InteractiveCells | None: ...
+
+
+Drawing = TypeVar("Drawing", bound=Draw)
+
+
+def under(section: Section) -> Callable[[Drawing], Drawing]:
+    """Say under which head of the report a picture stands."""
+
+    def mark(draw: Drawing) -> Drawing:
+        draw.section = section  # type: ignore[attr-defined]  # which functions may have
+        return draw
+
+    return mark
 
 
 def title_and_caption(draw: Draw) -> tuple[str, str]:
     """What its docstring says; its name where there is none.
 
     >>> title_and_caption(component_sizes)
-    ('Group sizes', 'Cells assigned to each group, and how surely.')
+    ('Group sizes', 'Cells assigned to each group; in brackets the mean probability of their group.')
     """
     title, _, caption = (inspect.getdoc(draw) or draw.__name__).partition("\n")
     return title.rstrip("."), " ".join(caption.split())
+
+
+def section_of(draw: Draw) -> Section:
+    """Under which head of the report a picture stands: its attribute ``section``, else "groups".
+
+    Raises:
+        InputError: there is no such head.
+    """
+    section: Section = getattr(draw, "section", "groups")
+    if section not in get_args(Section):
+        raise InputError(f"section={section!r}: must be one of {', '.join(get_args(Section))}")
+    return section
 
 
 def n_components(results: Results) -> Figure | None:
@@ -85,11 +114,17 @@ def separations(results: Results) -> Figure | None:
     pairs = results.separations
     if pairs is None or not len(pairs):
         return None
+    shown = np.unique(results.assignments)
+    pairs = pairs[pairs["first"].isin(shown) & pairs["second"].isin(shown)]
+    if not len(pairs):
+        return None
+    first, second = (np.searchsorted(shown, pairs[side]) for side in ("first", "second"))
     return plots.separation_matrix(
-        len(results.groups), pairs["first"], pairs["second"], pairs["separation"], pairs["gap"]
+        len(shown), first, second, pairs["separation"], pairs["gap"], shown.tolist()
     )
 
 
+@under("diagnostics")
 def objective_trace(results: Results) -> Figure | None:
     """Objective.
 
@@ -107,11 +142,24 @@ def objective_trace(results: Results) -> Figure | None:
 def component_sizes(results: Results) -> Figure:
     """Group sizes.
 
-    Cells assigned to each group, and how surely.
+    Cells assigned to each group; in brackets the mean probability of their group.
     """
     return plots.component_sizes(results.responsibilities)
 
 
+@under("cells")
+def interactive_embedding(results: Results) -> InteractiveCells:
+    """Cells, one by one.
+
+    Point at a cell, or tap it, for its name, group, probability and second-best group. Click a group to hide
+    it. Cells are placed by their counts alone.
+    """
+    place, some = results.embedding, results.shown_cells
+    posterior = results.responsibilities[results.shown_rows]
+    return interactive_cells(place.name, place.coordinates, posterior, some.cell_names, some.labels)
+
+
+@under("cells")
 def posterior_embedding(results: Results) -> Figure:
     """Cells.
 
@@ -120,6 +168,40 @@ def posterior_embedding(results: Results) -> Figure:
     place = results.embedding
     posterior = results.responsibilities[results.shown_rows]
     return plots.posterior_on_embedding(place.name, place.coordinates, posterior, results.shown_cells.labels)
+
+
+@under("cells")
+def certainty_embedding(results: Results) -> Figure:
+    """Certainty.
+
+    The same cells; the darker one is, the less probable is its group. Cells between two groups are dark.
+    """
+    place = results.embedding
+    return plots.certainty_on_embedding(
+        place.name, place.coordinates, results.responsibilities[results.shown_rows]
+    )
+
+
+@under("markers")
+def marker_dots(results: Results) -> Figure:
+    """Markers over groups.
+
+    The best markers of each group, by rows, in every group. A dot is as large as the share of the group's
+    cells with a count; it is dark where the gene's mean is near that of the group where it is highest. The
+    group that a gene is a marker of is framed.
+    """
+    table = named_markers(results, TOP_MARKERS)
+    shown = np.unique(results.assignments)
+    best = top_markers(table, None, [str(k) for k in shown])
+    genes = {name: j for j, name in enumerate(results.data.data.gene_names)}
+    rows = np.array([genes[name] for name in best["gene"]])
+    log_mean, share = (
+        t.numpy()[np.ix_(shown, rows)].T for t in (results.profiles.log_mean, results.markers.share)
+    )
+    names = best["symbol" if "symbol" in best else "gene"]
+    return plots.marker_dots(
+        names.tolist(), np.searchsorted(shown, best["component"]), log_mean, share, shown.tolist()
+    )
 
 
 def component_label_table(results: Results) -> Figure | None:
@@ -155,6 +237,7 @@ def component_label_correlation(results: Results) -> Figure | None:
     return None if labels is None else plots.component_label_correlation(labels, results.responsibilities)
 
 
+@under("diagnostics")
 def posterior_histogram(results: Results) -> Figure:
     """Largest posterior.
 
@@ -164,12 +247,13 @@ def posterior_histogram(results: Results) -> Figure:
     return plots.posterior_histogram(results.responsibilities)
 
 
+@under("diagnostics")
 def reliability(results: Results) -> Figure | None:
     """Reliability.
 
     Share of cells assigned to the group that matches their label, against the probability of their
-    assignment; on the diagonal probabilities are what they say. Tempering takes off what genes add that rise
-    and fall together; it cannot mend groups that are none of the labels.
+    assignment; on the diagonal probabilities are what they say. Bars are 95% intervals. Tempering takes off
+    what genes add that rise and fall together; it cannot mend groups that are none of the labels.
     """
     labels, q = results.data.data.labels, results.responsibilities
     if labels is None:
@@ -181,6 +265,7 @@ def reliability(results: Results) -> Figure | None:
     return plots.reliability_diagram(curves)
 
 
+@under("diagnostics")
 def log_likelihood_margins(results: Results) -> Figure:
     """Margins.
 
@@ -202,14 +287,16 @@ def log_likelihood_margins(results: Results) -> Figure:
     return plots.log_likelihood_margins(joint - of_groups, results.assignments[rows])
 
 
+@under("diagnostics")
 def log_mean_differences(results: Results) -> Figure:
     """Differences in expression.
 
     ln mu of every gene in a group minus its mean over the others, sorted.
     """
-    return plots.log_mean_differences(results.profiles.log_mean.numpy())
+    return plots.log_mean_differences(results.profiles.log_mean.numpy(), shown=np.unique(results.assignments))
 
 
+@under("diagnostics")
 def marker_gene(results: Results) -> Figure:
     """A marker gene.
 
@@ -240,6 +327,7 @@ def _telling_gene(markers: Markers) -> int:
     return int(best[sure[torch.arange(len(best)), best].argmax()])
 
 
+@under("diagnostics")
 def poisson_comparison(results: Results) -> Figure:
     """Poisson and negative binomial.
 
@@ -247,4 +335,6 @@ def poisson_comparison(results: Results) -> Figure:
     the cells by more than counting does.
     """
     both = compare_with_poisson(results.statistics, results.basis, results.total_size)
-    return plots.poisson_against_negative_binomial(both.poisson.numpy(), both.negative_binomial.numpy())
+    return plots.poisson_against_negative_binomial(
+        both.poisson.numpy(), both.negative_binomial.numpy(), shown=np.unique(results.assignments)
+    )

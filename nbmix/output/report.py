@@ -11,12 +11,13 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nbmix.evaluation.plots.interactive import InteractiveCells, bokeh_script
 from nbmix.evaluation.plots.style import DPI
 from nbmix.output.results import Results
 
@@ -29,23 +30,45 @@ PIXELS_AN_INCH = 80  # of a figure
 SMALLEST_SHOWN = 1e-4  # below it a rate is "< 0.0001"
 
 
+LEAST_SCALE = 0.75  # to which a picture shrinks on a small screen; a wider one is scrolled
+
+Section = Literal["cells", "markers", "groups", "diagnostics"]
+
+
 class Picture(NamedTuple):
-    """A figure as PNG bytes, with what is said above and below it."""
+    """A figure as PNG bytes, or cells that the browser draws, with what is said above and below it.
+
+    Attributes:
+        title, caption, content: see above.
+        section: under which head it stands.
+    """
 
     title: str
     caption: str
-    png: bytes
+    content: bytes | InteractiveCells
+    section: Section = "groups"
+
+    @property
+    def is_interactive(self) -> bool:
+        return isinstance(self.content, InteractiveCells)
 
     @property
     def source(self) -> str:
-        """As a data URI."""
-        return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
+        """Of a figure, as a data URI."""
+        assert isinstance(self.content, bytes)
+        return f"data:image/png;base64,{base64.b64encode(self.content).decode('ascii')}"
 
     @property
     def width(self) -> int:
         """On the page, in CSS pixels: letters are of one size in all pictures, and two fit in a row."""
-        pixels, _ = struct.unpack(">II", self.png[16:24])
+        assert isinstance(self.content, bytes)
+        pixels, _ = struct.unpack(">II", self.content[16:24])
         return pixels * PIXELS_AN_INCH // DPI
+
+    @property
+    def least_width(self) -> int:
+        """Below which it is scrolled, as letters would be too small."""
+        return int(LEAST_SCALE * self.width)
 
 
 class GroupLine(NamedTuple):
@@ -53,9 +76,9 @@ class GroupLine(NamedTuple):
 
     Attributes:
         number: its index.
-        n_cells: assigned to it.
+        n_cells: assigned to it, at least one.
         share: of all cells.
-        certainty: mean of its cells' largest posterior; None without cells.
+        certainty: mean of its cells' largest posterior.
         label: most frequent known label and its share of the group's cells; None without labels.
         nearest: the group that would explain its cells next best; None where there is no other.
         markers: names of its best marker genes.
@@ -64,27 +87,27 @@ class GroupLine(NamedTuple):
     number: int
     n_cells: int
     share: float
-    certainty: float | None
+    certainty: float
     label: tuple[str, float] | None
     nearest: int | None
     markers: Sequence[str]
 
 
 def group_lines(results: Results, table: pd.DataFrame) -> list[GroupLine]:
-    """Size, certainty, label, neighbour and best markers of every group."""
+    """Size, certainty, label, neighbour and best markers of every group with cells."""
     q, own, labels = results.responsibilities, results.assignments, results.data.data.labels
-    n_cells, n_groups = q.shape
+    n_cells = len(q)
     best = (
         table[table["rank"] <= NAMED_MARKERS]
         .groupby("component")["symbol" if "symbol" in table else "gene"]
         .apply(list)
     )
     lines = []
-    for k in range(n_groups):
+    for k in np.unique(own).tolist():
         members = own == k
         size = int(members.sum())
         label = None
-        if labels is not None and size:
+        if labels is not None:
             names, counted = np.unique(labels[members], return_counts=True)
             label = (str(names[counted.argmax()]), float(counted.max() / size))
         nearest = int(results.markers.nearest[k])
@@ -93,10 +116,10 @@ def group_lines(results: Results, table: pd.DataFrame) -> list[GroupLine]:
                 k,
                 size,
                 size / n_cells,
-                float(q[members].max(1).mean()) if size else None,
+                float(q[members].max(1).mean()),
                 label,
                 nearest if nearest >= 0 else None,
-                best.get(k, []),  # of a group without cells
+                best[k],
             )
         )
     return lines
@@ -109,11 +132,12 @@ class Report:
     Attributes:
         metrics: content of metrics.json.
         groups: one line each.
-        pictures: in their order.
+        pictures: in their order under each head.
         markers: rows of ``nbmix.evaluation.markers.marker_table``.
         n_genes: of the data, to say how many the table leaves out.
         provenance: nested settings and versions.
         number: what speaks for the number of groups.
+        n_shown: cells in pictures of cells, fewer than there are where they were chosen at random.
         batches: what is to be said of groups and the batches that cells come from.
     """
 
@@ -125,6 +149,7 @@ class Report:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     number: str = ""
     batches: Sequence[str] = ()
+    n_shown: int | None = None
 
     def render(self) -> str:
         """The whole page."""
@@ -136,6 +161,8 @@ class Report:
         ]
         return TEMPLATE.render(
             report=self,
+            heads={picture.section for picture in self.pictures},
+            library=bokeh_script() if any(picture.is_interactive for picture in self.pictures) else "",
             highlights=[(name, shown(self.metrics[key])) for key, name in HIGHLIGHTS if key in self.metrics],
             metrics=[(key, shown(value)) for key, value in self.metrics.items()],
             columns=columns,
@@ -225,10 +252,12 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield f"{prefix}{name}", "null" if value is None else str(value)
 
 
-TEMPLATE = Environment(
+_ENVIRONMENT = Environment(
     loader=PackageLoader("nbmix", "output"),
     autoescape=True,  # whatever the file is called
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-).get_template("report.html.jinja")
+)
+_ENVIRONMENT.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh's parts refer to those before them
+TEMPLATE = _ENVIRONMENT.get_template("report.html.jinja")

@@ -41,6 +41,7 @@ class Results:
         data, model, cells: see above.
         provenance: nested settings and versions, plain values.
         max_umap_cells: above so many cells ``embedding`` is a PCA.
+        arguments: of ``nbmix.NBMixture``, plain values, that new cells are read by, such as ``layer``.
     """
 
     data: CountsDataModule
@@ -48,6 +49,7 @@ class Results:
     cells: Prediction
     provenance: dict[str, Any] = field(default_factory=dict)
     max_umap_cells: int = MOST_UMAP_CELLS
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -216,10 +218,10 @@ def _learned_prior(model: MixtureModule) -> GenePrior | None:
     return None if prior is None else GenePrior(*(t.cpu() for t in prior))
 
 
-def named_markers(results: Results) -> pd.DataFrame:
+def named_markers(results: Results, most: int | None = None) -> pd.DataFrame:
     """``marker_table`` of all groups with cells, with symbols beside the names where there are any."""
     data = results.data.data
-    table = marker_table(results.markers, data.gene_names)
+    table = marker_table(results.markers, data.gene_names, most)
     table = table[table["component"].isin(np.unique(results.assignments))].reset_index(drop=True)
     if data.gene_symbols is not None:
         symbols = dict(zip(data.gene_names, data.gene_symbols, strict=True))

@@ -18,17 +18,22 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nbmix.core.memory import give_back
+from nbmix.data.source import LIGHT, SourceFile
 from nbmix.data.whole_file import whole_file, why_unwritable
 from nbmix.errors import in_one_line
+from nbmix.evaluation.plots.interactive import InteractiveCells
 from nbmix.evaluation.plots.style import DPI
-from nbmix.output.annotate import own_result
+from nbmix.output.annotate import add_aliases, annotate_file, fields_of
 from nbmix.output.batches import batch_lines, batches_table
 from nbmix.output.groups import how_many, joins_table
-from nbmix.output.pictures import Draw, title_and_caption
+from nbmix.output.pictures import Draw, section_of, title_and_caption
 from nbmix.output.report import TOP_MARKERS, Picture, Report, group_lines
 from nbmix.output.results import Results, named_markers
+from nbmix.progress import say
 
 log = logging.getLogger(__name__)
+
+DRAWING = "drawing"  # a phase
 
 
 def write_outcome(
@@ -65,7 +70,7 @@ def write_outcome(
     if of_batches is not None:
         with whole_file(folder / "batches.csv") as part:
             of_batches.to_csv(part)
-    write_result(results, folder / "result.h5ad")
+    write_result(results, folder / "result.h5ad", embed=bool(pictures))  # they are drawn on it
     give_back()
     table = pd.DataFrame({"component": [], "rank": [], "gene": []})
     with sparing(folder / "markers.csv"):
@@ -73,6 +78,7 @@ def write_outcome(
         give_back()
         write_markers(table, folder / "markers.csv")
     shown = write_pictures(results, pictures, folder / "figures", loggers)
+    say("writing the report")
     with sparing(folder / "report.html"):
         write_report(results, metrics, table, shown, folder / "report.html")
     write_json(folder / "metrics.json", metrics)  # the last: where it is, all is there
@@ -95,64 +101,95 @@ def sparing(file: Path, what: str | None = None, *, keep: bool = False) -> Itera
         log.warning("%s is left out: %s", what or file.name, in_one_line(error))
 
 
-def write_result(results: Results, path: Path) -> None:
-    """result.h5ad: counts, what ``add_fields`` says, and what else the input holds.
+def write_result(results: Results, path: Path, *, embed: bool = False) -> None:
+    """result.h5ad: the file that the cells were read from, with what ``annotate`` says of them.
 
-    Passed on are obs, var, obsm, varm, and what uns holds outside groups. Names that begin with "nbmix", and
-    "X_nbmix", are nbmix's own; labels become obs["cell_type"] where the input has no such column.
+    Of cells that come from elsewhere, or from a file that has changed since, counts that are in memory, obs
+    and var are written, and known labels as obs["cell_type"] where there is no such column.
 
-    Counts that stayed in their file are not written again.
+    Args:
+        results: what it is of.
+        path: of the file.
+        embed: write the embedding, too.
     """
     data = results.data.data
-    own = own_result(results)
+    source = data.source
     with whole_file(path) as part:
+        if source is not None:
+            try:
+                _write_beside_theirs(results, source, part, embed)
+                return
+            except Exception as error:  # a fit must not be lost to what else a file holds
+                if why_unwritable(error) is not None:
+                    raise
+                reason = in_one_line(error)
+                log.warning("%s: goes without what else %s holds (%s)", path.name, source.path, reason)
+        own = _own_result(results, embed)
         try:
             _write_h5ad(own if data.annotations is None else _merged(own, data.annotations), part)
-        except Exception as error:  # a fit must not be lost to fields that it has not used
+        except Exception as error:
             if data.annotations is None or why_unwritable(error) is not None:
                 raise
             log.warning("%s: goes without some of the input's fields (%s)", path, in_one_line(error))
             _write_h5ad(_merged(own, _writable(data.annotations)), part)
 
 
+def _write_beside_theirs(results: Results, source: SourceFile, part: Path, embed: bool) -> None:
+    if not source.is_unchanged:
+        raise RuntimeError("the file has changed since it was read")
+    say("copying the file")
+    source.copy_to(part)
+    with h5py.File(part, "r+") as file:
+        annotate_file(file, "nbmix", results, embed=embed)
+
+
+def _own_result(results: Results, embed: bool) -> ad.AnnData:
+    """Counts that are in memory, what nbmix says of cells and genes, and known labels."""
+    data = results.data.data
+    own = fields_of(results, "nbmix", data.gene_names, np.arange(data.n_genes), embed=embed)
+    own.obs_names, own.var_names = data.cell_names, data.gene_names
+    add_aliases(own.obsm, own.uns, "nbmix")
+    own.X = None if data.is_backed else data.counts
+    if data.labels is not None:
+        names, codes = np.unique(data.labels, return_inverse=True)
+        own.obs["cell_type"] = pd.Categorical.from_codes(codes, names)
+    return own
+
+
 def _writable(given: ad.AnnData) -> ad.AnnData:
-    """Those columns and entries that anndata can write."""
+    """Those columns that anndata can write."""
     with h5py.File("trial", "w", driver="core", backing_store=False) as file:
 
-        def can_write(name: Any, value: Any) -> bool:
+        def can_write(table: pd.DataFrame) -> bool:
             try:
-                write_elem(file, "trial", {name: value})
+                write_elem(file, "trial", table)
             except Exception:  # h5py and anndata raise all kinds
                 return False
             return True
 
-        obs, var = (
-            table[[c for c in table if can_write("x", table[[c]])]] for table in (given.obs, given.var)
-        )
-        maps = {"obsm": given.obsm, "varm": given.varm, "uns": given.uns}
-        others = {name: {k: v for k, v in m.items() if can_write(k, v)} for name, m in maps.items()}
-    return ad.AnnData(obs=obs, var=var, **others)
+        obs, var = (table[[c for c in table if can_write(table[[c]])]] for table in (given.obs, given.var))
+    return ad.AnnData(obs=obs, var=var)
 
 
 def _merged(own: ad.AnnData, given: ad.AnnData) -> ad.AnnData:
     """What nbmix says of cells and genes, and what the input says where it does not collide."""
     theirs = ["cell_type"] if "cell_type" in given.obs and "cell_type" in own.obs else []
-    obs = given.obs.set_axis(own.obs_names).filter(regex="^(?!nbmix)")  # of an earlier result
+    obs = given.obs.set_axis(own.obs_names)
     return ad.AnnData(
         own.X,
         obs=obs.assign(**own.obs.drop(columns=theirs)),
         var=given.var.set_axis(own.var_names),
-        obsm={**given.obsm, **own.obsm},
-        varm={**given.varm, **own.varm},
-        uns={**given.uns, **own.uns},
+        obsm=dict(own.obsm),
+        varm=dict(own.varm),
+        uns=dict(own.uns),
     )
 
 
 def _write_h5ad(adata: ad.AnnData, path: Path) -> None:
+    say("writing result.h5ad")
     logging.getLogger("anndata").setLevel(logging.WARNING)  # it would name every column of strings
     with ad.settings.override(allow_write_nullable_strings=True):
-        # level 1: the counts of 100,000 cells take seconds, not a minute
-        adata.write_h5ad(path, compression="gzip", compression_opts=1)
+        adata.write_h5ad(path, **LIGHT)
 
 
 def write_markers(table: pd.DataFrame, path: Path) -> None:
@@ -173,7 +210,8 @@ def write_report(
     of_batches = batch_lines(results)
     for line in of_batches:
         log.warning("%s", line)
-    page = Report(metrics, lines, pictures, top, n_genes, made_by, number, of_batches).render()
+    n_shown = results.shown_rows.size
+    page = Report(metrics, lines, pictures, top, n_genes, made_by, number, of_batches, n_shown).render()
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8")
 
@@ -183,21 +221,28 @@ def write_pictures(
 ) -> list[Picture]:
     """Draw those of the pictures that there are as PNG files, NAME.png, and hand them to the loggers.
 
-    One that fails is left out with a warning.
+    One that the browser draws has no file. One that fails is left out with a warning.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
-    for draw in pictures:
+    for number, draw in enumerate(pictures):
         name = draw.__name__
+        say(DRAWING, number, len(pictures), state=name)
         file = folder / f"{name}.png"
         with sparing(file, f"picture {name}"):
             figure = draw(results)
             if figure is None:
                 continue
-            with whole_file(file) as part:
-                figure.savefig(part, dpi=DPI, format="png")
-            _log_figure(name, figure, file, loggers)
-            shown.append(Picture(*title_and_caption(draw), file.read_bytes()))
+            content: bytes | InteractiveCells
+            if isinstance(figure, Figure):
+                with whole_file(file) as part:
+                    figure.savefig(part, dpi=DPI, format="png")
+                _log_figure(name, figure, file, loggers)
+                content = file.read_bytes()
+            else:
+                content = figure
+            shown.append(Picture(*title_and_caption(draw), content, section_of(draw)))
+    say(DRAWING, len(pictures), len(pictures), has_ended=True)
     return shown
 
 

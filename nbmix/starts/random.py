@@ -15,6 +15,7 @@ from nbmix.core.em_loop import StoppingRule, run_em
 from nbmix.core.m_step import NewtonMStep
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
+from nbmix.progress import say
 from nbmix.starts.base import StartState, choose_cells, new_mixture, prepare, random_responsibilities
 from nbmix.starts.search import (
     CELLS_A_COMPONENT,
@@ -164,6 +165,7 @@ class RandomStart:
         """
         if search.cells.n_cells == data.n_cells:
             return StartState(q)
+        say("taking the start to all genes")
         folds = min(self.folds, max(2, search.cells.n_cells))
         settings = replace(settings, folds=folds, pseudo_cells="auto", m_step=NewtonMStep())
         found = _iterate(search.cells, settings, StartState(q), generator)

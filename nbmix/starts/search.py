@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,10 +29,13 @@ from nbmix.core.m_step import NewtonMStep
 from nbmix.core.nodes import SizeFactorNodes
 from nbmix.data.counts import CountData
 from nbmix.data.pca import log_pca
+from nbmix.progress import Count
 from nbmix.starts.additive import k_means, origin_shifts
 from nbmix.starts.base import one_hot, prepare, random_responsibilities
 
 log = logging.getLogger(__name__)
+
+SEARCHING = "searching for a start"  # a phase
 
 N_PCS = 20  # that k-means sees
 
@@ -59,6 +62,10 @@ NOISE = 3.0  # standard errors: a smaller gain in log likelihood is none
 SEARCH_TOLERANCE = 1e-2  # nats of a gene, in the M steps
 
 SEARCH_NODE_TOLERANCE = 1e-3  # relative, of the interpolation in ln s of the zeros
+
+
+def uncounted() -> None:
+    """What is called after a step that nobody counts."""
 
 
 class SearchRun(NamedTuple):
@@ -163,11 +170,16 @@ class Search:
         Successive halving (Jamieson & Talwalkar 2016), by the cross-fitted log likelihood. Components beyond
         ``n_components`` are taken away; the best run is finished with LAST_ITERATIONS.
         """
+        n_going_on = math.ceil(len(begins) * going_on)
+        n_removals = sum(q.shape[1] - n_components for q in begins) / max(1, len(begins)) * n_going_on
+        count = Count(SEARCHING, len(begins) + n_removals + 1)
         # side by side: much of a run is too small to be shared out over threads
-        begun = side_by_side(lambda number: self.run(begins[number], FIRST_ITERATIONS), len(begins))
-        gone_on = sorted(begun, key=lambda run: -run.score)[: math.ceil(len(begins) * going_on)]
+        begun = side_by_side(lambda number: self.run(begins[number], FIRST_ITERATIONS, count), len(begins))
+        gone_on = sorted(begun, key=lambda run: -run.score)[:n_going_on]
         runs = side_by_side(
-            lambda number: self.without_least_missed(gone_on[number], n_components, ITERATIONS_A_REMOVAL),
+            lambda number: self.without_least_missed(
+                gone_on[number], n_components, ITERATIONS_A_REMOVAL, count
+            ),
             len(gone_on),
         )
         best = self.go_on(max(runs, key=lambda run: run.score), LAST_ITERATIONS)
@@ -187,30 +199,40 @@ class Search:
         of each K the better one is given.
         """
         found: dict[int, Tensor] = {}
+        count = Count(SEARCHING, 2 * most)
         for begin in (self.by_k_means, self.at_random):
-            run = self.run(begin(most, generator), FIRST_ITERATIONS)
+            run = self.run(begin(most, generator), FIRST_ITERATIONS, count)
             for n_components in range(most, 0, -1):
-                run = self.without_least_missed(run, n_components, ITERATIONS_A_STEP)
+                run = self.without_least_missed(run, n_components, ITERATIONS_A_STEP, count)
                 if n_components not in found or run.score > total_log_likelihood(found[n_components]):
                     found[n_components] = run.component_joint
         return found
 
-    def run(self, q: Tensor, iterations: int) -> SearchRun:
-        """EM from responsibilities (cells, K)."""
-        return self._begin(self._model(q.shape[1]), q, iterations)
+    def run(self, q: Tensor, iterations: int, count: Callable[[], None] = uncounted) -> SearchRun:
+        """EM from responsibilities (cells, K); ``count`` is called at its end."""
+        run = self._begin(self._model(q.shape[1]), q, iterations)
+        count()
+        return run
 
-    def without_least_missed(self, run: SearchRun, n_components: int, iterations: int) -> SearchRun:
+    def without_least_missed(
+        self,
+        run: SearchRun,
+        n_components: int,
+        iterations: int,
+        count: Callable[[], None] = uncounted,
+    ) -> SearchRun:
         """Take the component away that is missed least, until so many are left.
 
         Those without which the log likelihood falls least as the others stand are tried; what counts is the
         log likelihood after an iteration, when means and axes have followed. There are ``iterations`` of EM
-        after each.
+        after each, and a call of ``count``.
         """
         while run.joint.shape[1] > n_components:
             losses = losses_without(run.component_joint)
             candidates = [k for k in np.argsort(losses)[:CANDIDATES] if losses[k] <= NEARLY * losses.min()]
             tried = [self.without(run, int(k)) for k in candidates]
             run = self.go_on(max(tried, key=lambda run: run.score), iterations - 1)
+            count()
         return run
 
     def without(self, run: SearchRun, k: int) -> SearchRun:

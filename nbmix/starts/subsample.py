@@ -12,6 +12,7 @@ from nbmix.core.em_loop import run_em
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
+from nbmix.progress import say
 from nbmix.starts.base import (
     Start,
     StartState,
@@ -59,6 +60,7 @@ class SubsampleStart:
         settings = replace(settings, n_components=begin.n_components)
         basis, batches = prepare(seen, settings.folds, generator, dtype=settings.torch_dtype)
         mixture = new_mixture(seen, settings, basis, begin)
+        say("fitting a subsample")
         run_em(mixture, batches, responsibilities=begin.responsibilities, max_iterations=self.iterations)
         return StartState.of(mixture, batches)
 

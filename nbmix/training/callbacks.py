@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +11,6 @@ from typing import Annotated, Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.nn.functional import one_hot
 
 from nbmix.core.batch import CellBatch
@@ -21,8 +18,11 @@ from nbmix.core.declared import Setting
 from nbmix.data.module import CountsDataModule
 from nbmix.data.whole_file import commit, part_of
 from nbmix.evaluation.metrics import SMALLEST_PROBABILITY, LabelTables
+from nbmix.progress import say
 
 log = logging.getLogger(__name__)
+
+FITTING = "fit"  # a phase
 
 _SHOWN = {
     "objective": ("objective", "{:.3f}"),
@@ -113,45 +113,32 @@ class LastCheckpoint(Checkpoint):
 
 
 class FitProgress(pl.Callback):
-    """One line: iteration, objective and held-out log likelihood per cell, share of cells that moved.
-
-    Where the output is no terminal, the last state is printed once.
-    """
+    """Says where the fit stands: epochs, objective and held-out log likelihood per cell, cells that moved."""
 
     def __init__(self) -> None:
-        self._bar: Progress | None = None
+        self._state = ""  # after the last epoch
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[state]}"),
-            console=Console(stderr=True, width=None if sys.stderr.isatty() else 120),
-        )
-        self._task = self._bar.add_task("fit", total=trainer.max_epochs, state="")
-        self._bar.start()
+        say(FITTING, trainer.current_epoch, trainer.max_epochs)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: CellBatch, batch_idx: int
+    ) -> None:
+        done = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+        say(FITTING, done, trainer.max_epochs, state=self._state)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self._bar is None:
-            return
         known = trainer.callback_metrics
-        state = " ".join(f"{n} {f.format(float(known[k]))}" for k, (n, f) in _SHOWN.items() if k in known)
-        self._bar.update(self._task, completed=trainer.current_epoch + 1, state=state)
+        shown = (f"{n} {f.format(float(known[k]))}" for k, (n, f) in _SHOWN.items() if k in known)
+        self._state = " ".join(shown)
+        say(FITTING, trainer.current_epoch + 1, trainer.max_epochs, state=self._state)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._close()
-
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        converged, done = getattr(module, "converged", None), getattr(module, "n_iterations", 0)
+        unit = "epochs" if converged is None else "iterations"
+        ended = {True: "converged after", False: "not converged after", None: "ended after"}[converged]
+        state = f"{ended} {done} {unit}; {self._state}".rstrip("; ")
+        say(FITTING, done, trainer.max_epochs, state=state, has_ended=True)
 
 
 class LabelScores(pl.Callback):

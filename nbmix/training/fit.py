@@ -20,10 +20,11 @@ from nbmix.data.origins import check_origins
 from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.models.restore import check_resumable
+from nbmix.progress import say
 from nbmix.starts.base import Start, check_components, finds_components, n_brought
 from nbmix.starts.choice import Choice, Range, choose_n_components, too_few_cells
 from nbmix.starts.random import RandomStart
-from nbmix.starts.search import CELLS_A_COMPONENT
+from nbmix.starts.search import CELLS_A_COMPONENT, SEARCHING
 from nbmix.training.joining import join_components
 from nbmix.training.predict import predict
 
@@ -123,11 +124,13 @@ def fit(
         InputError: data or settings that do not fit together, or a checkpoint that is not of this fit.
     """
     allowed = Range.parse(spec.setting("n_components"))
+    say("reading cells")
     data.setup()
     check_origins(data.data)
     spec.kind.check_origins(data.data.origin_names)
     checkpoint = None if ckpt_path is None else load_checkpoint(ckpt_path)
     cells, generator = data.training_data, np.random.default_rng(seed)
+    say(SEARCHING)
     if checkpoint is None:
         size = size_of(spec, start, cells, generator)
     else:
@@ -156,8 +159,10 @@ def fit(
     give_back()
     when_ready()
     _train(trainer, model, data, ckpt_path)
+    say("assigning cells")
     said = predict(trainer, model, data)
     give_back()
+    say("joining components")
     join_components(data, model, said, allowed, to_groups=size.is_joined)
     if trainer.is_global_zero:
         _keep_groups(trainer, model, data)

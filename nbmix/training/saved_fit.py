@@ -1,14 +1,18 @@
-"""Checkpoints of fits made in Python: they hold the arguments of the fit, and nothing of its cells."""
+"""Fits that were kept, in checkpoints and AnnData: their model, arguments, and nothing of their cells."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from nbmix.data.checkpoint import SECTION, Checkpoint, load_checkpoint, write_checkpoint
+from nbmix.data.kept_fit import KEPT, of_fields
 from nbmix.data.module import CountsDataModule
+from nbmix.errors import InputError
 from nbmix.models.base import MixtureModule
 
 OWN_SECTION = "estimator"  # of a checkpoint
@@ -69,3 +73,25 @@ def load_fit(path: Path) -> SavedFit:
     found = content.get(fitted.model, {})
     progress = Progress(found.get("objective", []), found.get("n_iterations", 0), found.get("converged"))
     return SavedFit(fitted, progress, content.get(OWN_SECTION, {}))
+
+
+def fit_in(uns: Mapping[str, Any], key: str, where: str) -> SavedFit:
+    """The fit that ``nbmix.cluster`` or ``train.py`` has left in ``uns`` of an AnnData.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    found = uns.get(key)
+    kept = found.get(KEPT) if isinstance(found, Mapping) else None
+    if found is None or not isinstance(kept, Mapping):
+        raise InputError(
+            f"{where}: uns[{key!r}] holds no fit for new cells; give what nbmix.cluster, or train.py with "
+            "model=em or amortized, has written, or a checkpoint"
+        )
+    fitted, arguments = of_fields(kept, f"{where}: uns[{key!r}][{KEPT!r}]")
+    objective = [float(value) for value in np.ravel(found.get("objective", []))]
+    converged = found.get("converged")
+    progress = Progress(
+        objective, int(found.get("n_iterations", 0)), None if converged is None else bool(converged)
+    )
+    return SavedFit(fitted, progress, {"arguments": arguments})

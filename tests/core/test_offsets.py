@@ -13,7 +13,9 @@ from nbmix.core.expected_log_likelihood import expected_log_likelihood
 from nbmix.core.m_step import sizes_of_components
 from nbmix.core.offsets import (
     LARGEST_OFFSET,
+    LEAST_GAIN,
     LONGEST_OFFSET_STEP,
+    SCREENED_GAIN,
     GammaRates,
     Loadings,
     OriginMargins,
@@ -21,6 +23,7 @@ from nbmix.core.offsets import (
     mean_offset,
     offset_step,
     offset_variance,
+    screened,
     spanning_offsets,
     zeros_of_genes,
 )
@@ -105,7 +108,7 @@ def test_shifted_statistics_have_the_likelihood_of_shifted_cells(cells, componen
     total, expected, sizes = None, np.zeros(()), np.zeros((2, cells.counts.shape[1]))
     for origin in range(2):
         seen, rows = seen_of(cells, origin)
-        total = zeros_of_genes(seen, nodes.log_nodes.shape[1]) if total is None else total
+        total = zeros_of_genes(cells.basis.levels, 2, nodes.log_nodes.shape[1]) if total is None else total
         add_shifted_(total, seen, offsets[origin], cells.basis.nodes, nodes)
         d = offsets[origin].numpy()
         x = cells.counts[rows].toarray()
@@ -133,10 +136,10 @@ def test_nodes_reach_a_step_beyond_every_offset(cells):
 def test_first_offsets_are_near_those_that_counts_were_drawn_by():
     cells = BatchedCells(n=2000, p=40, g=3)
     margins = OriginMargins.of(cells.batches(), cells.basis, cells.q, 5, 3)
-    offsets, variance = margins.first_offsets(None)
+    offsets, variance, _ = margins.first_offsets(None)
     assert np.abs(offsets.numpy() - cells.offsets).mean() < 0.1
     assert float(variance.mean()) == pytest.approx(0.36, rel=0.5)
-    others, _ = margins.first_offsets(0)
+    others = margins.first_offsets(0).offsets
     assert not torch.equal(others, offsets)
 
 
@@ -148,6 +151,29 @@ def test_margins_are_sums_over_cells(cells):
     np.testing.assert_allclose(margins.of_component.sum(0), q.T @ x)
     np.testing.assert_allclose(margins.size.sum(0), (of_origin * cells.s[:, None]).T @ q)
     np.testing.assert_array_equal(margins.n_cells.sum(0), cells.n_cells)
+
+
+def test_genes_that_are_worth_an_offset_are_not_overlooked():
+    cells = BatchedCells(n=600, p=120, g=4, spread=0.03)
+    margins = OriginMargins.of(cells.batches(), cells.basis, cells.q, 5, 4)
+    counts, size, n_cells = (t.sum(0) for t in (margins.of_origin, margins.size, margins.n_cells))
+    mean = margins.of_component.sum(0) / size.sum(0)[:, None]
+    gammas = GammaRates.of(Components(torch.log(mean), torch.full_like(mean, float(np.log(3)))))
+    variance, none = torch.full((120,), 0.05, dtype=torch.float64), torch.zeros(4, 120, dtype=torch.float64)
+    found = screened(counts, size, n_cells, gammas, none, variance)
+    loadings = Loadings.none(120, len(cells.basis.nodes.log_nodes))
+    worth = 0
+    for origin in range(4):
+        seen, _ = seen_of(cells, origin)
+        step, information = offset_step(seen, cells.basis.nodes, gammas, none[origin], variance, loadings)
+        gain = information * step**2 / 2
+        overlooked = found.gain[origin] <= SCREENED_GAIN
+        assert float(gain[overlooked].max()) < 0.5  # what an offset gains on average where there is none
+        assert float(gain[overlooked].sum()) < 0.02 * float(gain.sum())
+        error = (found.information[origin] / information - 1).abs()
+        assert float(error.median()) < 0.1 and float(error.max()) < 0.5
+        worth += int((gain > LEAST_GAIN).sum())
+    assert 50 < worth < 450  # there was something to choose
 
 
 def test_mean_offset_is_that_of_the_average_cell():

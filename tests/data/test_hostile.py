@@ -152,10 +152,12 @@ def test_links_in_circles_come_to_an_end(tmp_path):
         group.attrs["encoding-type"], group.attrs["encoding-version"] = "dict", "0.1.0"
         group["a"], group["b"] = h5py.SoftLink("/obsm/circle"), h5py.SoftLink("/obsm/circle")
         file["uns/all"] = h5py.SoftLink("/uns")
-    data = read_h5ad(path)
-    assert data.annotations is not None
-    assert list(data.annotations.obsm) == ["X_pca"]
-    assert list(data.annotations.uns) == ["cell_type_colors"]
+    with pytest.raises(InputError, match=r"obsm\['X_pca'\] holds .* must be a distribution"):
+        read_h5ad(path, prior_key="X_pca")
+    data = read_h5ad(path, subsample=5)
+    data.source.copy_to(tmp_path / "copy.h5ad")
+    with h5py.File(tmp_path / "copy.h5ad") as copy:
+        assert list(copy["obsm"]) == ["X_pca"]
 
 
 @pytest.mark.parametrize("target", ["/", "/obs", "/obs/depth"])

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -17,7 +18,8 @@ from nbmix.core.m_step import NewtonMStep
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.read import read_h5ad
-from nbmix.evaluation.markers import Contrast, compare_with_poisson, find_markers, marker_table
+from nbmix.errors import InputError
+from nbmix.evaluation.markers import Contrast, compare_with_poisson, find_markers, marker_table, top_markers
 from nbmix.starts.base import one_hot, prepare
 from tests.helpers.problems import make_problem, reference_log_likelihood
 from tests.helpers.running import ROOT
@@ -361,3 +363,37 @@ def test_known_markers_lead_their_populations():
         assert set(genes) <= set(rows["gene"])
         assert (rows["lfsr_rest"] < 1e-6).all()
         assert (rows["ln_fc_rest"] > 1).all()
+
+
+def test_the_best_markers_are_the_first_rows_of_all():
+    problem = make_problem()
+    q = one_hot(np.arange(problem.counts.shape[0]) % 3, 3)
+    statistics, basis = collect(problem.counts, problem.size_factors, q)
+    markers = find_markers(statistics, basis, problem.size_factors.sum())
+    names = np.array([f"g{j}" for j in range(problem.counts.shape[1])])
+    every, best = marker_table(markers, names), marker_table(markers, names, 4)
+    pd.testing.assert_frame_equal(best, every[every["rank"] <= 4].reset_index(drop=True))
+
+
+def test_top_markers_are_those_of_each_group_once():
+    table = pd.DataFrame(
+        {"component": [0, 0, 0, 2, 2, 2], "rank": [1, 2, 3] * 2, "gene": ["a", "b", "c", "b", "d", "e"]}
+    )
+    found = top_markers(table, 2, ["2", "0"])
+    assert found[["component", "gene"]].values.tolist() == [[2, "b"], [2, "d"], [0, "a"]]
+    assert top_markers(table, None, ["0"])["gene"].tolist() == ["a", "b", "c"]
+    for wrong in (0, True, 2.5, "all"):
+        with pytest.raises(InputError, match="n_genes="):
+            top_markers(table, wrong, ["0"])
+
+
+@pytest.mark.parametrize(("n_groups", "n_genes"), [(1, 5), (12, 5), (20, 3), (30, 2), (100, 2)])
+def test_as_many_markers_as_can_be_read(n_groups, n_genes):
+    table = pd.DataFrame(
+        {
+            "component": np.repeat(np.arange(n_groups), 8),
+            "rank": np.tile(np.arange(1, 9), n_groups),
+            "gene": np.arange(8 * n_groups).astype(str),
+        }
+    )
+    assert len(top_markers(table, None, [str(k) for k in range(n_groups)])) == n_genes * n_groups

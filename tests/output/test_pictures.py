@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from nbmix.evaluation.plots.interactive import InteractiveCells
 from nbmix.output import pictures
-from nbmix.output.pictures import title_and_caption
+from nbmix.output.pictures import section_of, title_and_caption
+from nbmix.output.results import named_markers
 from nbmix.starts.choice import Choice
 from tests.helpers.figures import assert_drawn, dots, heights, legend_texts, texts, tick_texts
 from tests.helpers.results import results_of
@@ -33,7 +35,12 @@ def results():
 @pytest.mark.parametrize("name", CONFIGURED)
 def test_every_picture_of_the_config_is_drawn(name, results):
     draw = resolve_name(name)
-    assert_drawn(draw(results))
+    drawn = draw(results)
+    if isinstance(drawn, InteractiveCells):  # a browser draws it in the tests of the report
+        assert len(drawn.groups) == 2
+    else:
+        assert_drawn(drawn)
+    assert section_of(draw) in ("cells", "markers", "groups", "diagnostics")
     title, caption = title_and_caption(draw)
     assert title and caption and "\n" not in title + caption and not title.endswith(".")
 
@@ -65,8 +72,8 @@ def test_objective_trace(results):
 
 
 def test_component_sizes(results):
-    top, _ = pictures.component_sizes(results).axes
-    assert heights(top) == np.bincount(results.assignments).tolist()
+    (axes,) = pictures.component_sizes(results).axes
+    assert [bar.get_width() for bar in axes.patches] == np.bincount(results.assignments).tolist()
 
 
 def test_posterior_embedding(results):
@@ -79,6 +86,81 @@ def test_posterior_embedding(results):
         f"{name} ({n})" for name, n in zip(*np.unique(small_data().labels, return_counts=True), strict=True)
     ]
     assert right.get_xlabel() == "PCA 1"
+
+
+def test_the_same_cells_for_the_browser(results):
+    drawn = pictures.interactive_embedding(results)
+    assert [size for _, _, size in drawn.groups] == np.bincount(results.assignments).tolist()
+
+
+def test_certainty_embedding(results):
+    axes = pictures.certainty_embedding(results).axes[0]
+    np.testing.assert_allclose(
+        np.sort(axes.collections[0].get_array()), np.sort(results.responsibilities.max(1))
+    )
+
+
+def test_marker_dots(results):
+    axes = pictures.marker_dots(results).axes[0]
+    table = named_markers(results)
+    genes = table[table["rank"] <= 5]["gene"].tolist()
+    assert tick_texts(axes.yaxis) == genes
+    assert tick_texts(axes.xaxis) == ["0", "1"]
+    sizes = axes.collections[0].get_sizes().reshape(10, 2)
+    counts = results.data.data.counts.toarray() > 0
+    rows = [results.data.data.gene_names.tolist().index(gene) for gene in genes]
+    share = np.array([[counts[results.assignments == k, j].mean() for k in (0, 1)] for j in rows])
+    np.testing.assert_allclose(sizes / sizes.max(), share / share.max(), atol=1e-3)
+    first = axes.collections[0].get_array().reshape(10, 2)[:5]
+    assert (first[:, 0] == 1).all()  # where its own markers are highest
+
+
+EMPTY = "1"
+
+
+@pytest.fixture(scope="module")
+def with_an_empty_group():
+    """Four components, one of which has no cell; a group each."""
+    made = results_of(small_data(), n_components=4)
+    cells = made.cells.responsibilities
+    cells[:, 1] = 0.0
+    cells[:] = cells / cells.sum(1, keepdim=True).clamp(min=1e-30)
+    cells[cells.sum(1) == 0, 0] = 1.0
+    made.max_umap_cells = 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone():
+    made = results_of(small_data(), n_components=1, folds=1)
+    made.max_umap_cells = 0
+    return made
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_every_picture_of_one_group(name, alone):
+    drawn = resolve_name(name)(alone)
+    if isinstance(drawn, InteractiveCells):
+        assert len(drawn.groups) == 1
+    elif drawn is not None:
+        assert drawn.axes
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_groups_without_cells_are_nowhere(name, with_an_empty_group):
+    drawn = resolve_name(name)(with_an_empty_group)
+    if isinstance(drawn, InteractiveCells):
+        assert EMPTY not in [group for group, _, _ in drawn.groups]
+    elif drawn is not None:
+        for axes in drawn.axes:
+            legend = axes.get_legend()
+            words = [text.get_text() for text in legend.get_texts()] if legend else []
+            words += [axes.get_title(loc="left").split("\n")[0]]
+            if axes.get_xlabel().startswith("group"):
+                words += tick_texts(axes.xaxis)
+            if axes.get_ylabel() == "group":
+                words += tick_texts(axes.yaxis)
+            assert not any(word == EMPTY or word.startswith(f"{EMPTY} (") for word in words)
 
 
 def test_component_label_table(results):

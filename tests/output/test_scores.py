@@ -70,6 +70,7 @@ def test_more_scores_follow_the_others(results):
     assert metrics["largest"] == 1
 
 
+@pytest.mark.leaves_out
 def test_a_score_that_fails_is_left_out(results, caplog):
     def donors(results):
         return {"n_donors": len(results.donors)}

@@ -1,7 +1,8 @@
-"""Checkpoints after every epoch, one line of progress, label scores that change nothing."""
+"""Checkpoints after every epoch, progress, label scores that change nothing."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,9 @@ from nbmix.data.module import CountsDataModule
 from nbmix.evaluation.metrics import clustering_metrics
 from nbmix.models.amortized import AmortizedMixture
 from nbmix.models.mixture_em import MixtureEM
+from nbmix.progress import listening
 from nbmix.starts.clusters import KMeansStart
-from nbmix.training.callbacks import BestCheckpoint, FitProgress, LabelScores, LastCheckpoint
+from nbmix.training.callbacks import FITTING, BestCheckpoint, FitProgress, LabelScores, LastCheckpoint
 from nbmix.training.trainer import build_trainer
 from tests.helpers.running import small_data
 
@@ -132,21 +134,24 @@ def test_logged_scalars_of_amortized_inference():
     assert parts == pytest.approx(logged["elbo"], rel=1e-6)
 
 
-def test_progress_is_one_line(capsys):
-    data = small_data()
-    fit(em(data), data, [FitProgress()])
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert "3/3" in lines[0]
-    assert all(word in lines[0] for word in ("objective", "held-out", "changed"))
+@pytest.mark.parametrize("make, unit", [(em, "iterations"), (amortized, "epochs")])
+def test_progress_of_a_fit(make, unit):
+    """It moves within an epoch, never back, and says how it ended."""
+    data, steps = small_data(), []
+    with listening(steps.append):
+        fit(make(data), data, [FitProgress()], batch_size=20)
+    assert {step.phase for step in steps} == {FITTING}
+    done = [step.done for step in steps]
+    assert done == sorted(done) and done[0] == 0 and done[-1] == 3
+    assert any(0 < d < 1 for d in done)
+    assert [step.has_ended for step in steps[:-1]] == [False] * (len(steps) - 1)
+    assert steps[-1].has_ended and f"after 3 {unit}; " in steps[-1].state
+    assert all(word in steps[-1].state for word in ("objective", "held-out"))
 
 
-def test_progress_ends_with_an_exception(capsys):
-    class Stop(pl.Callback):
-        def on_train_batch_end(self, *_):
-            raise RuntimeError("stopped")
-
-    data, progress = small_data(), FitProgress()
-    with pytest.raises(RuntimeError, match="stopped"):
-        fit(em(data), data, [progress, Stop()])
-    assert len(capsys.readouterr().err.splitlines()) == 1
+def test_progress_says_that_a_fit_has_converged():
+    data, steps = small_data(), []
+    with listening(steps.append):
+        fit(em(data), data, [FitProgress()], epochs=50)
+    assert re.match(r"converged after \d+ iterations; objective -", steps[-1].state)
+    assert steps[-1].done < steps[-1].total == 50

@@ -244,8 +244,8 @@ class UsedPairs(NamedTuple):
 
 
 @ordered
-def _add_pair(u, j, pairs, members, n_levels, rate, of_pair):
-    """Add the cells of the used pair u, a count of gene j."""
+def _add_pair(u, row, pairs, members, n_levels, rate, of_pair):
+    """Add the cells of the used pair u, a count of the gene of a row."""
     indptr, cells, c = pairs.indptr, pairs.cells, pairs.counts[u]
     first, component, share, weights = members
     for t in range(indptr[u], indptr[u + 1]):
@@ -254,17 +254,25 @@ def _add_pair(u, j, pairs, members, n_levels, rate, of_pair):
             q, counted = component[place], c * share[place]
             of_pair[q // n_levels] += share[place]
             for m in range(weights.shape[1]):
-                rate[j, q, m] += counted * weights[i, m]
+                rate[row, q, m] += counted * weights[i, m]
 
 
 @ordered
-def statistics_rows(begin, end, pairs, members, n_levels, rate, pair):
-    """Add the pairs of the genes begin..end to rate (genes, K L, nodes) and pair (pairs, K).
+def statistics_rows(begin, end, pairs, rows, members, n_levels, rate, pair):
+    """Add the pairs of the genes begin..end to rate (rows, K L, nodes) and pair (pairs, K).
 
-    pairs: ``UsedPairs``. members: ``Memberships``.
+    pairs: ``UsedPairs``. rows: (genes,) the row of each gene in ``rate``, -1 where it has none; (0,) where
+    all have theirs. members: ``Memberships``. pair: (0, K) where pairs are not asked for.
     """
+    no_pair = np.zeros(pair.shape[1])
+    counts_pairs = pair.shape[0] > 0
     for j in range(begin, end):
+        row = rows[j] if rows.size > 0 else j
+        if row < 0:
+            continue
         for u in range(pairs.low[j], pairs.low[j + 1]):
-            _add_pair(u, j, pairs, members, n_levels, rate, pair[pairs.used[u]])
+            of_pair = pair[pairs.used[u]] if counts_pairs else no_pair
+            _add_pair(u, row, pairs, members, n_levels, rate, of_pair)
         for u in range(pairs.high[j], pairs.high[j + 1]):
-            _add_pair(u, j, pairs, members, n_levels, rate, pair[pairs.used[u]])
+            of_pair = pair[pairs.used[u]] if counts_pairs else no_pair
+            _add_pair(u, row, pairs, members, n_levels, rate, of_pair)

@@ -100,39 +100,41 @@ def _interpolation(at, j, log_nodes, barycentric, row, out):
 
 
 @ordered
-def shifted_rows(begin, end, offset, base, nodes, n_levels, seen, total):
-    """Add the statistics of the genes begin..end, with nodes moved by their offsets, at other nodes.
+def shifted_rows(begin, end, genes, offset, base, nodes, n_levels, seen, total):
+    """Add the statistics of the genes in rows begin..end, with nodes moved by their offsets, at other nodes.
 
-    offset: (genes,). base: (genes,) offsets at which the same statistics are there already, and are taken
-    off, so that nothing is to be done where both are the same; (0,) where they are not there. nodes: (M,)
+    genes: (rows,) which these are. offset: (rows,). base: (rows,) offsets at which the same statistics are
+    there already, and are taken off, so that nothing is to be done where both are the same; (0,) where they
+    are not there. nodes: (M,)
     ln S_m, (genes, N) the logarithms of the other ones, N a multiple of LANES, and (N,) their barycentric
-    weights. seen: A (genes, K, L M) and R (1, K, L M). total: both (genes, K, L N).
+    weights. seen: A (rows, K, L M) and R (1, K, L M). total: both (genes, K, L N).
     """
     log_nodes, to_nodes, barycentric = nodes
     rate, node = seen
     to_rate, to_node = total
     n_from, n_to, n_components = log_nodes.size, barycentric.size, rate.shape[1]
     weights, others = np.empty((n_from, n_to)), np.empty((n_from, n_to))
-    for j in range(begin, end):
-        if base.size > 0 and offset[j] == base[j]:
+    for row in range(begin, end):
+        if base.size > 0 and offset[row] == base[row]:
             continue
+        j = genes[row]
         for m in range(n_from):
-            _interpolation(log_nodes[m] + offset[j], j, to_nodes, barycentric, m, weights)
+            _interpolation(log_nodes[m] + offset[row], j, to_nodes, barycentric, m, weights)
         if base.size > 0:
             for m in range(n_from):
-                _interpolation(log_nodes[m] + base[j], j, to_nodes, barycentric, m, others)
+                _interpolation(log_nodes[m] + base[row], j, to_nodes, barycentric, m, others)
                 for n in range(n_to):
                     weights[m, n] -= others[m, n]
         counted = 0.0
         for k in range(n_components):
             for m in range(rate.shape[2]):
-                counted += abs(rate[j, k, m])
+                counted += abs(rate[row, k, m])
         for part in range(n_components * n_levels):
             k, first, to = part // n_levels, part % n_levels * n_from, part % n_levels * n_to
             for n in range(0, n_to, LANES):
                 _add_lanes(weights, n, node, 0, k, first, to_node, j, to)
                 if counted > 0.0:
-                    _add_lanes(weights, n, rate, j, k, first, to_rate, j, to)
+                    _add_lanes(weights, n, rate, row, k, first, to_rate, j, to)
 
 
 @ordered

@@ -6,7 +6,9 @@ the figure to a logger. Components are called by their index everywhere.
 
 from nbmix.evaluation.plots.cells import (
     MOST_DOTS,
+    certainty_on_embedding,
     component_sizes,
+    groups_on_embedding,
     log_likelihood_margins,
     posterior_histogram,
     posterior_on_embedding,
@@ -20,6 +22,7 @@ from nbmix.evaluation.plots.fit import (
 from nbmix.evaluation.plots.genes import (
     latent_distribution,
     log_mean_differences,
+    marker_dots,
     poisson_against_negative_binomial,
 )
 from nbmix.evaluation.plots.labels import (
@@ -35,15 +38,18 @@ __all__ = [
     "LONGEST_NAME",
     "MOST_DOTS",
     "PALETTE",
+    "certainty_on_embedding",
     "component_batch_table",
     "component_label_correlation",
     "component_label_table",
     "component_sizes",
+    "groups_on_embedding",
     "held_out_curve",
     "join_dendrogram",
     "latent_distribution",
     "log_likelihood_margins",
     "log_mean_differences",
+    "marker_dots",
     "objective_trace",
     "poisson_against_negative_binomial",
     "posterior_histogram",

@@ -6,18 +6,26 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
 from nbmix.evaluation.calibration import Reliability
 from nbmix.evaluation.metrics import match_components, overlap_table
-from nbmix.evaluation.plots.style import component_colors, new_figure, open_frame, short_name
+from nbmix.evaluation.plots.style import (
+    component_colors,
+    new_figure,
+    open_frame,
+    short_name,
+    top_legend,
+)
 
 
 def component_label_table(label_values: ArrayLike, table: ArrayLike) -> Figure:
     """Heat map of labels against components: colour is the share of the label, numbers are cells.
 
     Components are ordered so that those matched one-to-one with a label lie on the diagonal; components
-    left over follow.
+    left over follow, and those without cells are left out.
 
     Args:
         label_values: (labels,) names.
@@ -33,20 +41,23 @@ def component_label_table(label_values: ArrayLike, table: ArrayLike) -> Figure:
 def component_batch_table(batch_names: ArrayLike, table: ArrayLike) -> Figure:
     """Heat map of batches against components: colour is the share of the batch, numbers are cells.
 
+    Components without cells are left out.
+
     Args:
         batch_names: (batches,).
         table: (batches, components) numbers of cells.
     """
     cells = np.asarray(table)
     share = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
-    return _counts_in_grid(cells, share, np.arange(cells.shape[1]), batch_names, "batch")
+    order = np.flatnonzero(cells.any(axis=0))
+    return _counts_in_grid(cells[:, order], share[:, order], order, batch_names, "batch")
 
 
 def component_label_correlation(labels: ArrayLike, responsibilities: ArrayLike) -> Figure:
     """Correlation over the cells between each label's indicator and each component's posterior.
 
-    Components are ordered as in `component_label_table`. Where a posterior is the same for all cells there
-    is no correlation, and nothing is drawn.
+    Components are those of `component_label_table`, in their order. Where a posterior is the same for all
+    cells there is no correlation, and nothing is drawn.
 
     Args:
         labels: (cells,) strings or integers, none missing.
@@ -68,9 +79,10 @@ def component_label_correlation(labels: ArrayLike, responsibilities: ArrayLike) 
 
 
 def _diagonal_order(table: NDArray) -> NDArray[np.int64]:
-    """(components,) components in the order of the labels that they are matched with; the others follow."""
+    """Components with cells, in the order of the labels that they are matched with; the others follow."""
     label_of_component = match_components(table)
-    return np.argsort(np.where(label_of_component < 0, len(table), label_of_component), kind="stable")
+    order = np.argsort(np.where(label_of_component < 0, len(table), label_of_component), kind="stable")
+    return order[np.asarray(table.any(axis=0))[order]]
 
 
 def _correlation(codes: NDArray, n_labels: int, posterior: NDArray, order: NDArray) -> NDArray[np.float64]:
@@ -119,8 +131,8 @@ def _heat_map(
 def reliability_diagram(curves: Mapping[str, Reliability]) -> Figure:
     """Accuracy against confidence, as in Niculescu-Mizil & Caruana (2005), and how many cells are how sure.
 
-    On the diagonal, probabilities are right; below it they are too sure. Dots have an area in proportion to
-    the root of their number of cells; empty bins have none.
+    On the diagonal, probabilities are right; below it they are too sure. Bars are 95% intervals of the
+    accuracy (Wilson 1927), which are wide in bins of few cells; empty bins have none.
 
     Args:
         curves: name to bins, as from `reliability`; the same number of them in each.
@@ -128,6 +140,7 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> Figure:
     figure = new_figure(5.0, 5.6)
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     top.plot([0.0, 1.0], [0.0, 1.0], color="0.6", linewidth=0.8, linestyle=":")
+    handles = []
     for place, (color, (name, bins)) in enumerate(
         zip(component_colors(len(curves)), curves.items(), strict=True)
     ):
@@ -135,16 +148,18 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> Figure:
         x, y, count = bins.confidence[filled], bins.accuracy[filled], bins.n_cells[filled]
         error = np.abs(y - x) @ count / max(1, count.sum())
         label = f"{short_name(name)}: expected calibration error {error:.3f}"
-        top.plot(x, y, color=color, linewidth=1.2, label=label)
-        top.scatter(x, y, s=8.0 + 60.0 * np.sqrt(count / max(1, count.sum())), color=color)
+        low, high = _interval(y, count)
+        aside = 0.006 * (place - (len(curves) - 1) / 2)  # bars of two curves beside each other
+        top.errorbar(x + aside, y, (y - low, high - y), color=color, linestyle="", elinewidth=1.2)
+        top.scatter(x + aside, y, s=14.0, color=color)
+        handles.append(Line2D([], [], color=color, marker="o", markersize=4.0, label=label))
         width = 1.0 / (len(bins.n_cells) * len(curves))
         left = np.arange(len(bins.n_cells)) / len(bins.n_cells) + place * width
         bottom.bar(left, bins.n_cells, width, align="edge", color=color)
     top.set_xlim(-0.02, 1.02)
     top.set_ylim(-0.02, 1.02)
     top.set_ylabel("share of cells that match their label")
-    if curves:
-        top.legend(frameon=False, loc="upper left", fontsize="small")
+    top_legend(top, handles)
     most = max((int(bins.n_cells.max()) for bins in curves.values()), default=1)
     bottom.set_ylim(0.7, 2.0 * max(1, most))
     bottom.set_yscale("log")
@@ -153,3 +168,14 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> Figure:
     for axes in (top, bottom):
         open_frame(axes)
     return figure
+
+
+def _interval(share: NDArray, n: NDArray) -> tuple[NDArray, NDArray]:
+    """Ends of the 95% intervals of shares among n cells each."""
+    found = [
+        binomtest(round(s * k), int(k)).proportion_ci(method="wilson") for s, k in zip(share, n, strict=True)
+    ]
+    # rounding may leave the share itself outside
+    low = np.minimum([i.low for i in found], share) if found else share
+    high = np.maximum([i.high for i in found], share) if found else share
+    return low, high

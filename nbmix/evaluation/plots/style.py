@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,6 +18,7 @@ PALETTE = (
     *("#ff78d2", "#ff4b5a", "#4b3c2d", "#f00ff0", "#964b96", "#b44b4b"),
 )
 LONGEST_NAME = 32  # characters
+LONGEST_UPRIGHT = 3  # characters of the names of columns that stand side by side
 LEGEND_ROWS = 18
 DPI = 150
 
@@ -43,9 +45,35 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
+Place = Axes | Figure | None
+"""Where to draw: into axes, into a figure that is resized and has no axes yet, or into a new figure."""
+
+
+def axes_in(place: Place, width: float, height: float) -> Axes:
+    """The axes to draw into; those of a figure fill it, and it gets this size."""
+    if isinstance(place, Axes):
+        return place
+    figure = new_figure(width, height) if place is None else place
+    figure.set_size_inches(width, height)
+    return figure.add_subplot()
+
+
+def figure_of(axes: Axes) -> Figure:
+    """The whole figure that axes are in."""
+    figure = axes.figure.figure  # of a subfigure the one around it
+    assert isinstance(figure, Figure)
+    return figure
+
+
 def open_frame(axes: Axes) -> None:
     """Axes without the lines above and on the right."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def name_columns(axes: Axes, names: Sequence[str]) -> None:
+    """Names under the columns 0, 1, ...; upright where they are short."""
+    turned = any(len(name) > LONGEST_UPRIGHT for name in names)
+    axes.set_xticks(range(len(names)), names, rotation=90.0 if turned else 0.0)
 
 
 def side_legend_width(handles: Sequence[Line2D]) -> float:
@@ -67,6 +95,19 @@ def side_legend(axes: Axes, handles: Sequence[Line2D], title: str | None = None)
         title_fontsize="small",
         alignment="left",
         ncols=-(-len(handles) // LEGEND_ROWS),
+    )
+
+
+def top_legend(axes: Axes, handles: Sequence[Artist], ncols: int = 1) -> None:
+    """Legend above the axes, where there are no data."""
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.0,
+        frameon=False,
+        fontsize="small",
+        ncols=ncols,
     )
 
 

@@ -101,7 +101,7 @@ def test_statistics_are_the_sums_over_the_cells_of_each_pair():
     rows, component = np.nonzero(q)
     members = Memberships(np.searchsorted(rows, np.arange(4)), component, q[rows, component], weights)
     rate, pair = np.ones((2, 4, 3)), np.zeros((9, 2))
-    statistics_rows(0, 2, pairs, members, 2, rate, pair)
+    statistics_rows(0, 2, pairs, np.empty(0, np.int64), members, 2, rate, pair)
     expected_rate, expected_pair = np.ones((2, 4, 3)), np.zeros((9, 2))
     for u in range(4):
         for i in cells_of[u]:

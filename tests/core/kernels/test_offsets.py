@@ -23,8 +23,8 @@ def test_moved_statistics_integrate_polynomials_of_moved_nodes(n_levels):
     nodes, seen, total = (log_nodes, to_nodes, barycentric), (rate, node), (to_rate, to_node)
     none, base = np.empty(0), np.array([0.0, 0.1, -0.3])
     # as with the base, and then moved from there
-    shifted_rows(0, 3, base, none, nodes, n_levels, seen, total)
-    shifted_rows(0, 3, offset, base, nodes, n_levels, seen, total)
+    shifted_rows(0, 3, np.arange(3), base, none, nodes, n_levels, seen, total)
+    shifted_rows(0, 3, np.arange(3), offset, base, nodes, n_levels, seen, total)
     for power in range(LANES):
         for j in range(3):
             moved = np.tile((log_nodes + offset[j]) ** power, n_levels)

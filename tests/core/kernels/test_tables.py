@@ -11,6 +11,7 @@ from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.kernels.blocks import GENES_AT_ONCE
 from nbmix.core.nodes import SizeFactorNodes, node_softplus
 from nbmix.core.tables import (
+    Rates,
     likelihood_tables,
     pair_table,
     split_table,
@@ -46,7 +47,7 @@ def test_tables_of_other_devices_give_the_same_log_likelihood():
     there = likelihood_tables(
         problem.basis, elsewhere(problem.log_mean), elsewhere(problem.log_inv_disp), torch.float64
     )
-    for mine, theirs in zip(here[:-2], there[:-2], strict=True):
+    for mine, theirs in zip(here[:4], there[:4], strict=True):
         torch.testing.assert_close(mine, back(theirs), rtol=1e-11, atol=1e-14)
 
 
@@ -59,7 +60,8 @@ def test_tables_for_float32_are_the_same_on_other_devices(make, sizes):
     batch = CellBatch.build(problem.counts, s, basis)
     tables = likelihood_tables(basis, problem.log_mean, problem.log_inv_disp)
     rate = tables.log_mean[:, :, None] - tables.grown @ batch.to_own.T
-    here, there = (make(batch, basis, r, tables.pair, 2.0**-6) for r in (rate, elsewhere(rate)))
+    rates = (Rates(basis.levels.gene, r) for r in (rate, elsewhere(rate)))
+    here, there = (make(batch, basis, r, tables.pair, 2.0**-6) for r in rates)
     torch.testing.assert_close(here, back(there), rtol=1e-6, atol=1e-9)  # the compiler fuses products
 
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from nbmix.evaluation import plots
-from tests.helpers.figures import assert_drawn, colors_by_x, dots, heights, legend_texts, texts
+from tests.helpers.figures import assert_drawn, colors_by_x, dots, heights, legend_texts, texts, tick_texts
 from tests.helpers.posteriors import SIZES, responsibilities
 
 
+def widths(axes):
+    return [bar.get_width() for bar in axes.patches]
+
+
 def test_component_sizes():
-    figure = plots.component_sizes([[0.9, 0.1, 0.0], [0.7, 0.3, 0.0], [0.4, 0.6, 0.0]])
-    top, bottom = figure.axes
-    assert heights(top) == [2, 1, 0]
-    assert heights(bottom) == pytest.approx([0.8, 0.6, 0.0])
-    assert texts(top) == ["2", "1", "0"]
-    assert texts(bottom) == ["0.80", "0.60", ""]
-    assert (top.get_ylabel(), bottom.get_xlabel()) == ("cells", "group")
+    figure = plots.component_sizes(
+        [[0.9, 0.1, 0.0], [0.7, 0.3, 0.0], [0.4, 0.0, 0.6]], ["T", "none", "$x_1$ B"]
+    )
+    (axes,) = figure.axes
+    assert widths(axes) == [2, 1]
+    assert texts(axes) == ["2 (0.800)", "1 (0.600)"]
+    assert tick_texts(axes.yaxis) == ["T", r"\$x_1\$ B"]
+    assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == [plots.PALETTE[0], plots.PALETTE[2]]
     assert_drawn(figure)
 
 
@@ -26,9 +32,29 @@ def test_component_sizes():
 def test_component_sizes_at_the_edges(n_cells, n_components):
     posterior = responsibilities(n_cells, n_components)
     figure = plots.component_sizes(posterior)
-    assert heights(figure.axes[0]) == np.bincount(posterior.argmax(1), minlength=n_components).tolist()
-    assert [to_hex(bar.get_facecolor()) for bar in figure.axes[0].patches] == [*plots.PALETTE[:n_components]]
+    sizes = np.bincount(posterior.argmax(1), minlength=n_components)
+    assert widths(figure.axes[0]) == sizes[sizes > 0].tolist()
     assert_drawn(figure)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda place: plots.component_sizes(np.eye(2), None, place),
+        lambda place: plots.groups_on_embedding("UMAP", np.eye(2), np.eye(2), None, place),
+        lambda place: plots.certainty_on_embedding("UMAP", np.eye(2), np.eye(2), place),
+    ],
+)
+def test_pictures_fill_the_axes_or_the_figure_that_is_given(draw):
+    figure = Figure(figsize=(9.0, 3.0))
+    left, right = figure.subplots(1, 2)
+    assert draw(right) is figure
+    assert not left.has_data() and right.has_data()
+    assert figure.get_size_inches().tolist() == [9.0, 3.0]
+    empty = Figure()
+    assert draw(empty) is empty
+    assert empty.axes[0].has_data()
+    assert empty.get_size_inches().tolist() == draw(None).get_size_inches().tolist()
 
 
 @pytest.mark.parametrize(("n_cells", "n_components"), SIZES)
@@ -59,9 +85,11 @@ def test_log_likelihood_margins():
     log_likelihood = np.array([[-10.0, -15.0, -30.0], [-9.0, -9.5, -20.0], [-50.0, -5.0, -8.0]])
     figure = plots.log_likelihood_margins(log_likelihood, [0, 1, 1])
     (axes,) = figure.axes
-    np.testing.assert_allclose(dots(axes), [[0, 5.0], [1, -0.5], [2, 3.0]])
+    x, y = dots(axes).T
+    np.testing.assert_allclose(y, [5.0, -0.5, 3.0])
+    assert [round(place) for place in x] == [0, 1, 1] and x[1] < x[2]
     assert colors_by_x(axes) == [plots.PALETTE[k] for k in (0, 1, 1)]
-    assert {text.get_text(): text.get_position()[0] for text in axes.texts} == {"0": 0.0, "1": 1.5}
+    assert tick_texts(axes.xaxis) == ["0", "1"]
     assert_drawn(figure)
 
 
@@ -94,6 +122,30 @@ def test_posterior_is_the_opacity():
     assert_drawn(figure)
 
 
+def test_groups_on_embedding_have_their_names_and_colors():
+    coordinates = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 1.0]])
+    posterior = [[0.9, 0.0, 0.1], [0.2, 0.0, 0.8], [0.8, 0.0, 0.2]]
+    figure = plots.groups_on_embedding("$U$", coordinates, posterior, ["T", "nobody", "$B$"])
+    (axes,) = figure.axes
+    assert legend_texts(axes) == ["T (2)", r"\$B\$ (1)"]
+    assert colors_by_x(axes) == [plots.PALETTE[k] for k in (0, 2, 0)]
+    assert axes.get_xlabel() == r"\$U\$ 1"
+    assert_drawn(figure)
+
+
+def test_certainty_on_embedding():
+    coordinates = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 1.0]])
+    figure = plots.certainty_on_embedding(
+        "UMAP", coordinates, [[0.4, 0.3, 0.3], [0.0, 1.0, 0.0], [0, 0.3, 0.7]]
+    )
+    axes, bar = figure.axes
+    np.testing.assert_array_equal(dots(axes), coordinates[[1, 2, 0]])  # the least sure on top
+    np.testing.assert_allclose(axes.collections[0].get_array(), [1.0, 0.7, 0.4])
+    assert axes.collections[0].get_clim() == (0.4, 1.0)
+    assert bar.get_ylabel() == "largest posterior"
+    assert_drawn(figure)
+
+
 def test_labels_take_the_color_of_their_component():
     coordinates = np.arange(8.0).reshape(4, 2)
     labels = np.array(["b", "b", "a", "c"])
@@ -112,13 +164,12 @@ def test_labels_take_the_color_of_their_component():
 def test_posterior_on_embedding_at_the_edges(n_cells, n_components, labelled):
     labels = np.array([f"a very long cell type name, number {i % 25}" for i in range(n_cells)])
     coordinates = np.random.default_rng(0).normal(size=(n_cells, 2)).astype(np.float32)
-    figure = plots.posterior_on_embedding(
-        "PCA", coordinates, responsibilities(n_cells, n_components), labels if labelled else None
-    )
+    posterior = responsibilities(n_cells, n_components)
+    figure = plots.posterior_on_embedding("PCA", coordinates, posterior, labels if labelled else None)
     assert len(figure.axes) == 1 + labelled
     for axes in figure.axes:
         np.testing.assert_array_equal(np.sort(dots(axes), axis=0), np.sort(coordinates, axis=0))
-    assert len(legend_texts(figure.axes[-1])) == n_components
+    assert len(legend_texts(figure.axes[-1])) == len(np.unique(posterior.argmax(1)))
     assert_drawn(figure)
 
 

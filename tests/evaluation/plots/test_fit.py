@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from nbmix.evaluation import plots
-from tests.helpers.figures import assert_drawn, dots, legend_texts
+from tests.helpers.figures import assert_drawn, dots, legend_texts, texts, tick_texts
 
 
 def test_objective_trace():
@@ -103,14 +104,49 @@ def test_joins_are_drawn_where_the_separation_is():
     assert_drawn(figure)
 
 
+def test_components_without_cells_are_not_joined():
+    joins = [((0,), (1,), 1.0, False), ((0, 1), (2,), 2.0, True), ((0, 1, 2), (3,), 3.0, True)]
+    (axes,) = plots.join_dendrogram(joins, [5, 0, 4, 3], [[0], [1], [2, 3]], ["$T$", "none", "B"]).axes
+    assert tick_texts(axes.yaxis) == [
+        r"group \$T\$: component 0 (5 cells)",
+        "group B: component 2 (4 cells)",
+        "group B: component 3 (3 cells)",
+    ]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[0, 2, 2, 0], [2, 3, 3, 0]]
+    figure = plots.join_dendrogram(joins, [5, 0, 0, 0], [[0], [1], [2, 3]])
+    assert texts(figure.axes[0]) == ["one component with cells: nothing to join"]
+
+
+def test_separated_groups_have_their_names():
+    (axes,) = plots.separation_matrix(2, [0], [1], [5.0], [True], ["CD4 T", "B"]).axes
+    assert tick_texts(axes.xaxis) == tick_texts(axes.yaxis) == ["CD4 T", "B"]
+    assert axes.get_xticklabels()[0].get_rotation() == 90  # side by side
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda place: plots.objective_trace([1, 2], {"one": [1.0, 2.0]}, place),
+        lambda place: plots.join_dendrogram([((0,), (1,), 1.0, True)], [3, 4], place=place),
+        lambda place: plots.separation_matrix(2, [0], [1], [5.0], [True], place=place),
+    ],
+)
+def test_pictures_fill_the_axes_that_are_given(draw):
+    figure = Figure(figsize=(9.0, 3.0))
+    left, right = figure.subplots(1, 2)
+    assert draw(right) is figure
+    assert not left.has_data() and right.has_data()
+    assert figure.get_size_inches().tolist() == [9.0, 3.0]
+
+
 def test_separations_are_numbers_on_a_grid():
     figure = plots.separation_matrix(3, [0, 0, 1], [1, 2, 2], [5.0, 2.5, 9.25], [True, False, True])
     (axes,) = figure.axes
     values = axes.images[0].get_array()
     np.testing.assert_array_equal(values[np.triu_indices(3, 1)], [5.0, 2.5, 9.25])
     np.testing.assert_array_equal(values, values.T)
-    texts = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axes.texts}
-    assert texts[0, 1] == texts[1, 0] == "5.0"
-    assert texts[2, 0] == "(2.5)"
-    assert len(texts) == 6
+    found = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axes.texts}
+    assert found[0, 1] == found[1, 0] == "5.0"
+    assert found[2, 0] == "(2.5)"
+    assert len(found) == 6
     assert_drawn(figure)

@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from scipy.stats import gamma
 
 from nbmix.evaluation import plots
-from tests.helpers.figures import assert_drawn, dots, heights, legend_texts, texts
+from tests.helpers.figures import assert_drawn, dots, heights, legend_texts, texts, tick_texts
 from tests.helpers.posteriors import SIZES
 
 
@@ -49,6 +49,40 @@ def test_log_mean_differences_at_the_edges(n_components, n_genes):
     for k, line in enumerate(lines):
         rest = np.delete(log_mean, k, axis=0).mean(0)
         np.testing.assert_allclose(line.get_ydata(), np.sort(log_mean[k] - rest), atol=1e-12)
+    assert_drawn(figure)
+
+
+def test_components_that_are_not_shown_take_no_part():
+    log_mean = np.array([[1.0, 2.0], [50.0, -50.0], [0.5, 4.0]])
+    (axes,) = plots.log_mean_differences(log_mean, shown=[0, 2]).axes
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [-2.0, 0.5])
+    assert legend_texts(axes) == ["0 minus 2"]
+    lost = np.full((3, 2), -30.0)
+    panels = plots.poisson_against_negative_binomial(lost, lost + 1.0, shown=[0, 2]).axes
+    assert [axes.get_title(loc="left")[0] for axes in panels] == ["0", "2"]
+    assert to_hex(panels[1].collections[0].get_facecolor()[0]) == plots.PALETTE[2]
+
+
+def test_marker_dots():
+    log_mean = np.log([[4.0, 1.0, 2.0], [1e-9, 3.0, 0.3]])
+    share = np.array([[1.0, 0.25, 0.5], [0.0, 0.81, 0.04]])
+    figure = plots.marker_dots(["CD3$D$", "LYZ"], [0, 1], log_mean, share, ["CD4 T", "mono", "B"])
+    axes = figure.axes[0]
+    np.testing.assert_array_equal(dots(axes), [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]])
+    np.testing.assert_allclose(axes.collections[0].get_array(), [1, 0.25, 0.5, 0, 1, 0.1], atol=1e-9)
+    sizes = axes.collections[0].get_sizes()
+    np.testing.assert_allclose(sizes / sizes[0], share.ravel())
+    assert [frame.get_center().tolist() for frame in axes.patches] == [[0.0, 0.0], [1.0, 1.0]]
+    assert tick_texts(axes.yaxis) == [r"CD3\$D\$", "LYZ"]
+    assert tick_texts(axes.xaxis) == ["CD4 T", "mono", "B"]
+    assert legend_texts(axes) == ["25%", "50%", "100%"]
+    assert axes.get_ylim() == (1.5, -0.5)
+    assert_drawn(figure)
+
+
+def test_markers_as_a_matrix():
+    figure = plots.marker_dots(["a"], [1], np.log([[1.0, 4.0]]))
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.25, 1.0]])
     assert_drawn(figure)
 
 
@@ -125,6 +159,6 @@ def test_latent_distribution_at_the_edges(n_cells, n_components, most):
     )
     top, bottom = figure.axes
     assert sum(heights(top)) == n_cells
-    assert len(legend_texts(bottom)) == n_components
-    assert len(bottom.lines) == n_components + len(set(groups))  # no dots of a group without cells
+    assert len(legend_texts(bottom)) == len(set(groups))  # none without cells
+    assert len(bottom.lines) == 2 * len(set(groups))
     assert_drawn(figure)

@@ -11,7 +11,10 @@ from nbmix.evaluation.plots.style import (
     LEGEND_ROWS,
     LONGEST_NAME,
     PALETTE,
+    axes_in,
     component_colors,
+    figure_of,
+    name_columns,
     new_figure,
     say,
     short_name,
@@ -43,6 +46,22 @@ def test_a_legend_has_as_many_columns_as_it_needs(n):
     assert axes.get_legend().get_title().get_text() == "names"
     wider = side_legend_width(handles) / side_legend_width(handles[:1])
     assert (wider > 1.9) == (n > LEGEND_ROWS)
+
+
+def test_the_whole_figure_is_that_around_a_subfigure():
+    figure = new_figure(4, 4)
+    axes = figure.subfigures(1, 2)[1].subplots()
+    assert figure_of(axes) is figure
+    assert axes_in(axes, 9, 9) is axes
+    assert figure.get_size_inches().tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(("names", "turned"), [(["0", "29"], 0), (["0", "CD4 T"], 90)])
+def test_names_of_columns_do_not_overlap(names, turned):
+    axes = new_figure(4, 4).add_subplot()
+    name_columns(axes, names)
+    assert [label.get_text() for label in axes.get_xticklabels()] == names
+    assert axes.get_xticklabels()[0].get_rotation() == turned
 
 
 def test_words_where_there_is_nothing_to_draw():

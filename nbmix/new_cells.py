@@ -1,0 +1,145 @@
+"""New cells, brought to the groups of a fit that is there already."""
+
+from __future__ import annotations
+
+import os
+from copy import copy as shallow_copy
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from nbmix.core.joins import group_probabilities
+from nbmix.data.arguments import settings_as_arguments
+from nbmix.data.origins import has_columns
+from nbmix.data.read import RAW
+from nbmix.errors import InputError, refuse_unknown
+from nbmix.estimator import NBMixture
+from nbmix.output.annotate import forget
+from nbmix.output.groups import Partition, partitions_in
+
+LAST = "checkpoints/last.ckpt"  # in the folder of a run
+
+READ_BY = ("layer", "size_factor_key", "prior_key", "batch_key")  # arguments of NBMixture
+
+
+def predict(
+    new: ad.AnnData,
+    fit: ad.AnnData | NBMixture | str | os.PathLike[str],
+    *,
+    key: str = "nbmix",
+    key_added: str | None = None,
+    copy: bool = False,
+    **read_by: Any,
+) -> ad.AnnData | None:
+    """Assign new cells to the groups of a fit.
+
+    Genes are matched by name; those that the new cells lack are left out, with a warning. Cells of a batch
+    that the fit knows get its offsets, see ``NBMixture.fit``. There are no groups for kinds that the fit has
+    not seen: their cells go to the nearest, often with a low log likelihood. "nbmix" being ``key_added``, it
+    writes
+
+        obs["nbmix"]                   group of the largest responsibility, as it is called in the fit
+        obs["nbmix_probability"]       that responsibility
+        obs["nbmix_log_likelihood"]    ln p(x_i) in nats
+        obsm["X_nbmix"]                (cells, K) responsibilities, in the order of the categories
+        uns["nbmix"]                   the components of each group in groups, as in 0+3
+
+    and of other groups that ``nbmix.regroup`` has made of an AnnData's fit what that writes, by the same
+    names.
+
+    Args:
+        new: (cells, genes) with raw counts.
+        fit: the AnnData of ``nbmix.cluster`` or of ``train.py`` (result.h5ad), or some of its cells; the
+            folder of a run; a checkpoint; or an ``NBMixture``.
+        key: of the fit in an AnnData.
+        key_added: what names begin with; default ``key``.
+        copy: write into a copy, and return it.
+        read_by: layer, size_factor_key, prior_key, batch_key: where ``new`` holds them, if elsewhere than the
+            cells of the fit.
+
+    Raises:
+        InputError: there is no fit, no gene is shared, or counts that are none.
+
+    >>> import anndata, nbmix
+    >>> cells = anndata.AnnData(nbmix.simulate(n=300, p=80, k=2, seed=1).counts)
+    >>> adata, new = cells[:200].copy(), cells[200:].copy()
+    >>> nbmix.cluster(adata, n_components=2, start="kmeans", max_umap_cells=0)
+    >>> nbmix.predict(new, adata)
+    >>> new.obs["nbmix"].cat.categories.tolist(), new.obsm["X_nbmix"].shape
+    (['0', '1'], (100, 2))
+    """
+    if not isinstance(new, ad.AnnData):
+        raise InputError(
+            f"new is a {type(new).__name__}; give an AnnData, or use nbmix.NBMixture.load(...).predict"
+        )
+    refuse_unknown("predict", read_by, [*READ_BY, "key", "key_added", "copy"])
+    added = key if key_added is None else key_added
+    if new is fit and added == key:
+        raise InputError(
+            f"new: is the AnnData of the fit, which key_added={added!r} would replace; set another"
+        )
+    batch_key = read_by.get("batch_key")
+    if batch_key is not None and not has_columns(new.obs, batch_key):
+        raise InputError(f"batch_key={batch_key!r}: obs of the new cells has no such column")
+    if copy:
+        new = new.to_memory() if new.isbacked else new.copy()
+    mixture = shallow_copy(_mixture(fit, key)).set_params(**read_by)
+    with settings_as_arguments():
+        said = mixture.predict_components(_of_raw(new, mixture))
+    q = said.responsibilities.numpy()
+    forget(new, added)
+    partitions = partitions_in(fit, key) if isinstance(fit, ad.AnnData) else [_own(mixture, key)]
+    for partition in partitions:
+        name = partition.name
+        name = added + name.removeprefix(key) if name.startswith(key) else name
+        _write(new, name, q, partition)
+    new.obs[f"{added}_log_likelihood"] = said.log_likelihood.numpy()
+    new.uns[added] = {"model": mixture.model, "groups": new.uns[added]}
+    return new if copy else None
+
+
+def _of_raw(new: ad.AnnData, mixture: NBMixture) -> ad.AnnData:
+    """The cells with what is in raw in place of X, where the counts of the fit were there."""
+    if mixture.layer != RAW or RAW in new.layers:
+        return new
+    if new.raw is None:
+        raise InputError(
+            "layer='raw.X': the counts of the fit were in raw, which the new cells do not have; say where "
+            "their counts are: layer=None for X"
+        )
+    mixture.set_params(layer=None)
+    return new.raw.to_adata()
+
+
+def _mixture(fit: Any, key: str) -> NBMixture:
+    if isinstance(fit, NBMixture):
+        return fit
+    if isinstance(fit, ad.AnnData):
+        return NBMixture.load(fit, key)
+    if not isinstance(fit, str | os.PathLike):
+        raise InputError(
+            f"fit is a {type(fit).__name__}; give an AnnData, a run folder, a checkpoint or an NBMixture"
+        )
+    path = Path(fit)
+    if path.suffix == ".h5ad":
+        raise InputError(f"fit={path}: give what anndata.read_h5ad reads of it")
+    if path.is_dir() and not (path / LAST).is_file():
+        raise InputError(f"fit={path}: has no {LAST}; give the folder of a run that fitted")
+    return NBMixture.load(path / LAST if path.is_dir() else path)
+
+
+def _own(mixture: NBMixture, key: str) -> Partition:
+    numbers = range(mixture.n_components_)
+    groups = tuple(tuple(np.flatnonzero(mixture.component_groups_ == k).tolist()) for k in numbers)
+    return Partition(key, [str(k) for k in numbers], groups)
+
+
+def _write(new: ad.AnnData, name: str, q: np.ndarray, partition: Partition) -> None:
+    probabilities = group_probabilities(q, partition.groups)
+    new.obs[name] = pd.Categorical.from_codes(probabilities.argmax(1), partition.labels)
+    new.obs[f"{name}_probability"] = probabilities.max(1)
+    new.obsm[f"X_{name}"] = probabilities
+    new.uns[name] = partition.named
