@@ -20,20 +20,27 @@ if TYPE_CHECKING:
     from nbmix.genes import em, supervised
     from nbmix.new_cells import predict
     from nbmix.output import pl
+    from nbmix.output.compare import compare
+    from nbmix.output.editing import merge, rename
     from nbmix.output.groups import regroup
+    from nbmix.reclustering import recluster
 
 __version__ = version("nbmix")
 __all__ = [
     "NBMixture",
     "__version__",
     "cluster",
+    "compare",
     "component_log_likelihood",
     "em",
     "likelihood",
+    "merge",
     "pl",
     "predict",
     "read_10x",
+    "recluster",
     "regroup",
+    "rename",
     "simulate",
     "supervised",
 ]
@@ -47,10 +54,14 @@ _MODULES = {
 _HOMES = {
     "NBMixture": "nbmix.estimator",
     "cluster": "nbmix.estimator",
+    "compare": "nbmix.output.compare",
     "component_log_likelihood": "nbmix.core.likelihood",
     "predict": "nbmix.new_cells",
+    "merge": "nbmix.output.editing",
     "read_10x": "nbmix.data.tenx",
+    "recluster": "nbmix.reclustering",
     "regroup": "nbmix.output.groups",
+    "rename": "nbmix.output.editing",
     "simulate": "nbmix.data.simulate",
 }
 

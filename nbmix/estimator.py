@@ -39,7 +39,7 @@ from nbmix.data.origins import has_columns
 from nbmix.data.simulate import draw_counts
 from nbmix.errors import InputError, naming_the_nearest, refuse_unknown
 from nbmix.evaluation.embedding import MOST_UMAP_CELLS, embed
-from nbmix.models.base import Prediction
+from nbmix.models.base import MixtureModule, Prediction
 from nbmix.output.annotate import annotate
 from nbmix.output.groups import joins_table
 from nbmix.output.results import Results
@@ -50,7 +50,7 @@ from nbmix.training.arguments import given, model_of, models_in_python, plain, s
 from nbmix.training.callbacks import FitProgress
 from nbmix.training.display import lines_on_stderr, progress_shown
 from nbmix.training.fit import Fitted, ModelSpec, fit
-from nbmix.training.predict import predict_here, restore_for
+from nbmix.training.predict import doubt_here, predict_here, restore_for
 from nbmix.training.provenance import provenance
 from nbmix.training.saved_fit import Progress, SavedFit, checkpoint_of, fit_in, load_fit, save_fit
 from nbmix.training.trainer import build_trainer, embedded
@@ -97,7 +97,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         prior_key: of an AnnData: entry of obsm, (cells, K), for ``weights="given"``.
         batch_key: of an AnnData: column of obs with the batch, donor or protocol of each cell, or several of
             them, whose combinations are batches; genes have an offset in each, see ``nbmix.core.offsets``.
-            For EM alone. Of arrays ``batch`` is given with the cells.
+            Of arrays ``batch`` is given with the cells.
         random_state: seed of folds, start, encoder and minibatches.
         verbose: show what is going on, in a notebook or on the terminal; elsewhere as lines on stderr.
 
@@ -260,6 +260,36 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """
         q = self.predict_components(X, size_factors=size_factors, batch=batch).responsibilities.numpy()
         return group_probabilities(q, self._groups)
+
+    def doubt(
+        self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
+    ) -> pd.DataFrame:
+        """What speaks against the groups of cells, from the components of all cells.
+
+        Returns:
+            (cells, 5): "second", the group of the second largest responsibility, "margin", ln q_1 - ln q_2 in
+            nats, "ambiguous", where it is below ln 9, "misfit" in nats and "fits_no_group", where it reaches
+            ln 1000; see ``nbmix.evaluation.doubt``.
+
+        >>> import nbmix
+        >>> cells = nbmix.simulate(n=200, p=200, k=2, seed=1)
+        >>> mixture = nbmix.NBMixture(2, start="kmeans").fit(cells.counts)
+        >>> foreign = nbmix.simulate(n=50, p=200, k=2, seed=2)
+        >>> [float(mixture.doubt(x.counts)["fits_no_group"].mean()) for x in (cells, foreign)]
+        [0.0, 1.0]
+        """
+        with settings_as_arguments(RENAMED):
+            found = doubt_here(*self._restored(X, size_factors, batch))
+        return pd.DataFrame(
+            {
+                "second": found.second,
+                "margin": found.margin,
+                "ambiguous": found.is_ambiguous,
+                "misfit": found.misfit,
+                "fits_no_group": found.fits_no_group,
+            },
+            index=_names_of_cells(X),
+        )
 
     @property
     def joins_(self) -> pd.DataFrame | None:
@@ -564,14 +594,20 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> mixture.predict_components(cells.counts[:5]).responsibilities.shape[0]
         5
         """
-        check_is_fitted(self, "weights_")
         with settings_as_arguments(RENAMED):
-            data = self._read(X, size_factors, batch, reset=False)
-            if not (isinstance(X, ad.AnnData) and hasattr(self, "feature_names_in_")):  # genes in their order
-                data = data.select_genes(self._taking_part)
-                data = replace(data, gene_names=self._fitted.gene_names)
-            with torch.random.fork_rng(devices=[]):  # an encoder is drawn before it is filled
-                return predict_here(*restore_for(self._fitted, data, "NBMixture"))
+            return predict_here(*self._restored(X, size_factors, batch))
+
+    def _restored(
+        self, X: Any, size_factors: ArrayLike | None, batch: ArrayLike | None
+    ) -> tuple[MixtureModule, CountData]:
+        """The model, and the cells of ``X``, both with the genes that they share."""
+        check_is_fitted(self, "weights_")
+        data = self._read(X, size_factors, batch, reset=False)
+        if not (isinstance(X, ad.AnnData) and hasattr(self, "feature_names_in_")):  # genes in their order
+            data = data.select_genes(self._taking_part)
+            data = replace(data, gene_names=self._fitted.gene_names)
+        with torch.random.fork_rng(devices=[]):  # an encoder is drawn before it is filled
+            return restore_for(self._fitted, data, "NBMixture")
 
     def _read(
         self, X: Any, size_factors: ArrayLike | None, batch: ArrayLike | None, *, reset: bool
@@ -621,6 +657,12 @@ class NBMixture(ClusterMixin, BaseEstimator):
         )
 
 
+def _names_of_cells(X: Any) -> pd.Index | None:
+    if isinstance(X, ad.AnnData):
+        return X.obs_names
+    return X.index if isinstance(X, pd.DataFrame) else None
+
+
 def _labels_in(y: Any, cells: CountData, start: Start) -> np.ndarray | None:
     """(cells,) labels that ``start`` may see; None where they are not all known and it needs none."""
     check_consistent_length(cells.counts, y)
@@ -652,7 +694,13 @@ def cluster(
         obs["nbmix_probability"]       that responsibility
         obs["nbmix_log_likelihood"]    ln p(x_i) in nats
         obs["nbmix_held_out"]          whether the cell was held out of the fit; here none is
-        obs["nbmix_size_factor"]       its size factor
+        obs["nbmix_size_factor"]       molecules that its rates are multiplied by
+        obs["nbmix_second"]            group of the second largest responsibility
+        obs["nbmix_margin"]            ln of the largest less ln of the second, nats
+        obs["nbmix_ambiguous"]         whether that is below ln 9
+        obs["nbmix_misfit"]            by how many nats the average cell, or one half of it, explains the cell
+                                       better than all groups, see ``nbmix.evaluation.doubt``
+        obs["nbmix_fits_no_group"]     whether that is ln 1000 or more
         obsm["X_nbmix"]                (cells, K) responsibilities; see ``NBMixture.responsibilities_``
         obsm["X_nbmix_components"]     (cells, C) responsibilities of the components, where there are joins
         obsm["X_nbmix_umap"]           (cells, 2) UMAP of the counts, or "X_nbmix_pca" their PCA beyond
@@ -666,6 +714,10 @@ def cluster(
                                        ``nbmix.evaluation.markers.marker_table``; its components are
                                        groups, as in obs["nbmix"]
             "choice"                   where K was left open, see ``NBMixture.choice_``
+            "remarks"                  lines, which are also logged as warnings, on groups nearly all of whose
+                                       cells are of one batch; without ``batch_key``, on a column of obs that
+                                       may be one of batches, since it tells two groups apart
+            "labels"                   labels of the groups, in the order of columns
             "groups"                   the components of each group, as in 0+3
             "joins"                    how components are joined to groups, see ``NBMixture.joins_``;
                                        ``nbmix.regroup`` makes other groups of them

@@ -9,7 +9,6 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 
 from nbmix.core.joins import group_probabilities
 from nbmix.data.arguments import settings_as_arguments
@@ -18,6 +17,7 @@ from nbmix.data.read import RAW
 from nbmix.errors import InputError, refuse_unknown
 from nbmix.estimator import NBMixture
 from nbmix.output.annotate import forget
+from nbmix.output.grouping import write_probabilities
 from nbmix.output.groups import Partition, partitions_in
 
 LAST = "checkpoints/last.ckpt"  # in the folder of a run
@@ -43,6 +43,8 @@ def predict(
 
         obs["nbmix"]                   group of the largest responsibility, as it is called in the fit
         obs["nbmix_probability"]       that responsibility
+        obs["nbmix_second"]            group of the second largest; and margin, ambiguous, misfit and
+                                       fits_no_group, see ``NBMixture.doubt``
         obs["nbmix_log_likelihood"]    ln p(x_i) in nats
         obsm["X_nbmix"]                (cells, K) responsibilities, in the order of the categories
         uns["nbmix"]                   the components of each group in groups, as in 0+3
@@ -88,7 +90,8 @@ def predict(
         new = new.to_memory() if new.isbacked else new.copy()
     mixture = shallow_copy(_mixture(fit, key)).set_params(**read_by)
     with settings_as_arguments():
-        said = mixture.predict_components(_of_raw(new, mixture))
+        cells = _of_raw(new, mixture)
+        said, doubt = mixture.predict_components(cells), mixture.doubt(cells)
     q = said.responsibilities.numpy()
     forget(new, added)
     partitions = partitions_in(fit, key) if isinstance(fit, ad.AnnData) else [_own(mixture, key)]
@@ -97,7 +100,10 @@ def predict(
         name = added + name.removeprefix(key) if name.startswith(key) else name
         _write(new, name, q, partition)
     new.obs[f"{added}_log_likelihood"] = said.log_likelihood.numpy()
-    new.uns[added] = {"model": mixture.model, "groups": new.uns[added]}
+    for name, values in (("misfit", doubt["misfit"]), ("fits_no_group", doubt["fits_no_group"])):
+        new.obs[f"{added}_{name}"] = values.to_numpy()
+    own = partitions[0]
+    new.uns[added] = {"model": mixture.model, "labels": np.array(own.labels), "groups": own.named}
     return new if copy else None
 
 
@@ -138,8 +144,5 @@ def _own(mixture: NBMixture, key: str) -> Partition:
 
 
 def _write(new: ad.AnnData, name: str, q: np.ndarray, partition: Partition) -> None:
-    probabilities = group_probabilities(q, partition.groups)
-    new.obs[name] = pd.Categorical.from_codes(probabilities.argmax(1), partition.labels)
-    new.obs[f"{name}_probability"] = probabilities.max(1)
-    new.obsm[f"X_{name}"] = probabilities
+    write_probabilities(new, name, group_probabilities(q, partition.groups), partition.labels)
     new.uns[name] = partition.named

@@ -368,6 +368,23 @@ def test_a_folder_of_cell_ranger_in_three_lines(tmp_path):
         nbmix.read_10x(tmp_path / "filtered_feature_bc_matrix", genome="hg19")
 
 
+def test_cluster_names_a_column_that_cuts_a_kind(caplog):
+    """Three kinds, the last of which has another protein in each of two plates."""
+    rng = np.random.default_rng(0)
+    kinds, plate = np.repeat([0, 1, 2], 80), np.tile([0, 1], 120)
+    mean = np.exp(rng.normal(0, 1, (3, 40)))[kinds]
+    mean[:, :10] *= np.where((kinds == 2) & (plate == 1), 8.0, 1.0)[:, None]
+    adata = ad.AnnData(sp.csr_matrix(rng.poisson(mean).astype(np.float32)))
+    adata.obs["plate"] = pd.Categorical(np.array(["x", "y"])[plate])
+    adata.obs["kind"] = pd.Categorical(kinds.astype(str))
+    cluster(adata, 4, start="kmeans", components_per_group=1, folds=2)
+    (line,) = adata.uns["nbmix"]["remarks"]
+    assert line.startswith("obs['plate'] tells groups")
+    assert line in caplog.text
+    cluster(adata, 3, start="kmeans", components_per_group=1, folds=2, batch_key="plate")
+    assert "remarks" not in adata.uns["nbmix"]
+
+
 def test_cluster_names_and_copies():
     adata = annotated()
     before = adata.X.copy()

@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
-from nbmix import NBMixture
+from nbmix import NBMixture, cluster
 from nbmix.data.checkpoint import SECTION, write_checkpoint
 from nbmix.data.zheng import MIXTURES
 from nbmix.errors import InputError
@@ -49,6 +49,25 @@ def test_log_likelihoods_are_those_of_scipy(of_either_mode):
     assert n_components >= mixture.n_components_ == 2
     n_free = 2 * n_components * part.size + n_components - 1
     assert mixture.bic(adata) == pytest.approx(-2 * expected.sum() + n_free * np.log(120), rel=1e-6)
+
+
+def test_doubt_of_new_cells_is_what_cluster_writes_where_one_copy_judges_all():
+    adata = annotated()
+    cluster(adata, **EM | {"folds": 1})
+    found = NBMixture(**EM | {"folds": 1}).fit(adata).doubt(adata)
+    assert found.index.equals(adata.obs_names)
+    second = adata.obs["nbmix_second"].astype(int)
+    assert np.array_equal(found["second"], second)
+    for name in ("margin", "misfit"):
+        np.testing.assert_allclose(found[name], adata.obs[f"nbmix_{name}"], rtol=0, atol=0.02)
+    assert np.array_equal(found["ambiguous"], found["margin"] < np.log(9))
+    assert np.array_equal(found["fits_no_group"], found["misfit"] >= np.log(1000))
+
+
+def test_doubt_of_a_cell_does_not_depend_on_the_others(of_either_mode):
+    adata = annotated()
+    whole, part = of_either_mode.doubt(adata), of_either_mode.doubt(adata[5:9].copy())
+    np.testing.assert_allclose(part[["margin", "misfit"]], whole[["margin", "misfit"]][5:9], rtol=1e-5)
 
 
 def test_silent_genes_take_no_part_and_have_no_numbers(of_either_mode):
@@ -197,6 +216,9 @@ def test_train_applies_what_was_saved(settings, tmp_path):
     result = ad.read_h5ad(tmp_path / "run" / "result.h5ad")
     np.testing.assert_allclose(result.obsm["X_nbmix"], mixture.predict_proba(adata), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(result.obs["nbmix_log_likelihood"], mixture.score_samples(adata), rtol=1e-7)
+    doubt = mixture.doubt(adata)
+    np.testing.assert_allclose(result.obs["nbmix_misfit"], doubt["misfit"], rtol=0, atol=1e-4)
+    assert np.array_equal(result.obs["nbmix_second"].astype(int), doubt["second"])
 
 
 def test_a_saved_fit_does_not_go_on_as_if_it_were_one_of_train(tmp_path):

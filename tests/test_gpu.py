@@ -12,6 +12,7 @@ from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
 from nbmix.core.tables import batch_log_likelihood, likelihood_tables
 from nbmix.data.simulate import simulated_count_data
+from nbmix.evaluation.doubt import misfits
 from nbmix.starts.base import one_hot, prepare
 from tests.helpers.problems import make_problem
 from tests.helpers.running import NO_PICTURES, TINY, run_here
@@ -62,6 +63,21 @@ def test_em_iterations(data):
             mixture.m_step(warm=iteration > 0, whole=True)
         objectives.append(total)
     assert objectives[1] == pytest.approx(objectives[0], rel=1e-9)
+
+
+def test_misfits(data):
+    found = []
+    for device in ("cpu", "cuda"):
+        basis, batches = prepare(data, 1, np.random.default_rng(0))
+        mixture = Mixture(data.n_genes, MixtureSettings(3, 1, dtype="float64")).to(device)
+        mixture.attach(basis, float(data.size_factors.sum()))
+        generator = torch.Generator().manual_seed(0)
+        mixture.log_mean.data[:] = -9 + torch.randn(3, data.n_genes, generator=generator).to(mixture.log_mean)
+        own = torch.zeros(data.n_cells, dtype=torch.float64)
+        for batch in batches:
+            own[batch.rows] = mixture.posterior(batch.to(device)).log_likelihood.cpu()
+        found.append(misfits(mixture, batches, own, torch.full_like(own, torch.nan)))
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("n_cells", [40, 1200])  # all values cut in two; a table of steps

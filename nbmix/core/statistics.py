@@ -154,6 +154,15 @@ class SufficientStatistics:
         pairs = zip(self.pooled().tensors(), self.tensors(), strict=True)
         return SufficientStatistics(*(total - own for total, own in pairs))
 
+    def summed(self, members: Tensor) -> SufficientStatistics:
+        """Of each set of components those of its members, added up; ``members`` (sets, K) are 1 or 0."""
+        return SufficientStatistics(
+            torch.einsum("jkm,sk->jsm", self.rate, members),
+            self.pair @ members.T,
+            torch.einsum("...km,sk->...sm", self.node, members),
+            members @ self.weight,
+        )
+
     def all_reduce_(self) -> SufficientStatistics:
         """Sum over the ranks of the default process group, in place."""
         for tensor in self.tensors():

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -171,10 +171,19 @@ class CountsDataModule(pl.LightningDataModule):
                 self.fold_generator(),
                 rank=rank,
                 world_size=world_size,
-                origins=None if self.data.origins is None else self.data.origins[self.training_rows],
+                origins=self._training_origins,
             )
             self._fixed = PreparedBatches(self._cells, [(f, self.training_rows[rows]) for f, rows in blocks])
         return self._fixed
+
+    @property
+    def _training_origins(self) -> np.ndarray | None:
+        """(training cells,) which batch of the experiment each is of; None where nothing is known of any."""
+        return None if self.data.origins is None else self.data.origins[self.training_rows]
+
+    def training_pass(self) -> Iterator[CellBatch]:
+        """This rank's training cells once, in large batches; those of an origin follow each other."""
+        return (self._cells.batch(rows) for _, rows in self._shares(self.training_rows, CELLS_A_BLOCK))
 
     def _shares(self, rows: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:
         """This rank's blocks of cells that belong to no fold."""
@@ -197,7 +206,10 @@ class CountsDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[CellBatch]:
         if not self.shuffle:
             return DataLoader(self._training_blocks(), batch_size=None)
-        sampler = ShuffledBatches(self.training_rows, self.batch_size, self.seed, *self._rank)
+        origins = self._training_origins
+        sampler = ShuffledBatches(
+            self.training_rows, self.batch_size, self.seed, *self._rank, origins=origins
+        )
         return DataLoader(self._cells, batch_size=None, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[CellBatch] | list[Any]:

@@ -50,7 +50,7 @@ LOWER_BOUND = 1.96  # standard errors: what the rank counts of a fold change is 
 
 
 class Contrast(NamedTuple):
-    """Difference in ln mu between each component and something else, (K, genes) float64.
+    """Difference in ln mu between each component and something else, (K, genes) or (genes,) float64.
 
     Attributes:
         log_fold_change: posterior mean, natural logarithm.
@@ -103,8 +103,12 @@ class Markers(NamedTuple):
 
         The lower bound of the ln fold change from the rest, times ``share`` where it is positive.
         """
-        bound = self.from_rest.lower_bound
-        return torch.where(bound > 0, bound * self.share, bound)
+        return _score(self.from_rest, self.share)
+
+
+def _score(contrast: Contrast, share: Tensor) -> Tensor:
+    bound = contrast.lower_bound
+    return torch.where(bound > 0, bound * share, bound)
 
 
 def find_markers(
@@ -127,7 +131,7 @@ def find_markers(
     components were fitted by. A component without cells has those of the prior.
     """
     components, prior = _fit(statistics, basis, total_size, components, prior)
-    variance = _variance(statistics, basis, components, prior)
+    variance = _variance(statistics, basis, components, prior, statistics.weight.numel())
     log_mean, sizes = components.log_mean, statistics.weight
     share, share_rest = _shares(statistics, basis.levels)
     if sizes.numel() == 1:
@@ -145,6 +149,54 @@ def find_markers(
         Contrast(log_mean - rest.mean, (variance + rest.variance).sqrt()),
         Contrast(log_mean - log_mean[nearest], (variance + variance[nearest]).sqrt()),
     )
+
+
+class Comparison(NamedTuple):
+    """One set of components against another one, (genes,) each.
+
+    Attributes:
+        log_mean, standard_error: posterior mean and standard deviation of ln mu of the first set.
+        share, share_reference: share of the cells of either with a count.
+        contrast: the first against the second.
+    """
+
+    log_mean: Tensor
+    standard_error: Tensor
+    share: Tensor
+    share_reference: Tensor
+    contrast: Contrast
+
+    @property
+    def score(self) -> Tensor:
+        """(genes,) as ``Markers.score``."""
+        return _score(self.contrast, self.share)
+
+
+def compare_sets(
+    statistics: SufficientStatistics,
+    basis: Basis,
+    total_size: float,
+    first: Sequence[int],
+    second: Sequence[int],
+    components: Components | None = None,
+) -> Comparison:
+    """Compare two sets of components, each seen as one; what both are drawn from is learned from all of them.
+
+    Args:
+        statistics, basis, total_size, components: of all K components, see ``find_markers``.
+        first, second: positions, with cells; none is in both.
+    """
+    n_components = statistics.weight.numel()
+    components, prior = _fit(statistics, basis, total_size, components, None)
+    members = torch.zeros(2, n_components, dtype=torch.float64)
+    for number, positions in enumerate((first, second)):
+        members[number, list(positions)] = 1
+    summed = statistics.summed(members)
+    begin = _begin(members * statistics.weight, summed.weight, components, prior)
+    log_mean, variance = _as_components(summed, basis, total_size, begin, prior, n_components)
+    share, _ = _shares(summed, basis.levels)
+    contrast = Contrast(log_mean[0] - log_mean[1], variance.sum(0).sqrt())
+    return Comparison(log_mean[0], variance[0].sqrt(), share[0], share[1], contrast)
 
 
 def _fit(
@@ -169,14 +221,20 @@ def _fit(
 
 
 def _variance(
-    statistics: SufficientStatistics, basis: Basis, components: Components, prior: GenePrior
+    statistics: SufficientStatistics,
+    basis: Basis,
+    components: Components,
+    prior: GenePrior,
+    n_components: int,
 ) -> Tensor:
-    """(K, genes) posterior variance of ln mu, with ln r integrated out and tau^2 known from K + 1 numbers."""
+    """(K, genes) posterior variance of ln mu, with ln r integrated out.
+
+    ``n_components`` and one are the numbers that tau^2 is known from.
+    """
     curve = curvature(statistics, basis, components)  # without the prior: what the counts alone say
     about_disp = (-curve.hess_bb).clamp(min=0) + 1 / prior.log_inv_disp_variance
     information = (-curve.hess_aa - curve.hess_ab**2 / about_disp).clamp(min=0)
     variance = 1 / (information + 1 / prior.log_mean_variance)
-    n_components = statistics.weight.numel()
     if n_components == 1:
         return variance
     return variance * (1 + variance / prior.log_mean_variance * (2 / (n_components - 1)))
@@ -215,15 +273,33 @@ def _rest(
 
     A sum over the other components would follow what little is known of those with few cells.
     """
-    others, sizes = statistics.others(), statistics.weight
-    weights = others.weight[:, None].clamp(min=torch.finfo(sizes.dtype).tiny)
-    weights = (sizes - torch.diag(sizes)) / weights  # of each other component
-    log_mean = torch.log(weights @ torch.exp(components.log_mean)).nan_to_num(
-        neginf=float(prior.log_mean.min())
-    )
-    begin = Components(log_mean, weights @ components.log_inv_disp)
-    fitted = NewtonMStep()(others, basis, begin, total_size, prior).components
-    return _Normal(fitted.log_mean, _variance(others, basis, fitted, prior))
+    others, members = statistics.others(), _all_others(statistics.weight.numel())
+    begin = _begin(members * statistics.weight, others.weight, components, prior)
+    return _as_components(others, basis, total_size, begin, prior, len(members))
+
+
+def _begin(cells: Tensor, total: Tensor, components: Components, prior: GenePrior) -> Components:
+    """Where the search for sets of components begins, (sets, genes).
+
+    ``cells`` (sets, K) are those that each component brings to a set, ``total`` (sets,) their sum.
+    """
+    weights = cells / total[:, None].clamp(min=torch.finfo(cells.dtype).tiny)
+    log_mean = torch.log(weights @ torch.exp(components.log_mean))
+    log_mean = log_mean.nan_to_num(neginf=float(prior.log_mean.min()))
+    return Components(log_mean, weights @ components.log_inv_disp)
+
+
+def _as_components(
+    summed: SufficientStatistics,
+    basis: Basis,
+    total_size: float,
+    begin: Components,
+    prior: GenePrior,
+    n_components: int,
+) -> _Normal:
+    """Posterior of ln mu, (sets, genes), of cells seen as those of one component; see ``_variance``."""
+    fitted = NewtonMStep()(summed, basis, begin, total_size, prior).components
+    return _Normal(fitted.log_mean, _variance(summed, basis, fitted, prior, n_components))
 
 
 def _nearest(statistics: SufficientStatistics, basis: Basis, components: Components) -> Tensor:
@@ -239,6 +315,26 @@ def _nearest(statistics: SufficientStatistics, basis: Basis, components: Compone
     if int(filled.sum()) > 1:
         found[:, ~filled] = -torch.inf
     return found.argmax(1)
+
+
+def comparison_table(comparison: Comparison, gene_names: np.ndarray) -> pd.DataFrame:
+    """All genes, one a row, the best marker of the first set first; columns as in ``marker_table``."""
+    order = torch.argsort(-comparison.score, stable=True).numpy()
+    contrast = comparison.contrast
+    columns = {
+        "log_mean": comparison.log_mean,
+        "log_mean_se": comparison.standard_error,
+        "share": comparison.share,
+        "share_reference": comparison.share_reference,
+        "ln_fc": contrast.log_fold_change,
+        "ln_fc_se": contrast.standard_error,
+        "log2_fc": contrast.log2_fold_change,
+        "lfsr": contrast.false_sign_rate,
+    }
+    table = pd.DataFrame({name: values.numpy()[order] for name, values in columns.items()})
+    table.insert(0, "gene", np.asarray(gene_names)[order])
+    table.insert(0, "rank", np.arange(1, len(order) + 1))
+    return table
 
 
 def marker_table(markers: Markers, gene_names: np.ndarray, most: int | None = None) -> pd.DataFrame:

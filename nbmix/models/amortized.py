@@ -23,6 +23,7 @@ from nbmix.core.settings import (
 from nbmix.models.base import Prediction
 from nbmix.models.minibatch import ElboTerms, MinibatchModule, prior_where_empty
 from nbmix.models.networks import SparseEncoder
+from nbmix.models.offsets import step_offsets
 
 
 @checked("model")
@@ -33,6 +34,11 @@ class AmortizedMixture(MinibatchModule):
 
     The encoder first learns the exact posterior under the start's components (cross entropy), so that the
     components are not pulled together while it still guesses.
+
+    Where cells come from several origins the l_ik are those of components moved by the offsets of the start
+    (``nbmix.core.offsets``), and the encoder is told the origin. Offsets take a step at the end of each
+    epoch; while the encoder still guesses, by the exact posterior. Cells of an origin that the encoder does
+    not know get the exact posterior.
 
     Args:
         gene_names: (genes,).
@@ -72,7 +78,7 @@ class AmortizedMixture(MinibatchModule):
         settings = MixtureSettings(n_fitted, 1, pseudo_cells, weights, dtype=dtype, n_groups=n_components)
         super().__init__(gene_names, settings, plain)
         self.lr, self.components_lr = lr, components_lr
-        self.encoder_epochs = encoder_epochs
+        self.encoder_epochs, self.train_components = encoder_epochs, train_components
         self.encoder = SparseEncoder(len(self.gene_names), n_fitted, n_hidden)
         self.mixture.requires_grad_(train_components)
         self.mixture.log_weights.requires_grad_(train_components and weights == "learned")
@@ -81,6 +87,15 @@ class AmortizedMixture(MinibatchModule):
     def can_join(cls, settings: Mapping[str, Any]) -> bool:
         return settings.get("weights", "learned") != "given"
 
+    @classmethod
+    def knows_origins(cls) -> bool:
+        return True
+
+    def know_origins(self, names: tuple[str, ...]) -> None:
+        super().know_origins(names)
+        if names:
+            self.encoder.know_origins(len(names))
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": list(self.encoder.parameters()), "lr": self.lr}]
         if trained := [p for p in self.mixture.parameters() if p.requires_grad]:
@@ -88,9 +103,12 @@ class AmortizedMixture(MinibatchModule):
         return groups
 
     def terms(self, batch: CellBatch) -> ElboTerms:
-        log_likelihood, log_prior = self.log_likelihood(batch), self.log_prior(batch)
+        return ElboTerms(self.log_q(batch), self.log_likelihood(batch), self.log_prior(batch))
+
+    def log_q(self, batch: CellBatch) -> Tensor:
+        """(cells, K) ln q(z_i = k), as the encoder says."""
         log_q = self.encoder(batch, self.mixture.basis.levels).double()
-        return ElboTerms(prior_where_empty(log_q, log_prior, batch), log_likelihood, log_prior)
+        return prior_where_empty(log_q, self.log_prior(batch), batch)
 
     @property
     def encoder_alone(self) -> bool:
@@ -111,9 +129,20 @@ class AmortizedMixture(MinibatchModule):
                 parameter.grad = None  # else Adam would count its steps, and average in zeros
         super().on_before_optimizer_step(optimizer)
 
+    def finish_epoch(self) -> None:
+        if self.mixture.origins is not None and self.train_components:
+            q = self.exact_posterior if self.encoder_alone else lambda batch: self.log_q(batch).exp()
+            cells = (batch.to(self.device) for batch in self.data.training_pass())
+            step_offsets(self.mixture, cells, q, reduce=self.trainer.world_size > 1)
+        super().finish_epoch()
+
     @torch.no_grad()
     def predict_step(self, batch: CellBatch, batch_idx: int) -> Prediction:
-        return self.terms(batch).prediction(batch.rows)
+        if self.encoder.knows(batch.origin):
+            return self.terms(batch).prediction(batch.rows)
+        log_likelihood, log_prior = self.log_likelihood(batch), self.log_prior(batch)
+        posterior = torch.log_softmax(log_likelihood + log_prior, 1)
+        return ElboTerms(posterior, log_likelihood, log_prior).prediction(batch.rows)
 
     def restrict_genes(self, positions: np.ndarray) -> None:
         super().restrict_genes(positions)

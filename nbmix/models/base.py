@@ -36,6 +36,7 @@ from nbmix.core.batch import CellBatch
 from nbmix.core.declared import declared
 from nbmix.core.joins import Group, JoinEvidence, JoinTree, PairSeparation, by_size, group_probabilities
 from nbmix.core.mixture import Mixture
+from nbmix.core.origins import OriginOffsets
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import SECTION, Checkpoint
 from nbmix.data.module import CountsDataModule
@@ -96,6 +97,8 @@ class MixtureModule(pl.LightningModule):
         in_python: whether ``nbmix.NBMixture`` has it.
         posterior_is_exact: whether responsibilities are the posterior under the mixture, which can be
             tempered.
+        meets_new_origins: whether batches that a fit has not seen need offsets of the mixture alone, which
+            are estimated, see ``nbmix.training.new_batches``.
         mixture: the components and their weights; the last copy is that of all cells.
         objective: what the fit raises, nats per cell for each epoch; an epoch appends to it.
         n_iterations: epochs that are over; an epoch sets it.
@@ -116,6 +119,7 @@ class MixtureModule(pl.LightningModule):
     defaults: ClassVar[FitDefaults]
     in_python: ClassVar[bool] = False
     posterior_is_exact: ClassVar[bool] = False
+    meets_new_origins: ClassVar[bool] = True
 
     objective: list[float]
     n_iterations: int = 0
@@ -302,7 +306,7 @@ class MixtureModule(pl.LightningModule):
         if not names:
             return
         self.origin_names = tuple(names)
-        self.mixture = Mixture(len(self.gene_names), self.mixture.settings, len(names))
+        self.mixture.origins = OriginOffsets(self.mixture.settings.folds, len(names), len(self.gene_names))
 
     def setup(self, stage: str) -> None:
         data = self.data

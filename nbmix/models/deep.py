@@ -6,6 +6,9 @@ A cell's expression is what a decoder network makes of its place z in a space of
 
 so that x_ij | z_i is negative binomial, and the component y_i is one of K that z_i may come from. The models
 differ in p(z | y) and in q(y, z | x): ``nbmix.models.vaec`` and ``nbmix.models.gmvae``.
+
+Where cells come from several origins, decoder and trunk are told which (Lopez et al. 2018): mu_j(z_i, g), and
+p(z | y) knows nothing of g.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ START_WEIGHT = 30.0  # of the cross entropy: a nat of it is little beside hundre
 SINGLE_RATE = 10.0  # of Adam for single numbers, against those of networks that act together
 
 SUMMARY_DRAWS = 256  # of z for each component's mean and variance
+
+FEWEST_SUMMARY_DRAWS = 8  # in each origin, where there are many
 
 
 class DeepTerms(NamedTuple):
@@ -95,7 +100,8 @@ class DeepMixture(MinibatchModule):
     learn the cells by heart.
 
     The module's mixture holds the start's components first. Then it describes the model by one negative
-    binomial for each component and gene, with the mean and the variance of lambda_j given y = k.
+    binomial for each component and gene, with the mean and the variance of lambda_j given y = k, and by the
+    offsets that the decoder makes of origins on average.
 
     Args:
         gene_names: (genes,).
@@ -103,6 +109,7 @@ class DeepMixture(MinibatchModule):
 
     free_to_change: ClassVar[frozenset[str]] = frozenset({"lr", "start_epochs", "kl_epochs", "n_draws"})
     gradient_norms: ClassVar[Sequence[str]] = ("trunk", "decoder")
+    meets_new_origins: ClassVar[bool] = False  # the decoder would have to learn them
     # names of parameters that are no network's: each has to go its way alone, and faster
     single: ClassVar[frozenset[str]] = frozenset({"decoder.log_inv_disp", "mixture.log_weights"})
     noise_width: int  # standard normals that a draw for one cell takes
@@ -149,6 +156,16 @@ class DeepMixture(MinibatchModule):
         self.trunk = SparseTrunk(len(self.gene_names), n_hidden)
         self.decoder = Decoder(len(self.gene_names), n_latent, n_hidden)
 
+    @classmethod
+    def knows_origins(cls) -> bool:
+        return True
+
+    def know_origins(self, names: tuple[str, ...]) -> None:
+        super().know_origins(names)
+        if names:
+            self.trunk.know_origins(len(names))
+            self.decoder.know_origins(len(names))
+
     @abstractmethod
     def terms_at(self, batch: CellBatch, noise: Tensor) -> DeepTerms:
         """What the ELBO of a batch is made of at one draw; ``noise`` (cells, noise_width) standard normal.
@@ -169,6 +186,8 @@ class DeepMixture(MinibatchModule):
             self.decoder.out.bias.copy_(torch.log(share))
             self.decoder.log_unit.fill_(math.log(float(totals.sum()) / float(training.size_factors.sum())))
             self.decoder.log_inv_disp.copy_(self.mixture.components().log_inv_disp.mean(0))
+            if self.mixture.origins is not None:
+                self.decoder.offsets.copy_(self.mixture.origins.offsets[0])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
@@ -220,7 +239,7 @@ class DeepMixture(MinibatchModule):
     def loss(self, terms: DeepTerms, batch: CellBatch) -> Tensor:
         share = min(1.0, (self.current_epoch + 1) / (self.kl_epochs + 1))
         is_taught = self.current_epoch < self.start_epochs
-        teacher = self.mixture.posterior(batch).responsibilities if is_taught else None
+        teacher = self._teacher(batch) if is_taught else None
         likelihood, *kls = terms.parts(teacher).values()
         loss = (share * sum(kls) - likelihood).sum()
         if teacher is not None:
@@ -228,6 +247,12 @@ class DeepMixture(MinibatchModule):
         return loss + self.weight_precision / 2 * self.decoder.out.weight.square().sum() * (
             batch.n_cells / self.data.training_rows.size
         )
+
+    def _teacher(self, batch: CellBatch) -> Tensor:
+        """(cells, K) the exact responsibilities under the mixture."""
+        if self.mixture.origins is not None:  # tables are kept for one origin
+            return self.exact_posterior(batch)
+        return self.mixture.posterior(batch).responsibilities
 
     def _noise_of_step(self, n_cells: int) -> Tensor:
         """(cells, noise_width) of this rank's cells, what one process would draw for the batch of all ranks.
@@ -246,28 +271,51 @@ class DeepMixture(MinibatchModule):
         self.decoder.log_inv_disp.clamp_(*LOG_INV_DISP_RANGE)
 
     @torch.no_grad()
-    def describe(self) -> Components:
-        """(K, genes) NB components with the mean and variance of lambda_j given y = k.
+    def describe(self, origin: int = -1, n_draws: int = SUMMARY_DRAWS) -> Components:
+        """(K, genes) NB components with the mean and variance of lambda_j given y = k, in one origin.
 
         mu_kj = E[mu_j(z)],    1 / r_kj = (E[mu_j(z)^2] / r_j + Var[mu_j(z)]) / mu_kj^2
         """
         generator = torch.Generator().manual_seed(0)
         inv_disp = self.log_inv_disp.double().exp()
         log_means, log_inv_disps = [], []
-        for z in self.sample_prior(SUMMARY_DRAWS, generator):
-            mean = self.decoder.log_mean(z).double().exp()  # (draws, genes)
+        for z in self.sample_prior(n_draws, generator):
+            mean = self.decoder.log_mean(z, origin).double().exp()  # (draws, genes)
             average, square = mean.mean(0), mean.square().mean(0)
             variance = square / inv_disp + (square - average.square()).clamp(min=0)
             log_means.append(average.log())
             log_inv_disps.append((2 * average.log() - variance.log()).clamp(*LOG_INV_DISP_RANGE))
         return Components(torch.stack(log_means), torch.stack(log_inv_disps))
 
+    @torch.no_grad()
+    def describe_in_mixture(self) -> None:
+        """Have the mixture describe the model.
+
+        Of components as origins see them ln mu_kjg, ln mu_kj and ln r_kj are means over origins, and offsets
+        d_gj = sum_k pi_k (ln mu_kjg - ln mu_kj).
+        """
+        origins = self.mixture.origins
+        if origins is None:
+            self.mixture.set_components(self.describe())
+            return
+        n_draws = max(FEWEST_SUMMARY_DRAWS, SUMMARY_DRAWS // origins.n_origins)
+        weights, total, of_origins = self.mixture.log_weights[0].softmax(0), None, []
+        for origin in range(origins.n_origins):
+            seen = torch.stack(self.describe(origin, n_draws))  # (2, K, genes)
+            total = seen if total is None else total + seen
+            of_origins.append(weights @ seen[0])
+        assert total is not None
+        components = Components(*(total / origins.n_origins))
+        offsets = torch.stack(of_origins) - weights @ components.log_mean
+        self.mixture.set_components(components)
+        origins.set(origins.within_bounds(offsets), origins.variance[0])
+
     def on_train_epoch_end(self) -> None:
         if self.current_epoch + 1 >= self.start_epochs:
-            self.mixture.set_components(self.describe())
+            self.describe_in_mixture()
 
     def on_predict_start(self) -> None:
-        self.mixture.set_components(self.describe())
+        self.describe_in_mixture()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # older checkpoints have one section, "deep", for both deep models

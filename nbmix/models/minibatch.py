@@ -4,6 +4,8 @@
 
 A step takes a batch from ``CountsDataModule``, asks the model for ``terms``, makes them a ``loss``, has
 Lightning follow its gradient, and brings parameters back into their range (``project``).
+
+Where cells come from several origins (``nbmix.core.offsets``), those of a batch are of one.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ class MinibatchModule(MixtureModule):
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         found = start_components(start, data, self.mixture.settings)
         assert found.components is not None
-        self.mixture.set_components(found.components, found.log_weights)
+        found.hand_to(self.mixture)
         self.join_evidence = found.join_evidence
         self.joins = None if found.join_evidence is None else found.join_evidence.tree()
 
@@ -139,10 +141,21 @@ class MinibatchModule(MixtureModule):
 
     def log_likelihood(self, batch: CellBatch) -> Tensor:
         """(cells, K) float64 log likelihood of the mixture's components, differentiable in them."""
-        mixture = self.mixture
+        mixture, log_mean = self.mixture, self.mixture.log_mean[0]
+        offset = None if mixture.origins is None else mixture.origins.of(0, batch.origin)
         return minibatch_log_likelihood(
-            mixture.log_mean[0], mixture.log_inv_disp[0], batch, mixture.basis, mixture.settings.torch_dtype
+            log_mean if offset is None else log_mean + offset,
+            mixture.log_inv_disp[0],
+            batch,
+            mixture.basis,
+            mixture.settings.torch_dtype,
         )
+
+    def exact_posterior(self, batch: CellBatch) -> Tensor:
+        """(cells, K) responsibilities under the mixture; no tables are made, which serve large batches."""
+        with torch.no_grad():
+            log_likelihood = self.log_likelihood(batch)
+            return torch.softmax(log_likelihood + self.log_prior(batch), 1)
 
     def on_train_epoch_start(self) -> None:
         self._sums: dict[str, float] = {}
@@ -163,8 +176,12 @@ class MinibatchModule(MixtureModule):
         """The loss () of a step, per cell of all ranks, from its sum over the ``n_cells`` of this rank.
 
         Data-parallel training takes the mean of the ranks' gradients, and shares may be uneven: this one is
-        scaled so that the mean is the gradient of all cells' mean.
+        scaled so that the mean is the gradient of all cells' mean. Batches of origins are of uneven sizes:
+        there it is per cell of the average batch, so that a cell counts as much in each.
         """
+        if self.mixture.origins is not None:
+            n_average = self.data.training_rows.size / self.trainer.num_training_batches
+            return loss * (self.trainer.world_size / n_average)
         if self.trainer.world_size == 1:
             return loss / n_cells
         return loss * (self.trainer.world_size / self.sum_over_ranks(n_cells)[0])
@@ -197,9 +214,10 @@ class MinibatchModule(MixtureModule):
         # the epoch's numbers have to be there for validation and for callbacks, which come before
         # on_train_epoch_end
         if batch_idx + 1 == self.trainer.num_training_batches:
-            self._finish_epoch()
+            self.finish_epoch()
 
-    def _finish_epoch(self) -> None:
+    def finish_epoch(self) -> None:
+        """Called once all batches of an epoch have been taken, before validation."""
         names = list(self._sums)
         *sums, n_cells = self.sum_over_ranks(*self._sums.values(), self._cells)
         means = {name: value / n_cells for name, value in zip(names, sums, strict=True)}

@@ -20,6 +20,30 @@ LOG_SD_RANGE = (-6.0, 3.0)  # of every latent normal: one that collapses or expl
 CELLS_AT_ONCE = 256  # that are dense in genes
 
 
+class OriginLayer(nn.Module):
+    """What a layer of h units is told of the origin of the cells of a batch: one-hot times W, (G, h).
+
+    As scvi-tools appends a batch to the input of a layer; W begins at 0, so that no origin differs at first.
+
+    Args:
+        n_origins: G.
+        n_hidden: h.
+    """
+
+    def __init__(self, n_origins: int, n_hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_origins, n_hidden))
+
+    @property
+    def n_origins(self) -> int:
+        """G."""
+        return self.weight.shape[0]
+
+    def forward(self, origin: int) -> Tensor:
+        """(h,); the mean of all origins for cells of none, -1."""
+        return self.weight.mean(0) if origin < 0 else self.weight[origin]
+
+
 class SparseLayer(nn.Module):
     """A first layer on sparse counts: bias + log1p(x) W, (cells, h).
 
@@ -28,6 +52,7 @@ class SparseLayer(nn.Module):
     Attributes:
         first: (genes, h) W.
         first_bias: (h,).
+        of_origin: what is added for the origin of the cells; None where there are none.
     """
 
     def __init__(self, n_genes: int, n_hidden: int) -> None:
@@ -35,10 +60,22 @@ class SparseLayer(nn.Module):
         bound = n_genes**-0.5  # as nn.Linear draws it
         self.first = nn.Parameter(torch.empty(n_genes, n_hidden).uniform_(-bound, bound))
         self.first_bias = nn.Parameter(torch.empty(n_hidden).uniform_(-bound, bound))
+        self.of_origin: OriginLayer | None = None
+
+    def know_origins(self, n_origins: int) -> None:
+        """Tell so many origins apart."""
+        self.of_origin = OriginLayer(n_origins, self.first_bias.numel())
+
+    def knows(self, origin: int) -> bool:
+        """Whether it can tell cells of an origin from those of others, if there are others."""
+        return self.of_origin is None or 0 <= origin < self.of_origin.n_origins
 
     def first_layer(self, batch: CellBatch, levels: CountLevels) -> Tensor:
         """(cells, h); ``levels`` are those that the batch was built with."""
-        return self.first_bias + log_count_product(batch, levels, self.first)
+        bias = self.first_bias
+        if self.of_origin is not None:
+            bias = bias + self.of_origin(batch.origin)
+        return bias + log_count_product(batch, levels, self.first)
 
     def restrict_genes(self, positions: Tensor) -> None:
         """Keep the genes at ``positions`` alone; the others count as silent."""
@@ -126,16 +163,20 @@ class Decoder(nn.Module):
     """ln mu_j(z) = ln unit + ln softmax_j(Linear(h, genes) . ReLU . Linear(dimensions, h) . z), and ln r_j.
 
     A softmax, because size factors say how many counts a cell has (Lopez et al. 2018, scVI). Genes that the
-    data lacks still belong to it.
+    data lacks still belong to it. Where cells are of several origins the hidden layer is told which, and what
+    the softmax is of has the offsets of genes there.
 
     Attributes:
         log_inv_disp: (genes,) ln r_j.
         log_unit: () ln of the counts per unit of size factor.
         kept: (genes of the data,) int64, their positions among all genes.
+        of_origin: what is added to the hidden layer for the origin of the cells; None where there are none.
+        offsets: (origins, all genes) natural logarithm; of cells of no origin there are none.
     """
 
     log_unit: Tensor
     kept: Tensor
+    offsets: Tensor
 
     def __init__(self, n_genes: int, n_latent: int, n_hidden: int) -> None:
         super().__init__()
@@ -145,14 +186,24 @@ class Decoder(nn.Module):
         self.log_inv_disp = nn.Parameter(torch.full((n_genes,), START_LOG_INV_DISP))
         self.register_buffer("log_unit", torch.zeros(()))
         self.register_buffer("kept", torch.arange(n_genes), persistent=False)
+        self.of_origin: OriginLayer | None = None
 
-    def logits(self, z: Tensor) -> Tensor:
-        """(rows, all genes) that the softmax is of, for z (rows, dimensions)."""
-        return self.out(torch.relu(self.hidden(z)))
+    def know_origins(self, n_origins: int) -> None:
+        """Tell so many origins apart."""
+        self.of_origin = OriginLayer(n_origins, self.hidden.out_features)
+        self.register_buffer("offsets", torch.zeros(n_origins, self.out.out_features))
 
-    def log_mean(self, z: Tensor) -> Tensor:
+    def logits(self, z: Tensor, origin: int = -1) -> Tensor:
+        """(rows, all genes) that the softmax is of, for z (rows, dimensions) of one origin."""
+        hidden = self.hidden(z)
+        if self.of_origin is not None:
+            hidden = hidden + self.of_origin(origin)
+        logits = self.out(torch.relu(hidden))
+        return logits if self.of_origin is None or origin < 0 else logits + self.offsets[origin]
+
+    def log_mean(self, z: Tensor, origin: int = -1) -> Tensor:
         """(rows, genes of the data) ln mu, per unit of size factor."""
-        return torch.log_softmax(self.logits(z), 1)[:, self.kept] + self.log_unit
+        return torch.log_softmax(self.logits(z, origin), 1)[:, self.kept] + self.log_unit
 
     def restrict_genes(self, positions: Tensor) -> None:
         """Keep the genes at ``positions`` alone; the others keep their share of the softmax."""
@@ -170,7 +221,7 @@ class Decoder(nn.Module):
         Args:
             z: (cells, dimensions).
             log_size: (cells,) ln s; -inf for an empty cell that has none.
-            cells: their counts.
+            cells: their counts, and their origin.
             cells_at_once: that are dense in genes.
         """
         parts = [
@@ -181,7 +232,7 @@ class Decoder(nn.Module):
         return torch.cat(parts)
 
     def _block(self, z: Tensor, log_size: Tensor, cells: SparseCells) -> Tensor:
-        logits = self.logits(z)
+        logits = self.logits(z, cells.origin)
         shift = self.log_unit - torch.logsumexp(logits, 1)  # (cells,)
         if self.kept.numel() < logits.shape[1]:
             logits = logits[:, self.kept]
@@ -203,18 +254,21 @@ class SparseCells:
         indptr: (cells + 1,) int64, where each cell's begin.
         row, gene: (nonzeros,) int64.
         count: (nonzeros,) float64.
+        origin: of all of these cells; -1 for nothing known.
     """
 
     indptr: Tensor
     row: Tensor
     gene: Tensor
     count: Tensor
+    origin: int = -1
 
     @classmethod
     def of(cls, batch: CellBatch, levels: CountLevels) -> SparseCells:
         pair = batch.used[batch.pairs.indices.long()]
         indptr = batch.pairs.indptr.long()
-        return cls(indptr, torch.repeat_interleave(indptr.diff()), levels.gene[pair], levels.count[pair])
+        row = torch.repeat_interleave(indptr.diff())
+        return cls(indptr, row, levels.gene[pair], levels.count[pair], batch.origin)
 
     def block(self, rows: slice) -> SparseCells:
         """The cells of ``rows``."""
@@ -227,4 +281,5 @@ class SparseCells:
             self.row[inside] - rows.start,
             self.gene[inside],
             self.count[inside],
+            self.origin,
         )

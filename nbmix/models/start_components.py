@@ -45,7 +45,10 @@ def start_components(start: StartState, data: CountsDataModule, settings: Mixtur
     fitted = new_mixture(seen, settings, basis, start)
     run_em(fitted, batches, responsibilities=given, max_iterations=iterations)
     found = StartState.of(fitted, batches)
-    return found if given is not None else start._replace(join_evidence=found.join_evidence)
+    if given is not None:
+        return found
+    offsets = found.offsets if start.offsets is None else start.offsets
+    return start._replace(join_evidence=found.join_evidence, offsets=offsets)
 
 
 def start_cells(

@@ -19,6 +19,8 @@ from nbmix.core.joins import group_log_joint
 from nbmix.data.kept_fit import KEPT, as_fields
 from nbmix.data.source import LIGHT
 from nbmix.errors import in_one_line
+from nbmix.output.batches import batch_lines
+from nbmix.output.grouping import write_probabilities
 from nbmix.output.groups import group_name, joins_table
 from nbmix.output.rank_genes import rank_genes_groups
 from nbmix.output.report import TOP_MARKERS
@@ -39,12 +41,13 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
             there are no others.
     """
     q, groups, data = results.responsibilities, results.groups, results.data
-    adata.obs[key] = pd.Categorical.from_codes(results.assignments, [str(k) for k in range(q.shape[1])])
-    adata.obs[f"{key}_probability"] = q.max(1)
+    labels = [str(k) for k in range(q.shape[1])]
+    write_probabilities(adata, key, q, labels)
     adata.obs[f"{key}_log_likelihood"] = results.cells.log_likelihood.numpy()
+    adata.obs[f"{key}_misfit"] = results.doubt.misfit
+    adata.obs[f"{key}_fits_no_group"] = results.doubt.fits_no_group
     adata.obs[f"{key}_held_out"] = np.isin(np.arange(data.data.n_cells), data.validation_rows)
     adata.obs[f"{key}_size_factor"] = data.data.size_factors
-    adata.obsm[f"X_{key}"] = q
     for name, values in results.profiles._asdict().items():  # (K, genes of the results)
         of_all = np.full((adata.n_vars, q.shape[1]), np.nan)
         of_all[slice(None) if genes is None else np.asarray(genes)] = values.T.numpy()
@@ -52,7 +55,8 @@ def add_fields(adata: ad.AnnData, key: str, results: Results, genes: ArrayLike |
     adata.uns[key] = {
         "model": results.model.kind,
         "log_weights": group_log_joint(results.log_weights, groups),
-        "groups": {str(k): group_name(group) for k, group in enumerate(groups)},
+        "labels": np.array(labels),
+        "groups": {label: group_name(group) for label, group in zip(labels, groups, strict=True)},
         "objective": np.array(results.model.objective, dtype=np.float64),
         "provenance": json.dumps(results.provenance, default=repr),
     }
@@ -86,14 +90,18 @@ def annotate(
     What an earlier fit has written under the same key goes. Markers and embedding are left out with a warning
     where they cannot be made.
 
+    What is to be said of groups and batches goes into the log, too.
+
     Args:
         adata, key, results, genes: see ``add_fields``.
         embed: write the embedding, which may have to be made.
     """
     earlier = _aliased(adata.obsm, adata.uns, key)
     forget(adata, key)
-    _fill(adata, key, results, genes, adata.var_names.to_numpy(), embed=embed)
+    _fill(adata, key, results, genes, adata.var_names.to_numpy(), embed=embed, obs=adata.obs.copy())
     add_aliases(adata.obsm, adata.uns, key, earlier)
+    for line in adata.uns[key].get("remarks", ()):
+        log.warning("%s", line)
 
 
 def forget(adata: ad.AnnData, key: str) -> None:
@@ -112,6 +120,7 @@ def _fill(
     gene_names: np.ndarray,
     *,
     embed: bool,
+    obs: pd.DataFrame | None = None,
 ) -> None:
     add_fields(adata, key, results, genes)
     with _sparing("markers"):
@@ -132,6 +141,9 @@ def _fill(
             of_all = np.full((adata.n_obs, 2), np.nan, dtype=coordinates.dtype)
             of_all[results.shown_rows] = coordinates
             adata.obsm[f"X_{key}_{name.lower()}"] = of_all
+    with _sparing("remarks"):
+        if lines := batch_lines(results, obs):
+            adata.uns[key]["remarks"] = np.array(lines)
 
 
 @contextmanager
@@ -144,7 +156,8 @@ def _sparing(what: str) -> Iterator[None]:
 
 def _own_names(key: str) -> dict[str, list[str]]:
     """What a fit may write, by slot."""
-    of_cells = ("", "_probability", "_log_likelihood", "_held_out", "_size_factor")
+    of_groups = ("", "_probability", "_second", "_margin", "_ambiguous")
+    of_cells = (*of_groups, "_log_likelihood", "_misfit", "_fits_no_group", "_held_out", "_size_factor")
     return {
         "obs": [f"{key}{end}" for end in of_cells],
         "obsm": [f"X_{key}{end}" for end in ("", "_components", "_umap", "_pca")],

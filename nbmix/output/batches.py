@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import normalized_mutual_info_score
 
+from nbmix.data.from_anndata import DEFAULT_LABEL_KEY
 from nbmix.output.results import Results
 
 NEARLY_ALONE = 0.95  # share of a group's cells from one batch
@@ -51,7 +52,8 @@ class Split(NamedTuple):
         one, other = self.groups
         return (
             f"obs[{self.column!r}] tells groups {one} and {other} apart, and its values are in other groups "
-            f"as well. Nothing has been made of it; if it is a batch, fit with data.batch_key={self.column}."
+            "as well. Nothing has been made of it; if it is a batch, fit with it as the batch key "
+            "(data.batch_key, in Python batch_key)."
         )
 
 
@@ -111,16 +113,24 @@ def splitting_columns(
     return found
 
 
-def batch_lines(results: Results) -> list[str]:
-    """What the report says of groups and batches."""
+def batch_lines(results: Results, obs: pd.DataFrame | None = None) -> list[str]:
+    """What is to be said of groups and batches: in the report, and by ``nbmix.cluster``.
+
+    Where no batch is known, columns of obs are looked at.
+
+    Args:
+        obs: of the cells, where the data of ``results`` does not hold it.
+    """
     table = batches_table(results)
     if table is not None:
         return [alone.line for alone in groups_of_one_batch(table)]
     data = results.data.data
-    if data.annotations is None or len(results.groups) < 2:
+    if obs is None and data.annotations is not None:
+        obs = data.annotations.obs
+    if obs is None or len(results.groups) < 2:
         return []
-    obs = data.annotations.obs
-    named = [name for name in obs.columns if not pd.api.types.is_float_dtype(obs[name])]
+    names = [name for name in obs.columns if name != DEFAULT_LABEL_KEY]
+    named = [name for name in names if not pd.api.types.is_float_dtype(obs[name])]
     labels = data.labels
     if labels is not None:
         named = [name for name in named if not np.array_equal(obs[name].astype(str).to_numpy(), labels)]

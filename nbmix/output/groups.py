@@ -13,6 +13,7 @@ import pandas as pd
 
 from nbmix.core.joins import Group, Join, JoinTree, PairSeparation, group_probabilities
 from nbmix.errors import InputError
+from nbmix.output.grouping import Grouping, write_probabilities
 
 
 def joins_table(tree: JoinTree) -> pd.DataFrame:
@@ -76,13 +77,13 @@ def regroup(
     gets the next free number.
 
         obs["nbmix_groups"]                the group of the largest probability
-        obs["nbmix_groups_probability"]    that probability
+        obs["nbmix_groups_probability"]    that probability; and second, margin and ambiguous of these groups
         obsm["X_nbmix_groups"]             (cells, groups) probabilities, in the order of the categories
         uns["nbmix_groups"]                the components of each group, by its label, as in 0+3
 
     Args:
         adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
-        n_groups: how many; "auto" joins whatever has no gap between it.
+        n_groups: how many; "auto" joins whatever has no gap between it; as many as there are: these.
         key: what the names of the fit begin with.
         key_added: what the new names begin with; default ``key`` + "_groups".
         copy: write into a copy, and return it.
@@ -103,17 +104,16 @@ def regroup(
     if not isinstance(fit, dict) or "cuts" not in fit:
         raise InputError(
             f"adata: uns[{key!r}] holds no joins of components; run nbmix.cluster with folds of 2 or more, "
-            "whose components are judged by cells that they have not seen"
+            "whose components are judged by cells that they have not seen (nbmix.recluster takes them away)"
         )
-    for name in (f"X_{key}", f"X_{key}_components"):
-        if name not in adata.obsm:
-            raise InputError(
-                f"adata: lacks obsm[{name!r}], which the fit has written; run nbmix.cluster again"
-            )
+    if (name := f"X_{key}_components") not in adata.obsm:
+        raise InputError(f"adata: lacks obsm[{name!r}], which the fit has written; run nbmix.cluster again")
     added = key_added or f"{key}_groups"
     if added in (key, f"{key}_components"):
         raise InputError(f"key_added={added}: is what the fit itself has written; choose another name")
-    own = [members(group) for group in fit["groups"].values()]
+    before = Grouping.of(adata, key)
+    assert before.components is not None  # where there are joins
+    own = [members(group) for group in before.components.values()]
     cuts = [[tuple(group) for group in cut] for cut in json.loads(fit["cuts"])]
     number: Any = n_groups
     if n_groups == "auto":
@@ -128,18 +128,29 @@ def regroup(
     groups = own if number == len(own) else cuts[number - 1]
     if copy:
         adata = adata.copy()
-    q, of_fit = (np.asarray(adata.obsm[name]) for name in (f"X_{key}_components", f"X_{key}"))
-    q = group_probabilities(q, groups)
-    labels = kept_labels(q.argmax(1), of_fit.argmax(1), len(groups), of_fit.shape[1])
+    q = group_probabilities(np.asarray(adata.obsm[f"X_{key}_components"]), groups)
+    numbers = kept_labels(q.argmax(1), before.codes, len(groups), len(before.labels))
     if groups is own:
-        labels = list(range(len(own)))
-    order = sorted(range(len(labels)), key=labels.__getitem__)
-    names = [str(labels[g]) for g in order]
-    adata.obs[added] = pd.Categorical.from_codes(q[:, order].argmax(1), names)
-    adata.obs[f"{added}_probability"] = q.max(1)
-    adata.obsm[f"X_{added}"] = q[:, order]
-    adata.uns[added] = {str(labels[g]): group_name(groups[g]) for g in order}
+        numbers = list(range(len(own)))
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    names = _named([numbers[g] for g in order], before.labels)
+    write_probabilities(adata, added, q[:, order], names)
+    adata.uns[added] = {name: group_name(groups[g]) for name, g in zip(names, order, strict=True)}
     return adata if copy else None
+
+
+def _named(numbers: Sequence[int], labels: Sequence[str]) -> list[str]:
+    """Labels of groups, ascending: those of earlier ones by their position, else the next free number."""
+    taken, names = set(labels), []
+    for number in numbers:
+        name = (
+            labels[number]
+            if number < len(labels)
+            else next(str(n) for n in range(number, number + len(taken) + 1) if str(n) not in taken)
+        )
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def members(name: str) -> tuple[int, ...]:
@@ -175,7 +186,7 @@ def partitions_in(adata: ad.AnnData, key: str) -> list[Partition]:
         InputError: the groups of the fit are not those of its components.
     """
     fit = adata.uns[key]
-    own = _partition(adata, key, fit.get("groups"))
+    own = _partition(adata, key, fit.get("groups"), fit.get("labels"))
     if own is None:
         raise InputError(f"adata: uns[{key!r}]['groups'] is no list of components; run nbmix.cluster again")
     found, components = [own], sorted(c for group in own.groups for c in group)
@@ -190,15 +201,17 @@ def partitions_in(adata: ad.AnnData, key: str) -> list[Partition]:
     return found
 
 
-def _partition(adata: ad.AnnData, name: str, named: Any) -> Partition | None:
-    """By the components of each label; in the order of the categories, or of their numbers."""
+def _partition(adata: ad.AnnData, name: str, named: Any, labels: Any = None) -> Partition | None:
+    """By the components of each label; in the order of ``labels``, of the categories, or of their numbers."""
     is_one = isinstance(named, Mapping) and all(
         isinstance(group, str) and re.fullmatch(r"\d+(\+\d+)*", group) for group in named.values()
     )
     if not is_one:
         return None
     column = adata.obs.get(name)
-    order = [str(c) for c in column.cat.categories] if isinstance(column.dtype, pd.CategoricalDtype) else []
+    order = [] if labels is None else [str(label) for label in labels]
+    if not order and isinstance(column.dtype, pd.CategoricalDtype):
+        order = [str(c) for c in column.cat.categories]
     if set(order) != set(named):  # a label that no cell has is lost where cells are picked
         order = sorted(
             named, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label)

@@ -22,6 +22,7 @@ from nbmix.data.batches import CellBatches
 from nbmix.data.counts import CountData, some_rows
 from nbmix.data.module import CountsDataModule
 from nbmix.evaluation.calibration import fitted_inverse_temperature, log_prior_of, tempered
+from nbmix.evaluation.doubt import Doubt, misfits, second_best
 from nbmix.evaluation.embedding import MOST_UMAP_CELLS, Embedding, embed
 from nbmix.evaluation.markers import Markers, find_markers, marker_table
 from nbmix.models.base import MixtureModule, Prediction
@@ -116,6 +117,16 @@ class Results:
         calibrated = self.calibrated
         q = self.responsibilities if calibrated is None else calibrated
         return q[np.arange(len(q)), self.assignments]
+
+    @cached_property
+    def doubt(self) -> Doubt:
+        """What speaks against the assignments; one pass over the counts."""
+        cells = self.cells
+        misfit = np.full(self.data.data.n_cells, np.nan)
+        if not cells.component_log_likelihood.isnan().any():
+            of_cells = cells.log_likelihood, cells.unseen_log_likelihood
+            misfit = misfits(self.model.mixture, _all_batches(self.data), *of_cells)
+        return Doubt(*second_best(self.responsibilities), misfit)
 
     @property
     def statistics(self) -> SufficientStatistics:
@@ -220,9 +231,20 @@ def _learned_prior(model: MixtureModule) -> GenePrior | None:
 
 def named_markers(results: Results, most: int | None = None) -> pd.DataFrame:
     """``marker_table`` of all groups with cells, with symbols beside the names where there are any."""
-    data = results.data.data
-    table = marker_table(results.markers, data.gene_names, most)
-    table = table[table["component"].isin(np.unique(results.assignments))].reset_index(drop=True)
+    return markers_with_names(results.markers, results.data.data, results.assignments, most)
+
+
+def markers_with_names(
+    markers: Markers, data: CountData, assignments: np.ndarray, most: int | None = None
+) -> pd.DataFrame:
+    """``named_markers`` of cells (cells,) that are assigned to groups."""
+    table = marker_table(markers, data.gene_names, most)
+    table = table[table["component"].isin(np.unique(assignments))].reset_index(drop=True)
+    return with_symbols(table, data)
+
+
+def with_symbols(table: pd.DataFrame, data: CountData) -> pd.DataFrame:
+    """A column "symbol" beside "gene", where there are symbols; in place."""
     if data.gene_symbols is not None:
         symbols = dict(zip(data.gene_names, data.gene_symbols, strict=True))
         table.insert(table.columns.get_loc("gene") + 1, "symbol", table["gene"].map(symbols))

@@ -96,8 +96,16 @@ def progress(results: Results) -> dict[str, Any]:
 
 
 def certainty(results: Results) -> dict[str, Any]:
-    """Mean entropy of the posteriors, and the inverse temperature that takes off what they are too sure."""
-    metrics = {"entropy": float(entr(results.responsibilities).sum(1).mean())}
+    """Mean entropy of the posteriors, and the inverse temperature that takes off what they are too sure.
+
+    And shares of cells that are in doubt, see ``nbmix.evaluation.doubt``.
+    """
+    doubt = results.doubt
+    metrics = {
+        "entropy": float(entr(results.responsibilities).sum(1).mean()),
+        "share_ambiguous": float(doubt.is_ambiguous.mean()),
+        "share_fits_no_group": float(doubt.fits_no_group.mean()),
+    }
     if results.inverse_temperature is not None:
         metrics["inverse_temperature"] = results.inverse_temperature
     return metrics

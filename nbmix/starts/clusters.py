@@ -68,7 +68,7 @@ class TopicsStart:
     """Poisson NMF X ~ L F, scaled to a topic model: l_ik sum_j f_kj to sum to 1, f_kj to sum to 1.
 
     Multiplicative updates of the Kullback-Leibler divergence, which is the Poisson log likelihood
-    (Lee & Seung 2001).
+    (Lee & Seung 2001). What differs between batches would be topics, so there must be none.
     """
 
     name: ClassVar[str] = "topics"
@@ -87,6 +87,11 @@ class TopicsStart:
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
     ) -> StartState:
+        if data.origins is not None:
+            raise InputError(
+                "start=topics: knows nothing of batches (data.batch_key), and would make topics of them; "
+                "choose start=random, kmeans or subsample"
+            )
         weights, topics = self.fit(data, settings.n_components, generator)
         if self.use == "responsibilities":
             return StartState(torch.from_numpy(weights))

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from nbmix.core.declared import Setting, checked
+from nbmix.core.offsets import FIRST_OFFSET_VARIANCE
 from nbmix.core.parameters import START_LOG_INV_DISP, Components, lowest_log_mean
 from nbmix.core.settings import MixtureSettings
-from nbmix.data.checkpoint import align_to_genes, load_checkpoint
+from nbmix.data.checkpoint import Checkpoint, align_to_genes, load_checkpoint
 from nbmix.data.counts import CountData
 from nbmix.errors import InputError
 from nbmix.starts.base import StartState
@@ -83,7 +84,8 @@ class MeansStart:
 class CheckpointStart:
     """The components of an earlier run, of either mode; genes are matched by name.
 
-    Genes that the checkpoint does not know begin at the data's pooled mean.
+    Genes that the checkpoint does not know begin at the data's pooled mean. Batches that it knows by name
+    begin at their offsets there, others at none.
     """
 
     path: Annotated[str | os.PathLike[str], Setting("The checkpoint of the earlier run.")]
@@ -113,7 +115,28 @@ class CheckpointStart:
         log_inv_disp = torch.full_like(log_mean, START_LOG_INV_DISP)
         log_mean[:, here] = components.log_mean[:, there]
         log_inv_disp[:, here] = components.log_inv_disp[:, there]
-        return StartState(components=Components(log_mean, log_inv_disp))
+        offsets = _offsets(checkpoint, data, there, here)
+        return StartState(components=Components(log_mean, log_inv_disp), offsets=offsets)
+
+
+def _offsets(
+    checkpoint: Checkpoint, data: CountData, there: np.ndarray, here: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Offsets of the batches of ``data`` (origins, genes) and their variance (genes,), from a checkpoint.
+
+    Args:
+        there, here: positions of shared genes in the checkpoint and in the data.
+    """
+    if data.origins is None or not checkpoint.origin_names:
+        return None
+    known, learned = (checkpoint.state[f"mixture.origins.{name}"][-1] for name in ("offsets", "variance"))
+    offsets = torch.zeros(len(data.origin_names), data.n_genes, dtype=torch.float64)
+    variance = torch.full_like(offsets[0], FIRST_OFFSET_VARIANCE)
+    variance[here] = learned[there]
+    for place, name in enumerate(data.origin_names):
+        if name in checkpoint.origin_names:
+            offsets[place, here] = known[checkpoint.origin_names.index(name), there]
+    return offsets, variance
 
 
 def _load_array(path: str | os.PathLike[str], setting: str) -> np.ndarray:

@@ -38,14 +38,15 @@ def meet_batches(model: MixtureModule, data: CountData, where: str) -> CountData
         where: what messages begin with.
 
     Raises:
-        InputError: the cells have batches, and the fit had none.
+        InputError: the cells have batches, and the fit had none; or they have new ones, and the model cannot
+            learn these from cells alone.
     """
     origins = model.mixture.origins
     if data.origins is None:
         if origins is not None:
             log.warning(
-                "%s: knows the batches %s, and of these cells none is known (data.batch_key): genes get no "
-                "offsets",
+                "%s: knows the batches %s, and of these cells none is known (data.batch_key): they are taken "
+                "for cells of the average batch",
                 where,
                 ", ".join(model.origin_names[:5]),
             )
@@ -53,6 +54,12 @@ def meet_batches(model: MixtureModule, data: CountData, where: str) -> CountData
     if origins is None:
         raise InputError(f"{where}: was fitted without batches; set data.batch_key=null")
     new = [name for name in data.origin_names if name not in model.origin_names]
+    if new and not model.meets_new_origins:
+        raise InputError(
+            f"{where}: knows the batches {', '.join(model.origin_names[:5])}, not {', '.join(new[:5])}, and "
+            f"model={model.kind} learns no new ones from cells; set data.batch_key=null to take all cells "
+            "for those of the average batch, or use model=em"
+        )
     names = (*model.origin_names, *new)
     codes = np.array([names.index(name) for name in data.origin_names])[data.origins]
     data = replace(data, origins=codes, origin_names=names)

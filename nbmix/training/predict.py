@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from nbmix.core.batch import Basis
+from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.folds import CELLS_A_BLOCK, by_origin, fold_shares
+from nbmix.core.joins import group_probabilities
 from nbmix.core.memory import give_back
 from nbmix.data.batches import CellBatches
 from nbmix.data.checkpoint import Checkpoint, align_to_genes
 from nbmix.data.counts import CountData
 from nbmix.data.module import CountsDataModule
+from nbmix.evaluation.doubt import Doubt, misfits, second_best
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.models.restore import restore
 from nbmix.training.new_batches import meet_batches
@@ -38,14 +41,26 @@ def predict(trainer: pl.Trainer, model: MixtureModule, data: CountsDataModule) -
 
 def predict_here(model: MixtureModule, data: CountData) -> Prediction:
     """Predictions of cells in memory, without a trainer."""
+    batches = [model.predict_step(batch, number) for number, batch in enumerate(_new_batches(model, data))]
+    return join_batches(batches, data.n_cells)
+
+
+def doubt_here(model: MixtureModule, data: CountData) -> Doubt:
+    """How far the groups of cells in memory can be doubted, without a trainer."""
+    cells = predict_here(model, data)
+    q = group_probabilities(cells.responsibilities.numpy(), model.groups)
+    of_cells = cells.log_likelihood, cells.unseen_log_likelihood
+    return Doubt(*second_best(q), misfits(model.mixture, _new_batches(model, data), *of_cells))
+
+
+def _new_batches(model: MixtureModule, data: CountData) -> Iterator[CellBatch]:
+    """Cells in memory, to whose basis the model is attached."""
     basis = Basis.of(data.counts, data.size_factors)  # exact between size factors
     model.mixture.attach(basis, float(data.size_factors.sum()))
     cells = CellBatches(data, basis)
     parts = by_origin(np.arange(data.n_cells), data.origins)
     sizes = data.size_factors
-    blocks = [rows for part in parts for rows in fold_shares(part, sizes[part], CELLS_A_BLOCK)]
-    batches = [model.predict_step(cells.batch(rows), number) for number, rows in enumerate(blocks)]
-    return join_batches(batches, data.n_cells)
+    return (cells.batch(rows) for part in parts for rows in fold_shares(part, sizes[part], CELLS_A_BLOCK))
 
 
 def join_batches(batches: list[Prediction], n_cells: int) -> Prediction:

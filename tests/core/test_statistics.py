@@ -182,3 +182,15 @@ def test_a_batch_without_cells_adds_nothing():
             nothing.tensors(), SufficientStatistics.zeros(basis, 2, "cpu").tensors(), strict=True
         )
     )
+
+
+def test_sums_of_sets_are_statistics_of_summed_weights(problem, generator):
+    q = random_q(40, 4, generator)
+    members = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.float64)
+    assert_same_meaning(collect(problem, q).summed(members), collect(problem, q @ members.T), problem.basis)
+
+
+def test_the_complement_of_each_component_is_all_others(problem, generator):
+    statistics = collect(problem, random_q(40, 3, generator))
+    complements = statistics.summed(1 - torch.eye(3, dtype=torch.float64))
+    assert_same_meaning(complements, statistics.others(), problem.basis)

@@ -52,3 +52,29 @@ def test_the_epoch_may_be_set_until_the_first_batch_is_asked_for():
     sampler.set_epoch(2)
     whole.set_epoch(2)
     assert np.array_equal(next(batches), next(iter(whole)))
+
+
+ORIGINS = np.repeat([2, 0, 1], [20, 14, 3])
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_batches_are_of_one_origin(world_size):
+    ranks = [
+        list(ShuffledBatches(ROWS, 4, 0, rank, world_size, origins=ORIGINS)) for rank in range(world_size)
+    ]
+    seen = np.concatenate([batch for batches in ranks for batch in batches])
+    assert np.array_equal(np.sort(seen), ROWS)
+    for shares in zip(*ranks, strict=True):
+        cells = np.concatenate(shares)
+        assert len(set(ORIGINS[cells - 5])) == 1
+        assert cells.size <= 4 * world_size
+
+
+def test_batches_of_origins_take_turns_at_random():
+    sampler = ShuffledBatches(ROWS, 2, 0, origins=ORIGINS)
+    orders = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        orders.append([int(ORIGINS[batch[0] - 5]) for batch in sampler])
+    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
+    assert len(sampler) == 19

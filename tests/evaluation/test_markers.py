@@ -19,7 +19,15 @@ from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.read import read_h5ad
 from nbmix.errors import InputError
-from nbmix.evaluation.markers import Contrast, compare_with_poisson, find_markers, marker_table, top_markers
+from nbmix.evaluation.markers import (
+    Contrast,
+    compare_sets,
+    compare_with_poisson,
+    comparison_table,
+    find_markers,
+    marker_table,
+    top_markers,
+)
 from nbmix.starts.base import one_hot, prepare
 from tests.helpers.problems import make_problem, reference_log_likelihood
 from tests.helpers.running import ROOT
@@ -63,7 +71,7 @@ def case():
     problem = make_problem(n_cells=120, n_genes=12, size_factors=(1e3, 1e4))
     q = torch.from_numpy(np.random.default_rng(1).dirichlet(np.full(3, 0.3), 120))
     prior = normal_prior(np.random.default_rng(2).uniform(-11, -6, 12), np.linspace(0.05, 2.0, 12))
-    statistics, basis = collect(problem.counts, problem.size_factors, q)
+    statistics, basis = collect(problem.counts, problem.size_factors, torch.as_tensor(q))
     markers = find_markers(statistics, basis, float(problem.size_factors.sum()), prior=prior)
     return problem, q.numpy(), prior, markers
 
@@ -140,7 +148,7 @@ def test_a_component_of_few_cells_does_not_move_fold_changes_of_others():
 def test_two_components_have_one_difference():
     problem = make_problem(n_components=2)
     q = one_hot(np.arange(40) % 2, 2)
-    statistics, basis = collect(problem.counts, problem.size_factors, q)
+    statistics, basis = collect(problem.counts, problem.size_factors, torch.as_tensor(q))
     markers = find_markers(statistics, basis, float(problem.size_factors.sum()))
     assert markers.nearest.tolist() == [1, 0]
     for rest, nearest in zip(markers.from_rest, markers.from_nearest, strict=True):
@@ -347,6 +355,35 @@ def test_table_of_markers(case):
 
 
 @pytest.mark.skipif(not PBMC.exists(), reason="the shared data is not here")
+def test_sets_of_components_are_compared_as_components_are(case):
+    problem, q, _, _ = case
+    statistics, basis = collect(problem.counts, problem.size_factors, torch.as_tensor(q))
+    known = statistics, basis, float(problem.size_factors.sum())
+    markers = find_markers(*known)
+    for first, rest in ((0, [1, 2]), (1, [0, 2]), (2, [0, 1])):
+        found = compare_sets(*known, [first], rest)
+        for mine, theirs in zip(found.contrast, markers.from_rest, strict=True):
+            torch.testing.assert_close(mine, theirs[first], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found.log_mean, markers.log_mean[first], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found.share_reference, markers.share_rest[first])
+        turned = compare_sets(*known, rest, [first])
+        torch.testing.assert_close(turned.contrast.log_fold_change, -found.contrast.log_fold_change)
+        other = compare_sets(*known, [first], rest[:1])
+        difference = markers.log_mean[first] - markers.log_mean[rest[0]]
+        torch.testing.assert_close(other.contrast.log_fold_change, difference, rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_of_a_comparison_has_the_best_marker_first(case):
+    problem, q, _, _ = case
+    statistics, basis = collect(problem.counts, problem.size_factors, torch.as_tensor(q))
+    found = compare_sets(statistics, basis, float(problem.size_factors.sum()), [0], [1])
+    names = np.array([f"g{j}" for j in range(statistics.rate.shape[0])])
+    table = comparison_table(found, names)
+    score = found.score.numpy()
+    assert (np.diff(score[[int(gene[1:]) for gene in table["gene"]]]) <= 0).all()
+    assert sorted(table["gene"]) == sorted(names)
+
+
 def test_known_markers_lead_their_populations():
     data = read_h5ad(PBMC)
     names, codes = np.unique(data.labels, return_inverse=True)

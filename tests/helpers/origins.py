@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -10,6 +12,9 @@ from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.folds import fold_blocks
 from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
+from nbmix.data.from_arrays import make_array_data
+
+NAMES = ("first", "second", "third")  # of up to three origins, sorted
 
 
 class BatchedCells:
@@ -38,6 +43,12 @@ class BatchedCells:
         drawn = rng.poisson(rng.gamma(3.0, mean / 3.0))
         self.counts = sp.csr_matrix(drawn.astype(np.float32))
         self.basis = Basis.of(self.counts, self.s)
+
+    @property
+    def data(self):
+        """As a reader leaves them, the kinds as labels."""
+        data = make_array_data(self.counts, size_factors=self.s, batch=np.array(NAMES)[self.origins])
+        return replace(data, labels=self.kinds.astype(str))
 
     def batches(self, folds=5, *, by_origin=True, seed=0):
         origins = self.origins if by_origin else None

@@ -69,6 +69,7 @@ def fit(
         lambda: data, folds=model.mixture.settings.folds, shuffle=model.shuffle, **batches
     )
     module.setup()
+    model.know_origins(data.origin_names)
     begin = start or KMeansStart()
     model.begin(begin(module.training_data, model.mixture.settings, np.random.default_rng(0)), module)
     trainer = build_trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=False)

@@ -10,10 +10,14 @@ import pytorch_lightning as pl
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from nbmix.core.likelihood import component_log_likelihood
 from nbmix.core.nodes import NODE_TOLERANCE
+from nbmix.core.parameters import Components
 from nbmix.errors import InputError
 from nbmix.models.amortized import AmortizedMixture
+from nbmix.starts.base import StartState
 from nbmix.starts.clusters import LabelsStart
+from tests.helpers.origins import BatchedCells
 from tests.helpers.running import fit, small_data
 
 
@@ -150,3 +154,96 @@ def test_empty_cells_and_a_component_without_cells():
 def test_bad_settings(name, value):
     with pytest.raises(InputError, match=rf"model\.{name}="):
         model_for(small_data(), **{name: value})
+
+
+# Cells of several origins
+
+BATCHED = BatchedCells(n=300, p=60, k=2, g=3, spread=0.7)
+
+
+@pytest.fixture(scope="module")
+def of_origins():
+    """(model, data module, predictions) of a fit to them, begun at the kinds."""
+    model = model_for(BATCHED.data, encoder_epochs=3, dtype="float64", lr=1e-2)
+    return model, *fit(model, BATCHED.data, epochs=8, start=LabelsStart(), batch_size=20)
+
+
+def test_components_are_moved_by_the_offsets_of_the_origin(of_origins):
+    model, module, _ = of_origins
+    offsets = model.mixture.origins.offsets[0]
+    assert offsets.abs().mean() > 0.2
+    met = set()
+    for batch in module.predict_dataloader():
+        expected = component_log_likelihood(
+            BATCHED.counts[batch.rows.numpy()],
+            batch.size_factors,
+            model.mixture.log_mean.data[0] + offsets[batch.origin],
+            model.mixture.log_inv_disp.data[0],
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(model.terms(batch).log_likelihood, expected, rtol=1e-7, atol=0)
+        met.add(batch.origin)
+    assert met == {0, 1, 2}
+
+
+def test_kinds_and_offsets_are_those_that_cells_were_drawn_by(of_origins):
+    model, _, cells = of_origins
+    assert adjusted_rand_score(BATCHED.kinds, cells.responsibilities.argmax(1).numpy()) > 0.97
+    found, drawn = model.mixture.origins.offsets[0].numpy().ravel(), BATCHED.offsets.ravel()
+    assert np.corrcoef(found, drawn)[0, 1] > 0.95
+    assert (cells.log_likelihood - cells.elbo).mean() < 0.5  # the encoder has learned them, too
+    n_training = np.bincount(BATCHED.origins[of_origins[1].training_rows])
+    assert np.abs(n_training @ model.mixture.origins.offsets[0].numpy()).max() < 1e-8
+
+
+def test_the_encoder_is_told_the_origin(of_origins):
+    """Of another origin it would say something else of the same counts."""
+    model, module, _ = of_origins
+    with torch.no_grad():
+        for batch in module.predict_dataloader():
+            other = replace(batch, origin=(batch.origin + 1) % 3)
+            assert not torch.allclose(model.log_q(batch), model.log_q(other), atol=0.1)
+
+
+def test_cells_of_an_unknown_origin_get_the_exact_posterior(of_origins):
+    model, module, _ = of_origins
+    batch = replace(next(iter(module.predict_dataloader())), origin=-1)
+    said, exact = model.predict_step(batch, 0), model.mixture.posterior(batch)
+    torch.testing.assert_close(said.responsibilities, exact.responsibilities, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(said.elbo, said.log_likelihood)
+
+
+def test_names_that_say_nothing_change_next_to_nothing():
+    data = small_data(n_cells=120)
+    names = np.random.default_rng(0).integers(2, size=120)
+    found = []
+    for more in ({}, {"origins": names, "origin_names": ("a", "b")}):
+        model = model_for(data, encoder_epochs=2, dtype="float64", lr=1e-2)
+        _, cells = fit(model, replace(data, **more), epochs=6, batch_size=20)
+        assert adjusted_rand_score(data.labels, cells.responsibilities.argmax(1).numpy()) == 1
+        found.append(float(cells.log_likelihood.mean()))
+    assert found[1] == pytest.approx(found[0], abs=0.2)
+
+
+def test_offsets_are_found_where_the_start_has_none():
+    """While the encoder alone learns, and components wait."""
+    kinds = np.unique(BATCHED.data.labels, return_inverse=True)[1]
+    counts, sizes = BATCHED.counts.toarray(), BATCHED.s
+
+    def start(data, settings, generator):
+        mean = np.stack([counts[kinds == k].sum(0) / sizes[kinds == k].sum() for k in range(2)])
+        log_mean = torch.from_numpy(np.log(mean + 1e-4))
+        return StartState(components=Components(log_mean, torch.ones_like(log_mean)))
+
+    model = model_for(BATCHED.data, encoder_epochs=5)
+    fit(model, BATCHED.data, epochs=5, start=start, batch_size=100)
+    found = model.mixture.origins.offsets[0].numpy().ravel()
+    assert np.corrcoef(found, BATCHED.offsets.ravel())[0, 1] > 0.9
+
+
+def test_frozen_components_have_frozen_offsets():
+    model, start = model_for(BATCHED.data, train_components=False, encoder_epochs=1), AtStart()
+    fit(model, BATCHED.data, epochs=2, start=LabelsStart(), callbacks=[start], batch_size=100)
+    for name, value in model.mixture.state_dict().items():
+        assert torch.equal(value, start.state[name]), name
+    assert model.mixture.origins.offsets.any()

@@ -23,6 +23,7 @@ from nbmix.models.restore import restore
 from nbmix.models.vaec import VAEC
 from nbmix.starts.clusters import LabelsStart
 from nbmix.starts.given import CheckpointStart
+from tests.helpers.origins import BatchedCells
 from tests.helpers.problems import make_problem, reference_log_likelihood
 from tests.helpers.running import NO_PICTURES, TINY, fit, run_here, small_data
 
@@ -264,6 +265,61 @@ def test_a_batch_without_cells_still_depends_on_every_parameter(kind, problem):
 def test_bad_settings(kind, name, value):
     with pytest.raises(InputError, match=rf"model\.{name}="):
         model_for(kind, small_data(), **{name: value})
+
+
+# Cells of several origins
+
+BATCHED = BatchedCells(n=240, p=60, k=2, g=2, spread=0.7)
+
+
+def told(kind, problem):
+    """A model that has been told of two origins, between which it makes a difference."""
+    model = ready(kind, problem)
+    model.know_origins(("a", "b"))
+    model.double()
+    for layer in (model.trunk.of_origin, model.decoder.of_origin):
+        torch.nn.init.normal_(layer.weight)
+    model.decoder.offsets.normal_()
+    return model
+
+
+def test_likelihood_in_an_origin_is_that_of_the_means_there(problem):
+    model, batch = told(GMVAE, problem), replace(problem.batch, origin=1)
+    z, log_size = torch.randn(40, 3, dtype=torch.float64), torch.log(batch.size_factors)
+    with torch.no_grad():
+        shared, cells = model.shared_log_likelihood(batch, log_size)
+        found = shared + model.decoder.log_likelihood(z, log_size, cells, 7)
+        log_mean = model.decoder.log_mean(z, 1)
+        assert not torch.allclose(log_mean, model.decoder.log_mean(z, 0))
+    expected = [
+        reference_log_likelihood(x[None], [s], mean[None], model.log_inv_disp.detach()[None])[0, 0]
+        for x, s, mean in zip(problem.counts.toarray(), problem.size_factors, log_mean.numpy(), strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@BOTH
+def test_the_mixture_describes_origins_by_offsets(kind, problem):
+    model = told(kind, problem)
+    with torch.no_grad():
+        model.decoder.out.weight.mul_(0.1)
+        model.mixture.log_weights.copy_(torch.tensor([[0.3, 0.7]]).log())
+    model.describe_in_mixture()
+    offsets, weights = model.mixture.origins.offsets[0], torch.tensor([0.3, 0.7], dtype=torch.float64)
+    torch.testing.assert_close(offsets.sum(0), torch.zeros(len(offsets[0]), dtype=torch.float64))
+    for origin in range(2):
+        seen = model.describe(origin, SUMMARY_DRAWS // 2).log_mean
+        described = model.mixture.components_of(0, origin).log_mean
+        torch.testing.assert_close(weights @ described, weights @ seen)
+
+
+@BOTH
+def test_kinds_of_several_origins(kind):
+    model = model_for(kind, BATCHED.data, start_epochs=4, lr=1e-2)
+    _, cells = fit(model, BATCHED.data, epochs=6, start=LabelsStart(), batch_size=40)
+    assert adjusted_rand_score(BATCHED.kinds, cells.responsibilities.argmax(1).numpy()) > 0.95
+    found, drawn = model.mixture.origins.offsets[0].numpy().ravel(), BATCHED.offsets.ravel()
+    assert np.corrcoef(found, drawn)[0, 1] > 0.9
 
 
 SHORT = (

@@ -116,3 +116,22 @@ def test_parameters_are_in_their_range_after_every_step(kind):
         assert float(state["mixture.log_weights"].exp().sum()) == pytest.approx(1, abs=1e-12)
         assert (state[name] >= low).all() and (state[name] <= high).all()
     assert ((state[name] == low) | (state[name] == high)).any()  # it had something to do
+
+
+class Losses(pl.Callback):
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+
+
+def test_a_cell_counts_as_much_in_a_batch_of_few():
+    """Of an origin with few cells, whose batches are small."""
+    origins = (np.arange(60) % 10 == 0).astype(np.int64)
+    data, losses = replace(small_data(), origins=origins, origin_names=("a", "b")), Losses()
+    model = model_for(AmortizedMixture, data)
+    fit(model, data, epochs=1, callbacks=[losses], batch_size=20)
+    n_training = 54
+    average = n_training / len(losses.losses)
+    assert sum(losses.losses) * average == pytest.approx(-model.objective[0] * n_training, rel=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -88,3 +90,41 @@ def test_weights_of_rare_genes_start_at_nothing():
     decoder = Decoder(7, 2, 3)
     z = torch.randn(4, 2)
     assert torch.equal(decoder.log_mean(z), decoder.log_mean(z[:1]).expand(4, -1))
+
+
+def test_a_layer_is_told_the_origin_of_its_cells(problem):
+    """As one more input, one-hot, that is nothing at first."""
+    torch.manual_seed(0)
+    trunk = SparseTrunk(problem.counts.shape[1], 5).double()
+    untold = trunk(problem.batch, problem.basis.levels)
+    trunk.know_origins(3)
+    trunk.double()
+    batches = [replace(problem.batch, origin=origin) for origin in (-1, 0, 1, 2)]
+    for batch in batches:
+        torch.testing.assert_close(trunk(batch, problem.basis.levels), untold)
+    torch.nn.init.normal_(trunk.of_origin.weight)
+    counts = torch.log1p(torch.from_numpy(problem.counts.toarray()).double())
+    for batch, one_hot in zip(batches, [torch.full((3,), 1 / 3.0), *torch.eye(3)], strict=True):
+        inputs = torch.cat([counts, one_hot.double().expand(len(counts), -1)], 1)
+        hidden = inputs @ torch.cat([trunk.first, trunk.of_origin.weight]) + trunk.first_bias
+        expected = torch.relu(torch.nn.functional.layer_norm(hidden, (5,)))
+        torch.testing.assert_close(trunk(batch, problem.basis.levels), expected)
+    assert [trunk.knows(origin) for origin in (-1, 0, 2, 3)] == [False, True, True, False]
+
+
+def test_a_decoder_is_told_the_origin_of_its_cells():
+    torch.manual_seed(0)
+    decoder = Decoder(6, 2, 5).double()
+    torch.nn.init.normal_(decoder.out.weight)
+    decoder.know_origins(2)
+    decoder.double()
+    torch.nn.init.normal_(decoder.of_origin.weight)
+    decoder.offsets.normal_()
+    z = torch.randn(4, 2, dtype=torch.float64)
+    for origin, one_hot in enumerate(torch.eye(2, dtype=torch.float64)):
+        hidden = (
+            torch.cat([z, one_hot.expand(4, -1)], 1)
+            @ torch.cat([decoder.hidden.weight, decoder.of_origin.weight.T], 1).T
+        )
+        logits = decoder.out(torch.relu(hidden + decoder.hidden.bias)) + decoder.offsets[origin]
+        torch.testing.assert_close(decoder.log_mean(z, origin), torch.log_softmax(logits, 1))

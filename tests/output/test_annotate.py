@@ -29,8 +29,9 @@ def test_fields(results, adata):
     genes = np.arange(1, adata.n_vars - 1)
     add_fields(adata, "mix", results, genes)
     q = results.responsibilities
-    names = ("mix", "mix_probability", "mix_log_likelihood", "mix_held_out", "mix_size_factor")
-    assert list(adata.obs) == list(names)
+    of_groups = ["", "_probability", "_second", "_margin", "_ambiguous"]
+    of_cells = ["_log_likelihood", "_misfit", "_fits_no_group", "_held_out", "_size_factor"]
+    assert list(adata.obs) == [f"mix{name}" for name in (*of_groups, *of_cells)]
     assert adata.obs["mix"].cat.categories.tolist() == ["0", "1"]
     assert np.array_equal(adata.obs["mix"].astype(int), q.argmax(1))
     assert np.array_equal(adata.obs["mix_probability"], q.max(1))

@@ -34,7 +34,8 @@ def test_a_column_that_cuts_a_kind_is_named(cells):
     obs = pd.DataFrame({"kind": kind, "plate": batch, "id": np.arange(200)})
     (found,) = splitting_columns(obs, groups, [(0, 1), (1, 2)])
     assert (found.column, found.groups) == ("plate", (0, 1))
-    assert "data.batch_key=plate" in found.line
+    assert found.line.startswith("obs['plate'] tells groups 0 and 1 apart")
+    assert "as the batch key (data.batch_key" in found.line
 
 
 def test_a_column_of_kinds_is_not(cells):

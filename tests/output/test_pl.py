@@ -60,7 +60,7 @@ def test_shown_as_scanpy_does(show, given, shown, adata, monkeypatch):
 
 def test_embedding(adata):
     axes = nbmix.pl.embedding(adata, show=False)
-    np.testing.assert_array_equal(np.sort(dots(axes), axis=0), np.sort(adata.obsm["X_umap"], axis=0))
+    np.testing.assert_array_equal(np.sort(dots(axes), axis=0), np.sort(adata.obsm["X_nbmix_umap"], axis=0))
     sizes = adata.obs["nbmix"].value_counts()
     assert legend_texts(axes) == [f"{k} ({sizes[k]})" for k in ("0", "1")]
     axes = nbmix.pl.embedding(adata, "probability", show=False)
@@ -162,9 +162,10 @@ def test_other_groups_of_the_fit(adata):
         nbmix.pl.markers(adata, key="nbmix_groups")
 
 
-def without(kind, name):
+def without(kind, *names):
     def change(adata):
-        del getattr(adata, kind)[name]
+        for name in names:
+            del getattr(adata, kind)[name]
 
     return change
 
@@ -182,7 +183,7 @@ def scaled(adata):
     [
         (without("obs", "nbmix"), "sizes", r"has no obs\['nbmix'\] with obsm\['X_nbmix'\]"),
         (other_groups, "sizes", "is not the group of the largest probability"),
-        (without("obsm", "X_umap"), "embedding", "none of X_nbmix_umap, X_umap, X_tsne, X_pca; run scanpy"),
+        (without("obsm", "X_umap", "X_nbmix_umap"), "embedding", "X_tsne, X_pca; run scanpy"),
         (scaled, "markers", "X is scaled"),
         (without("uns", "nbmix"), "trace", "has no objective"),
         (without("uns", "nbmix"), "tree", "has no joins; fit with folds"),

@@ -10,13 +10,17 @@ import pandas as pd
 import torch
 
 from nbmix.core.batch import CellBatch
+from nbmix.core.likelihood import component_log_likelihood
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.read import read_h5ad
+from nbmix.evaluation.doubt import other_components
 from nbmix.evaluation.embedding import embed
 from nbmix.evaluation.markers import find_markers
 from nbmix.models.amortized import AmortizedMixture
+from nbmix.models.vaec import VAEC
 from nbmix.output.results import Results, named_markers
 from nbmix.starts.random import DirichletStart
+from nbmix.training.predict import doubt_here
 from tests.helpers.results import results_of
 from tests.helpers.running import fit, small_data
 
@@ -99,3 +103,48 @@ def test_named_markers_have_symbols_beside_the_names_where_there_are_any(results
     table = named_markers(results_of(replace(small_data(), gene_symbols=symbols)))
     assert list(table)[:4] == ["component", "rank", "gene", "symbol"]
     assert (table["symbol"] == "S" + table["gene"]).all()
+
+
+def test_doubt_is_of_copies_that_have_not_seen_a_cell():
+    results = results_of(small_data(), validation_share=0.0)
+    mixture, folds = results.model.mixture, results.data.cell_folds
+    assert set(folds.tolist()) == {0, 1, 2}
+    data = small_data()
+    for fold in (0, 1, 2):
+        rows = np.flatnonzero(folds == fold)
+        others = other_components(mixture.components(fold), mixture.log_weights.data[fold])
+        both = [
+            component_log_likelihood(data.counts[rows], data.size_factors[rows], *some)
+            for some in (others, mixture.components(fold))
+        ]
+        pi = mixture.log_weights.data[fold]
+        halves = torch.logsumexp(both[0][:, 1:] + pi, 1)
+        want = torch.logaddexp(both[0][:, 0], halves) - np.log(2) - torch.logsumexp(both[1] + pi, 1)
+        np.testing.assert_allclose(results.doubt.misfit[rows], want, rtol=0, atol=0.02)  # float32 products
+
+
+def test_doubt_of_minibatches_of_counts_on_disk_and_without_likelihoods(tmp_path):
+    data = small_data()
+    model = AmortizedMixture(data.gene_names, n_components=2, encoder_epochs=1)
+    amortized = Results(*fit_of(model, data))
+    assert np.isfinite(amortized.doubt.misfit).all()
+    alone = doubt_here(model, data)
+    np.testing.assert_allclose(amortized.doubt.misfit, alone.misfit, rtol=0, atol=0.02)
+
+    ad.AnnData(
+        data.counts, pd.DataFrame(index=data.cell_names), pd.DataFrame(index=data.gene_names)
+    ).write_h5ad(tmp_path / "counts.h5ad")
+    backed = read_h5ad(tmp_path / "counts.h5ad", backed=True)
+    of_disk, of_memory = (results_of(cells, start=DirichletStart()) for cells in (backed, data))
+    np.testing.assert_allclose(of_disk.doubt.misfit, of_memory.doubt.misfit, rtol=0, atol=0.02)
+
+    deep = VAEC(data.gene_names, n_components=2)
+    unknown = Results(*fit_of(deep, data)).doubt
+    assert np.isnan(unknown.misfit).all()
+    assert not unknown.fits_no_group.any()
+    assert np.isfinite(unknown.margin).all()
+
+
+def fit_of(model, data):
+    module, cells = fit(model, data, epochs=1, batch_size=16)
+    return module, model, cells

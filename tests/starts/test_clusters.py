@@ -103,3 +103,12 @@ def test_as_many_components_as_labels():
 def test_no_labels():
     with pytest.raises(InputError, match=r"no labels; set data\.label_key"):
         LabelsStart()(replace(small_data(), labels=None), MixtureSettings(2), generator())
+
+
+@pytest.mark.parametrize("use", ["responsibilities", "means"])
+def test_topics_of_cells_of_several_batches_are_refused(use):
+    data = replace(small_data(), origins=np.arange(60) % 2, origin_names=("a", "b"))
+    with pytest.raises(
+        InputError, match=r"start=topics: .*batches \(data\.batch_key\).* choose start=random"
+    ):
+        TopicsStart(use)(data, MixtureSettings(2), generator())

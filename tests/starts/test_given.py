@@ -12,9 +12,11 @@ import torch
 from nbmix.core.parameters import Components
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.checkpoint import SECTION
+from nbmix.data.module import CountsDataModule
 from nbmix.errors import InputError
 from nbmix.models.mixture_em import MixtureEM
 from nbmix.starts.given import CheckpointStart, MeansStart, ResponsibilitiesStart
+from nbmix.training.saved_fit import Progress, SavedFit, save_fit
 from tests.helpers.running import small_data
 
 SETTINGS = MixtureSettings(2)
@@ -135,3 +137,19 @@ def test_genes_that_are_silent_in_the_cells_to_fit(checkpoint):
 def test_a_checkpoint_with_another_number_of_components(checkpoint):
     with pytest.raises(InputError, match=r"holds 2 components; set model\.n_components=2"):
         CheckpointStart(checkpoint[0])(small_data(), MixtureSettings(3), generator())
+
+
+def test_batches_of_a_checkpoint_are_matched_by_name(tmp_path):
+    data = replace(small_data(), origins=np.arange(60) % 2, origin_names=("b", "new"))
+    model = MixtureEM(data.gene_names[::-1], n_components=2, folds=3)
+    model.know_origins(("a", "b"))
+    model.mixture.origins.offsets.normal_(generator=torch.Generator().manual_seed(0))
+    module = CountsDataModule(lambda: data)
+    module.setup()
+    fitted = model.as_checkpoint(module, model.state_dict())
+    save_fit(tmp_path / "a.ckpt", SavedFit(fitted, Progress.of(model), {}))
+    offsets, variance = CheckpointStart(tmp_path / "a.ckpt")(data, SETTINGS, generator()).offsets
+    assert torch.equal(offsets[0].flip(0), model.mixture.origins.offsets[-1, 1])
+    assert not offsets[1].any()
+    assert torch.equal(variance.flip(0), model.mixture.origins.variance[-1])
+    assert CheckpointStart(tmp_path / "a.ckpt")(small_data(), SETTINGS, generator()).offsets is None

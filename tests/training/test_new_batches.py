@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nbmix import NBMixture
 from nbmix.errors import InputError
+from nbmix.models.gmvae import GMVAE
+from nbmix.models.vaec import VAEC
+from nbmix.training.new_batches import meet_batches
 from tests.helpers.origins import BatchedCells
 
 
@@ -22,9 +26,19 @@ def names(cells):
     return np.array(["first", "second"])[cells.origins]
 
 
-@pytest.fixture(scope="module")
-def fitted(cells, names):
-    arguments = {"start": "labels", "folds": 3, "max_iter": 8, "tol": 1e-3}
+FITS = {
+    "em": {"folds": 3, "max_iter": 8, "tol": 1e-3},
+    "amortized": {
+        "max_iter": 6,
+        "batch_size": 50,
+        "model_settings": {"n_hidden": 16, "encoder_epochs": 4, "lr": 1e-2},
+    },
+}
+
+
+@pytest.fixture(scope="module", params=FITS)
+def fitted(cells, names, request):
+    arguments = {"start": "labels", "model": request.param, **FITS[request.param]}
     return NBMixture(3, **arguments).fit(cells.counts[:400], cells.kinds[:400], batch=names[:400])
 
 
@@ -64,3 +78,19 @@ def test_a_saved_fit_knows_its_batches(cells, names, fitted, tmp_path):
     again = NBMixture.load(tmp_path / "a.ckpt")
     np.testing.assert_array_equal(again.batch_offsets_, fitted.batch_offsets_)
     assert again.score(cells.counts, batch=names) == fitted.score(cells.counts, batch=names)
+
+
+@pytest.mark.parametrize("kind", [VAEC, GMVAE], ids=["vaec", "gmvae"])
+def test_deep_models_learn_no_new_batch_from_cells(cells, kind, caplog):
+    model = kind(cells.data.gene_names, n_components=3)
+    model.know_origins(("first", "other"))
+    with pytest.raises(
+        InputError, match=f"here: knows the batches first, other, not second, and model={kind.kind}"
+    ):
+        meet_batches(model, cells.data, "here")
+    unknown = replace(cells.data, origins=None, origin_names=())
+    assert meet_batches(model, unknown, "here") is unknown
+    assert "taken for cells of the average batch" in caplog.text
+    model.know_origins(("none", "second", "first"))
+    known = meet_batches(model, cells.data, "here")
+    assert np.array_equal(known.origins, 2 - cells.origins)

@@ -1,0 +1,164 @@
+"""One group of a fit clustered again, in its place among the others."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from nbmix.data.counts import CountData
+from nbmix.data.origins import CELLS_A_BATCH, FEWEST_CELLS
+from nbmix.errors import InputError, refuse_unknown
+from nbmix.estimator import NBMixture
+from nbmix.output.editing import PROFILES, check_names, renew_markers, without_pairs
+from nbmix.output.fitted_cells import fitted_cells
+from nbmix.output.grouping import Grouping, write_grouping
+
+LEAST_SHARE = 1e-6  # of a group in a cell outside it, below which it is divided as the group is
+
+SIZES, BATCHES = "size_factor", "batch"
+
+# of ``NBMixture``: what the first fit has settled
+SETTLED = ("n_components", "layer", "size_factor_key", "prior_key", "batch_key")
+
+log = logging.getLogger(__name__)
+
+
+def recluster(
+    adata: ad.AnnData,
+    group: str,
+    n_groups: int | str = "auto",
+    *,
+    key: str = "nbmix",
+    layer: str | None = None,
+    copy: bool = False,
+    **arguments: Any,
+) -> ad.AnnData | None:
+    """Make several groups of one, in place, by a fit of its cells alone.
+
+    Group "3" becomes "3.0" (most cells), "3.1" and so on. The probability of each is that of "3" times its
+    own among the cells of "3", so that rows still sum to 1; cells elsewhere get theirs from the new mixture,
+    too. As always, a cell is in the group of its largest probability. Misfits and log likelihoods
+    stay those of the first fit.
+
+    The new groups are none of the components of the first fit: its joins, and separations of "3" from others,
+    are taken away, and ``nbmix.regroup`` is refused from then on; regroup first, or give ``copy=True``.
+
+    Args:
+        adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written, and the counts.
+        group: its label.
+        n_groups: how many; or "auto", or a range such as "2-5": as many as have gaps between them.
+        key: what the names of the fit begin with, or those of ``nbmix.regroup``.
+        layer: where the counts are; default where the fit had them, if that is there, else X.
+        copy: write into a copy, and return it.
+        arguments: of ``NBMixture``, such as ``start`` and ``random_state``.
+
+    Raises:
+        InputError: no such group, too few cells in it, or no counts.
+
+    Warns:
+        UserWarning: the cells show no gap, so that the group stays one.
+
+    >>> import anndata, nbmix
+    >>> adata = anndata.AnnData(nbmix.simulate(n=300, p=80, k=3, seed=1).counts)
+    >>> nbmix.cluster(adata, n_components=2, start="kmeans")
+    >>> nbmix.recluster(adata, "0", 2, start="kmeans")
+    >>> adata.obs["nbmix"].cat.categories.tolist(), adata.obsm["X_nbmix"].shape
+    (['0.0', '0.1', '1'], (300, 3))
+    """
+    allowed = [name for name in NBMixture._get_param_names() if name not in SETTLED]
+    refuse_unknown("recluster", arguments, [*allowed, "n_groups", "key", "layer", "copy"])
+    before = Grouping.of(adata, key)
+    place = before.position(group)
+    cells = fitted_cells(adata, before.fit, layer)
+    inside = before.codes == place
+    if not inside.any():
+        raise InputError(f"recluster: {group!r} has no cells")
+    mixture, of_cells = _divided(cells, inside, before.probabilities[:, place], n_groups, arguments)
+    n_new = mixture.n_components_
+    if n_new == 1:
+        warnings.warn(
+            f"recluster: the cells of {group!r} show no gap; it stays one group, unless n_groups is a number",
+            stacklevel=2,
+        )
+        return adata.copy() if copy else None
+    if copy:
+        adata = adata.copy()
+    labels = list(before.labels)
+    labels[place : place + 1] = [f"{group}.{k}" for k in range(n_new)]
+    check_names(labels)
+    parts = before.probabilities[:, [place]] * of_cells
+    q = np.hstack([before.probabilities[:, :place], parts, before.probabilities[:, place + 1 :]])
+    of_fit: dict[str, Any] = {}
+    if before.is_of_fit:
+        own, gone = adata.uns[key], {before.labels[place]}
+        log_weights = np.asarray(own["log_weights"], dtype=np.float64)
+        new = log_weights[place] + np.log(np.maximum(mixture.weights_, np.finfo(np.float64).tiny))
+        of_fit = {
+            "joins": None,
+            "cuts": None,
+            "log_weights": np.concatenate([log_weights[:place], new, log_weights[place + 1 :]]),
+            "separations": without_pairs(own.get("separations"), before.labels, gone, labels),
+        }
+        adata.obsm.pop(f"X_{key}_components", None)
+        _write_profiles(adata, key, place, mixture, cells.gene_names)
+    write_grouping(adata, before, q, labels, None, **of_fit)
+    renew_markers(adata, key, layer)
+    return adata if copy else None
+
+
+def _divided(
+    cells: CountData, inside: np.ndarray, share: np.ndarray, n_groups: int | str, arguments: dict[str, Any]
+) -> tuple[NBMixture, np.ndarray]:
+    """The mixture of the cells of a group, and (cells, new groups) how every cell is divided among it.
+
+    Args:
+        cells: of the first fit.
+        inside: (cells,) whether they are of the group.
+        share: (cells,) probability of the group.
+        n_groups, arguments: see ``recluster``.
+    """
+    own = _as_anndata(cells.select_cells(np.flatnonzero(inside)))
+    batch_key = BATCHES if _tells_batches(own) else None
+    mixture = NBMixture(n_groups, size_factor_key=SIZES, batch_key=batch_key, **arguments).fit(own)
+    divided = np.tile(mixture.weights_ / mixture.weights_.sum(), (cells.n_cells, 1))
+    divided[inside] = mixture.responsibilities_
+    near = np.flatnonzero(~inside & (share > LEAST_SHARE))
+    if near.size:
+        divided[near] = mixture.predict_proba(_as_anndata(cells.select_cells(near)))
+    return mixture, divided
+
+
+def _as_anndata(cells: CountData) -> ad.AnnData:
+    obs = pd.DataFrame({SIZES: cells.size_factors}, index=cells.cell_names)
+    if cells.origins is not None:
+        obs[BATCHES] = np.array(cells.origin_names)[cells.origins]
+    return ad.AnnData(cells.counts, obs, pd.DataFrame(index=cells.gene_names))
+
+
+def _tells_batches(cells: ad.AnnData) -> bool:
+    """Whether batches of some cells are many enough, and large enough, to be told apart."""
+    if BATCHES not in cells.obs:
+        return False
+    sizes = cells.obs[BATCHES].value_counts()
+    is_enough = sizes.min() >= FEWEST_CELLS and len(sizes) * CELLS_A_BATCH <= cells.n_obs
+    if len(sizes) > 1 and not is_enough:
+        log.warning("recluster: batches of a few cells each are not told apart within the group")
+    return len(sizes) > 1 and bool(is_enough)
+
+
+def _write_profiles(
+    adata: ad.AnnData, key: str, place: int, mixture: NBMixture, gene_names: np.ndarray
+) -> None:
+    """Columns of the new groups in that of the old one; genes silent in it are as they were."""
+    new = dict(zip(PROFILES, (mixture.log_mean_, mixture.log_inv_disp_), strict=True))
+    for name, values in new.items():
+        old = np.asarray(adata.varm[f"{key}_{name}"])
+        columns = np.repeat(old[:, [place]], len(values), axis=1)
+        rows = adata.var_names.get_indexer(gene_names)
+        columns[rows] = np.where(np.isfinite(values.T), values.T, columns[rows])
+        adata.varm[f"{key}_{name}"] = np.hstack([old[:, :place], columns, old[:, place + 1 :]])
