@@ -54,7 +54,6 @@ os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's; no bar is
 autosummary_generate = True
 autodoc_member_order = "groupwise"
 autodoc_typehints = "none"  # the signature has them
-napoleon_use_ivar = True  # attributes as a list
 napoleon_use_rtype = False
 templates_path = ["_templates"]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
