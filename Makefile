@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: run test lint settings clean
+.PHONY: run test lint settings docs clean
 
 run: $(VENV)/.run ## fit the default simulated data; the last line says where the results are
 	$(VENV)/bin/python train.py
@@ -20,8 +20,11 @@ lint: $(VENV)/.test
 settings: $(VENV)/.test ## defaults and comments in conf/ and docs/settings.md, as the package declares them
 	$(VENV)/bin/python docs/make_settings.py
 
+docs: $(VENV)/.docs ## the site, in docs/_build/html; a warning is an error
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
 clean: ## the environment and all caches; results in outputs/ and multirun/ stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache nbmix.egg-info
+	rm -rf $(VENV) docs/_build docs/api/generated docs/tutorials/filtered_feature_bc_matrix .mypy_cache .pytest_cache .ruff_cache .import_linter_cache nbmix.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # made once, and again when what is to be installed changes
@@ -36,4 +39,8 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(INSTALL) --editable ".[test]"
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml constraints.txt
+	$(INSTALL) --editable ".[docs]"
 	@touch $@ $(VENV)/.run

@@ -36,15 +36,18 @@ PARTS = {"data/zheng": "of `mix2`, `mix4` and `mix10`"}
 HOMES = {"": "config", "evaluation": "config", "search": "optuna"}  # files that hold groups without a target
 HEAD = """# Settings
 
-Every key that a run has, with its default; made by `make settings`.
+These are all settings of a run, with their defaults. `make settings` writes this page.
 
-On the command line a setting is `key=value`, and a choice is `group=choice`:
-`python train.py model=amortized model.lr=3e-4`. `null` is nothing. Lists and ranges are for sweeps (`-m`):
-`model.n_components=2,3,4`. What a run would use: `python train.py ... --cfg job`; what a run has used is in
-`.hydra/config.yaml` of its folder. Keys of Hydra itself: `python train.py --hydra-help`.
+On the command line a setting is `key=value`, and a choice of a whole file is `group=choice`:
+`python train.py model=amortized model.lr=3e-4`. `null` means nothing. With `-m` a list of values, as in
+`model.n_components=2,3,4`, makes one fit for each.
 
-In Python the same settings are arguments of `nbmix.NBMixture`; those of a model that it does not name go into
-`model_settings`, those of a start into an object such as `nbmix.starts.random.RandomStart(n_starts=8)`.
+`python train.py ... --cfg job` prints the settings that a run would use. Those that a run has used are in
+`.hydra/config.yaml` of its folder. `python train.py --hydra-help` explains the keys of Hydra itself.
+
+In Python the same settings are arguments of `nbmix.NBMixture`. Settings of a model that it does not name go
+into `model_settings`, and settings of a start into an object such as
+`nbmix.starts.random.RandomStart(n_starts=8)`.
 """
 
 
@@ -148,22 +151,23 @@ def choices(group: str) -> dict[str, Choice]:
 
 def page() -> str:
     """The content of docs/settings.md."""
-    text = [HEAD, "## Of every run\n", *_table(read_choice(ROOT / "conf" / "config.yaml").keys)]
+    text = [HEAD, "## Settings of every run\n", *_table(read_choice(ROOT / "conf" / "config.yaml").keys)]
     for group, (selector, about) in GROUPS.items():
         text.append(f"## `{selector}`: {about}\n")
         for name, choice in choices(group).items():
             part = PARTS.get(f"{group}/{name}")
             text.append(f"### {part}\n" if part else f"### `{selector}{name}`\n")
             if choice.meaning:
-                text.append(f"*{choice.meaning}*\n")
+                text.append(f"{choice.meaning}\n")
             if brought := _brought(group, choice):
                 text.append(f"{brought}\n")
             if any(key.meaning for key in choice.keys):
                 text += _table(choice.keys)
             elif choice.keys:
-                text.append(f"Sets {', '.join(f'`{key.name}={key.default}`' for key in choice.keys)}.\n")
+                text.append(f"It sets {', '.join(f'`{key.name}={key.default}`' for key in choice.keys)}.\n")
     text.append(
-        "## `wandb sweep conf/wandb_sweep.yaml`\n\nWeights & Biases' own file; see the comments there.\n"
+        "## `wandb sweep conf/wandb_sweep.yaml`\n\n"
+        "This is a file of Weights & Biases. Comments in it say what it does.\n"
     )
     return "\n".join(text)
 
@@ -179,12 +183,12 @@ def _brought(group: str, choice: Choice) -> str:
             said.append(f"`{group}.inner`, with the keys of `{group}={value}`")
         else:
             said.append(f"`{place}={value}`")
-    return f"Brings {', '.join(said)}." if said else ""
+    return f"It also sets {', '.join(said)}." if said else ""
 
 
 def _table(keys: list[Key]) -> list[str]:
     rows = [f"| `{key.name}` | {_shown(key.default)} | {key.meaning} |" for key in keys]
-    return ["| key | default | |", "|---|---|---|", *rows, ""]
+    return ["| key | default | meaning |", "|---|---|---|", *rows, ""]
 
 
 def _shown(default: str) -> str:

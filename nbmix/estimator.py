@@ -75,63 +75,66 @@ class NBMixture(ClusterMixin, BaseEstimator):
     genes are in the order of the fit.
 
     Args:
-        n_components: K, the number of groups; or "auto", or a range such as "2-10", for as many as have gaps
-            between them: ``n_components_``.
-        components_per_group: components that are fitted for each group, on average, and then joined where
-            cells show no gap; "auto" fits max(2 K, K + 6) of them, 1 makes each group one component. They
-            are not joined where folds = 1, where weights are given, and where ``start`` is "labels" or
-            "first_batch".
-        model: "em" or "amortized".
-        start: "random", "kmeans", "topics", "labels", "subsample", "dirichlet" or "first_batch", or an
-            object of ``nbmix.starts`` with settings of its own; default "random" for EM, else "subsample".
-        folds: cells are split into this many for cross-fitting, 1 is plain EM; for EM alone.
-        pseudo_cells: what pulls the components' genes to the average cell, see ``nbmix.core.mixture``.
-        weights: pi is "learned", "uniform", or "given" for each cell, by ``prior_key``.
-        tol: EM has converged once its objective rises by less, relative; for EM alone.
-        max_iter: iterations of EM (default 100) or epochs (default 20) at most.
-        batch_size: cells in a batch at most; default 16384 for EM, else 64.
-        model_settings: other settings of the model, by the names in conf/model, such as ``patience``,
-            ``m_step`` and ``dtype`` for EM, ``n_hidden`` and ``lr`` for amortized inference.
-        layer: of an AnnData: where the raw counts are; default X.
-        size_factor_key: of an AnnData: column of obs with size factors; default the counts of each cell.
-        prior_key: of an AnnData: entry of obsm, (cells, K), for ``weights="given"``.
-        batch_key: of an AnnData: column of obs with the batch, donor or protocol of each cell, or several of
-            them, whose combinations are batches; genes have an offset in each, see ``nbmix.core.offsets``.
-            Of arrays ``batch`` is given with the cells.
-        random_state: seed of folds, start, encoder and minibatches.
-        verbose: show what is going on, in a notebook or on the terminal; elsewhere as lines on stderr.
+        n_components: The number of groups K. With "auto", or a range such as "2-10", as many groups are taken
+            as have gaps between them; see ``n_components_``.
+        components_per_group: So many components are fitted for each group on average, and then joined where
+            cells show no gap. "auto" fits max(2 K, K + 6) of them, 1 makes each group one component.
+            Components are not joined where folds = 1, where weights are given, and where ``start`` is
+            "labels" or "first_batch".
+        model: The model is "em" or "amortized".
+        start: The fit begins at "random", "kmeans", "topics", "labels", "subsample", "dirichlet" or
+            "first_batch", or as an object of ``nbmix.starts`` says, which has settings of its own. The
+            default is "random" for EM, else "subsample".
+        folds: The number of folds for cross-fitting; 1 is plain EM. It is for EM alone.
+        pseudo_cells: The prior that pulls the components' genes to the average cell: "auto" learns it, a
+            number adds so many cells of pooled counts, 0 is none.
+        weights: The weights pi are "learned", "uniform", or "given" for each cell by ``prior_key``.
+        tol: EM has converged once its objective rises by less, relative to it. It is for EM alone.
+        max_iter: The largest number of iterations of EM (default 100) or of epochs (default 20).
+        batch_size: The largest number of cells in a batch. The default is 16384 for EM, else 64.
+        model_settings: Other settings of the model, by the names in conf/model: ``patience``, ``m_step`` and
+            ``dtype`` for EM, ``n_hidden`` and ``lr`` for amortized inference, and more.
+        layer: The layer of an AnnData that holds the raw counts. The default is X.
+        size_factor_key: The column of obs of an AnnData that holds size factors. By default they are the
+            counts of each cell.
+        prior_key: The entry of obsm of an AnnData, (cells, K), for ``weights="given"``.
+        batch_key: The column of obs of an AnnData with the batch, donor or protocol of each cell, or several
+            columns, whose combinations are batches. Genes have an offset in each batch. For arrays give
+            ``batch`` with the cells.
+        random_state: The seed of folds, start, encoder and minibatches.
+        verbose: With True the fit shows what it does, in a notebook or on the terminal; elsewhere as lines
+            on stderr.
 
     Attributes:
-        n_components_: K.
-        choice_: where K was left open and components are not joined, a row for each candidate: log
-            likelihood of the search on cells that it has not seen, its gain over one component less with
-            standard error, and whether it was taken: the elbow. It is worth a look, for there may be several.
-            Else None.
-        weights_: (K,) pi of each group; of the copy of the components that is fitted to all cells, as the
-            next two. 1 / K where each group is one component and it is uniform, or given for each cell.
-        log_mean_: (K, genes) ln mu, per unit of size factor; NaN for genes that take no part.
-        log_inv_disp_: (K, genes) ln r; of a group of several components r and mu are those of the Gamma with
-            its mean and variance.
-        component_weights_, component_log_mean_, component_log_inv_disp_: (C,), (C, genes) the same of the
-            components: ln p(x_i) is that of their mixture.
-        component_groups_: (C,) the group that each component belongs to.
-        responsibilities_: (cells, K) of the cells of the fit. Where folds > 1 a cell's come from
-            components that have not seen it; ``predict_proba`` of the same cell may differ.
-        labels_: (cells,) the group of the largest responsibility.
+        n_components_: The number of groups K.
+        choice_: A table with a row for each candidate, where the number was left open and components are not
+            joined, else None: the log likelihood of the search on cells that it has not seen, its gain over
+            one component less with standard error, and whether it was taken. There may be several elbows.
+        weights_: (K,) The weight pi of each group, in the copy of the components that is fitted to all cells,
+            as the next two. It is 1 / K where each group is one component and weights are uniform or given.
+        log_mean_: (K, genes) ln mu per unit of size factor; NaN for genes that take no part.
+        log_inv_disp_: (K, genes) ln r. Where a group has several components, mu and r are those of the Gamma
+            with the mean and variance of the group.
+        component_weights_, component_log_mean_, component_log_inv_disp_: (C,) and (C, genes) The same for
+            the components, of whose mixture ln p(x_i) is.
+        component_groups_: (C,) The group that each component belongs to.
+        responsibilities_: (cells, K) The probabilities of the cells of the fit. Where folds > 1 they come
+            from components that have not seen the cell; ``predict_proba`` of the same cell may differ.
+        labels_: (cells,) The group of the largest responsibility.
         log_likelihoods_: (cells,) ln p(x_i) in nats, as ``score_samples`` of the cells of the fit.
-        lower_bounds_: (iterations,) objective in nats per cell: the log likelihood with the log prior where
-            folds = 1, the cross-fitted held-out log likelihood where folds > 1, or the ELBO. The first
+        lower_bounds_: (iterations,) The objective in nats per cell: the log likelihood with the log prior
+            where folds = 1, the cross-fitted held-out log likelihood where folds > 1, or the ELBO. The first
             iterations have none where the start has seen the cells.
-        lower_bound_: the last of them.
-        n_iter_: iterations or epochs.
-        converged_: whether EM has converged; None for amortized inference.
-        joins_: table of the joins of components to groups, the first one first: their components, separation,
-            p value of there being no gap between them; ``cut`` makes the groups. Amortized inference has
-            those of its start. None where components have seen all cells.
-        batch_names_: batches of the fit; empty where there are none.
-        batch_offsets_: (batches, genes) natural logarithm of what genes have more in each than in the average
-            cell; NaN for genes that take no part.
-        n_features_in_, feature_names_in_: number of genes, and their names if the input had any.
+        lower_bound_: The last of them.
+        n_iter_: The number of iterations or epochs.
+        converged_: Whether EM has converged; None for amortized inference.
+        joins_: The table of the joins of components to groups, in their order: the components, their
+            separation, and the p value of there being no gap between them. ``cut`` makes the groups.
+            Amortized inference has the joins of its start. None where components have seen all cells.
+        batch_names_: The batches of the fit; empty where there are none.
+        batch_offsets_: (batches, genes) The natural logarithm of how much more of a gene there is in each
+            batch than in the average cell; NaN for genes that take no part.
+        n_features_in_, feature_names_in_: The number of genes, and their names if the input had any.
 
     >>> import nbmix
     >>> cells = nbmix.simulate(n=200, p=50, k=2, seed=1)

@@ -40,7 +40,7 @@ class LeftOut(logging.Handler):
 
 
 @pytest.fixture(scope="session")
-def left_out() -> Iterator[LeftOut]:
+def left_out_so_far() -> Iterator[LeftOut]:
     handler = LeftOut()
     loggers = [logging.getLogger(f"nbmix.output.{name}") for name in ("scores", "writing")]
     for logger in loggers:
@@ -51,10 +51,10 @@ def left_out() -> Iterator[LeftOut]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_out(request: pytest.FixtureRequest, left_out: LeftOut) -> Iterator[None]:
+def nothing_is_left_out(request: pytest.FixtureRequest, left_out_so_far: LeftOut) -> Iterator[None]:
     """A table or picture that fails is a warning to users. Here it is a fault, unless a test says so."""
     yield
-    found = left_out.take()
+    found = left_out_so_far.take()
     assert not found or request.node.get_closest_marker("leaves_out"), found
 
 

@@ -12,6 +12,7 @@ import pkgutil
 import re
 import shlex
 import tomllib
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,8 +26,15 @@ from tests.helpers.running import ROOT
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").glob("[a-z]*/*.md")),
 ]
 OF_USE = [page for page in PAGES if page != EXTEND]  # whose commands and Python need no files of one's own
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
 LAUNCHERS = ("joblib", "submitit_slurm")  # extras, which need not be installed
 SIMULATION = nbmix.simulate(n=60, p=40, k=2, seed=1)
 
@@ -53,7 +61,7 @@ def make_settings():
 
 
 def test_there_are_commands():
-    assert len(commands()) > 30
+    assert len(commands()) > 20
     assert any("trainer.num_nodes" in arguments for arguments in commands())
 
 
@@ -147,7 +155,7 @@ def test_the_settings_of_every_run_have_a_meaning():
     assert [key.name for key in keys if not key.meaning] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     def anchors(text):
         return {
@@ -164,7 +172,7 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(other.read_text()), target
 
 
-@pytest.mark.parametrize("page", [p for p in OF_USE if blocks(p, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [p for p in OF_USE if blocks(p, "python")], ids=name_of)
 def test_python_runs(page, tmp_path, monkeypatch):
     """On counts so small that any fit is fast, in a folder with the files that it names."""
     monkeypatch.chdir(tmp_path)
@@ -180,7 +188,7 @@ def test_python_runs(page, tmp_path, monkeypatch):
     for block in blocks(page, "python"):
         ast.parse(block)
         exec(compile(block, f"{page.name}", "exec"), names)
-    assert "nbmix" in names["adata"].uns
+    assert "nbmix" in names["adata"].obs
 
 
 def test_the_citation_is_of_this_version():
@@ -195,7 +203,7 @@ def test_the_citation_is_of_this_version():
 OF_TODAY = [page for page in PAGES if page.name != "CHANGELOG.md"] + [ROOT / "benchmarks" / "RESULTS.md"]
 
 
-@pytest.mark.parametrize("page", OF_TODAY, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", OF_TODAY, ids=name_of)
 def test_files_and_names_of_the_project_are_there(page):
     text = page.read_text()
     paths = set(re.findall(r"(?<![\w/.-])(?:nbmix|tests|benchmarks|conf)/[\w./-]*", text))
@@ -213,13 +221,31 @@ def test_docstrings_tell_the_truth():
     assert sum(result.failed for result in results) == 0
 
 
+def is_own(function) -> bool:
+    """Whether it is written in ``nbmix.supervised``, and not imported there."""
+    return function.__module__ == nbmix.supervised.__name__
+
+
 def exported():
     functions = [getattr(nbmix, name) for name in nbmix.__all__ if name != "__version__"]
     functions += [
         f for _, f in inspect.getmembers(nbmix.NBMixture, inspect.isfunction) if "nbmix" in f.__module__
     ]
     functions += [getattr(nbmix.em, name) for name in nbmix.em.__all__ if name.startswith("fit")]
+    functions += [f for _, f in inspect.getmembers(nbmix.supervised, inspect.isfunction) if is_own(f)]
     return [f for f in functions if not inspect.ismodule(f) and not f.__name__.startswith("_")]
+
+
+@pytest.mark.parametrize("name, most", [("README.md", 120), ("benchmarks/RESULTS.md", 150)])
+def test_what_is_read_first_stays_short(name, most):
+    assert len((ROOT / name).read_text().splitlines()) <= most
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (ROOT / "docs" / "api" / "index.md").read_text()
+    listed = {line.strip() for line in page.splitlines()}
+    names = {f.__qualname__ for f in exported() if "." not in f.__qualname__}
+    assert {name for name in names if not any(line.split(".")[-1] == name for line in listed)} == set()
 
 
 @pytest.mark.parametrize("function", exported(), ids=lambda f: f.__qualname__)

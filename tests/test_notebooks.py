@@ -16,10 +16,14 @@ nbclient = pytest.importorskip("nbclient", reason="pip install 'nbmix[notebooks]
 nbformat = pytest.importorskip("nbformat", reason="pip install 'nbmix[notebooks]'")
 jupyter_client = pytest.importorskip("jupyter_client", reason="pip install 'nbmix[notebooks]'")
 pytest.importorskip("ipykernel", reason="pip install 'nbmix[notebooks]'")
+jupyter_cache = pytest.importorskip("jupyter_cache", reason="pip install 'nbmix[docs]'")
 
-from tests.helpers.running import ROOT  # noqa: E402  after the skips
+from jupyter_cache.cache.main import CacheBundleIn  # noqa: E402  after the skips
+
+from tests.helpers.running import ROOT  # noqa: E402  likewise
 
 FOLDER = ROOT / "notebooks"
+OF_THE_SITE = ROOT / "docs" / "_build" / ".jupyter_cache"  # see nb_execution_cache_path in docs/conf.py
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 FACS = ROOT.parent / "shared" / "data" / "pbmc_facs.h5ad"
 needs_sorted_cells = pytest.mark.skipif(not FACS.exists(), reason="needs ../shared/data/pbmc_facs.h5ad")
@@ -34,8 +38,11 @@ class Kernel:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython")}
         self.manager.start_kernel(cwd=str(folder), env=environment)
 
-    def execute(self, name: str, expression: str, facs: Path | None) -> Any:
-        """Run a notebook, and then ``expression``, whose value is returned by way of JSON."""
+    def execute(self, name: str, expression: str, facs: Path | None, *, is_shown: bool = True) -> Any:
+        """Run a notebook, and then ``expression``, whose value is returned by way of JSON.
+
+        What is shown goes into the site's cache of outputs: the site does not run the notebook again.
+        """
         if facs is None:  # nor anything that was downloaded
             changed = {"NBMIX_PBMC_FACS": "", "XDG_CACHE_HOME": str(self.folder / "cache")}
         else:
@@ -47,7 +54,13 @@ class Kernel:
         client = nbclient.NotebookClient(notebook, km=self.manager, timeout=600)
         client.execute()
         client.kc.stop_channels()
-        return json.loads(notebook.cells[-1].outputs[-1].text.splitlines()[-1])
+        value = json.loads(notebook.cells[-1].outputs[-1].text.splitlines()[-1])
+        if is_shown:
+            notebook.cells = notebook.cells[1:-1]
+            cache = jupyter_cache.get_cache(OF_THE_SITE)
+            executed = CacheBundleIn(notebook, uri=f"{name}.ipynb")
+            cache.cache_notebook_bundle(executed, check_validity=False, overwrite=True)
+        return value
 
 
 @pytest.fixture(scope="module")
@@ -135,5 +148,5 @@ def test_simulated_cells_stand_in_where_there_are_no_sorted_ones(kernel):
     expression = (
         "[cells.n_cells, names.tolist(), clustering_metrics(cells.labels, default.responsibilities_)['ari']]"
     )
-    found = kernel.execute("02_two_populations", expression, None)
+    found = kernel.execute("02_two_populations", expression, None, is_shown=False)
     assert found == [512, ["b_cells", "cytotoxic_t"], 1.0]

@@ -30,36 +30,40 @@ SUBGROUPS = ("model.m_step", "start.inner")  # where there are any
 class RunSettings:
     """Settings at the top of conf/config.yaml."""
 
-    output_dir: Annotated[str, Setting("folder of the run; hydra.run.dir=FOLDER names it")]
+    output_dir: Annotated[str, Setting("The folder of the run. hydra.run.dir=FOLDER names it.")]
     task: Annotated[
         str,
-        Setting("fit; or predict: apply ckpt_path to the cells of data", words=("fit", "predict")),
+        Setting(
+            "With fit a model is fitted. With predict the checkpoint is applied to the cells of data.",
+            words=("fit", "predict"),
+        ),
     ] = "fit"
     seed: Annotated[
         int,
         Setting(
-            "seed of the held-out cells, the folds, the start, the networks and the batches",
+            "The seed of the held-out cells, the folds, the start, the networks and the batches.",
             least=0,
             most=LARGEST_SEED,
         ),
     ] = 0
     ckpt_path: Annotated[
         str | None,
-        Setting("checkpoint to go on from (last: the one in hydra.run.dir), or to predict with"),
+        Setting("The checkpoint to go on from, or to predict with. last is the one in hydra.run.dir."),
     ] = None
     n_groups: Annotated[
         int | str | None,
         Setting(
-            "task=predict: another number of groups, from the joins of the checkpoint; auto: as many as have "
-            "gaps between them; null: those of the fit",
+            "With task=predict, another number of groups, from the joins of the "
+            "checkpoint. auto takes as many as have gaps between them. With null the "
+            "groups are those of the fit.",
             least=1,
             words=("auto",),
         ),
     ] = None
     overwrite: Annotated[
-        bool, Setting("true: write into the folder even if it holds results of other settings")
+        bool, Setting("With true the run writes into the folder even if it holds results of other settings.")
     ] = False
-    optimized_metric: Annotated[str, Setting("the number in metrics.json that a sweep maximises")] = (
+    optimized_metric: Annotated[str, Setting("The number in metrics.json that a sweep maximises.")] = (
         "heldout_log_likelihood"
     )
 
@@ -71,19 +75,22 @@ class EvaluationSettings:
     pictures: Annotated[
         Sequence[str],
         Setting(
-            "pictures of the report: functions that take the Results of a run and give a figure, or None"
+            "Functions that draw the pictures of the report. Each takes the Results of a "
+            "run and returns a figure or None."
         ),
     ]
     more_pictures: Annotated[
         Sequence[str],
         Setting(
-            "pictures after those of evaluation.pictures: functions that take the Results of a run and give "
-            "a figure, or None"
+            "Functions that draw further pictures, after those of evaluation.pictures. "
+            "Each takes the Results of a run and returns a figure or None."
         ),
     ] = ()
     scores: Annotated[
         Sequence[str],
-        Setting("more numbers for metrics.json: functions that take the Results of a run and give a dict"),
+        Setting(
+            "Functions that add numbers to metrics.json. Each takes the Results of a run and returns a dict."
+        ),
     ] = ()
     max_umap_cells: MaxUmapCells = MOST_UMAP_CELLS
 
@@ -94,11 +101,18 @@ class SearchSettings:
 
     space: Annotated[
         Sequence[str],
-        Setting("settings with choice(a,b), range(from,to), interval(from,to) or tag(log,interval(from,to))"),
+        Setting(
+            "The settings to search, each with choice(a,b), range(from,to), "
+            "interval(from,to) or tag(log,interval(from,to))."
+        ),
     ]
-    n_trials: Annotated[int, Setting("fits", least=1)] = 20
+    n_trials: Annotated[int, Setting("The number of fits.", least=1)] = 20
     n_jobs: Annotated[
-        int, Setting("trials at a time; more than 1 is for a launcher that runs them in parallel", least=1)
+        int,
+        Setting(
+            "The number of trials at a time. More than 1 is for a launcher that runs them in parallel.",
+            least=1,
+        ),
     ] = 1
 
 

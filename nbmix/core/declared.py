@@ -46,7 +46,7 @@ class Setting:
     """What a setting means, and the bounds of its values.
 
     Attributes:
-        meaning: one short sentence or phrase for users.
+        meaning: one short sentence for users, or two.
         least, most: the smallest and the largest number allowed.
         above, below: numbers that are just not allowed.
         words: the only texts allowed, where there are any.

@@ -86,10 +86,10 @@ class MStep(Protocol):
 class NewtonMStep:
     """Damped Newton, see ``nbmix.core.newton``, over all genes and components; none is ever made worse."""
 
-    tolerance: Annotated[float, Setting("nats; a gene is done when its next step promises less", above=0)] = (
-        1e-5
-    )
-    max_steps: Annotated[int, Setting("Newton steps in each M step at most", least=1)] = 50
+    tolerance: Annotated[
+        float, Setting("A gene is done when its next step promises less than this, in nats.", above=0)
+    ] = 1e-5
+    max_steps: Annotated[int, Setting("The largest number of Newton steps in each M step.", least=1)] = 50
 
     def __call__(
         self,
@@ -154,8 +154,8 @@ class GradientMStep:
     An epoch costs the same for any number of cells, since the statistics hold all that is needed.
     """
 
-    lr: Annotated[float, Setting("learning rate of Adam", above=0)] = 1e-2
-    num_epochs: Annotated[int, Setting("steps of Adam in each M step", least=1)] = 50
+    lr: Annotated[float, Setting("The learning rate of Adam.", above=0)] = 1e-2
+    num_epochs: Annotated[int, Setting("The number of steps of Adam in each M step.", least=1)] = 50
 
     def __call__(
         self,

@@ -12,14 +12,15 @@ from nbmix.core.m_step import MStep, NewtonMStep
 
 NComponents = Annotated[
     int,
-    Setting("groups of cells: a number; auto, or a range as in 2-10, to have it chosen", least=1),
+    Setting("The number of groups of cells. With auto, or a range as in 2-10, it is chosen.", least=1),
 ]
 
 ComponentsPerGroup = Annotated[
     float | str,
     Setting(
-        "components fitted for each group, on average, and then joined; 1: a group is one component; "
-        "auto: 2, or more where groups are few, or 1 where held-out cells gain nothing by more",
+        "So many components are fitted for each group on average, and then joined. "
+        "With 1 each group is one component. auto is 2, or more if groups are few, or "
+        "1 if held-out cells gain nothing by more.",
         least=1,
         words=("auto",),
     ),
@@ -28,14 +29,18 @@ ComponentsPerGroup = Annotated[
 Folds = Annotated[
     int,
     Setting(
-        "folds for cross-fitting: a cell is assigned by components fitted without it; 1: plain EM", least=1
+        "The number of folds for cross-fitting: a cell is assigned by components that "
+        "were fitted without it. 1 is plain EM.",
+        least=1,
     ),
 ]
 
 PseudoCells = Annotated[
     float | str,
     Setting(
-        "auto: learn a prior around the pooled gene; N: add N cells of pooled counts; 0: no prior",
+        "With auto a prior around the average cell is learned for each gene. A number "
+        "adds so many cells of pooled counts to each component. With 0 there is no "
+        "prior.",
         least=0,
         words=("auto",),
     ),
@@ -44,8 +49,9 @@ PseudoCells = Annotated[
 StartPseudoCells = Annotated[
     float | str,
     Setting(
-        "prior of the start (the ELBO has none); auto: learn one around the pooled gene; "
-        "N: add N cells of pooled counts; 0: none",
+        "The prior of the start; the ELBO has none. With auto one is learned around "
+        "the average cell. A number adds so many cells of pooled counts. With 0 there "
+        "is no prior.",
         least=0,
         words=("auto",),
     ),
@@ -54,7 +60,7 @@ StartPseudoCells = Annotated[
 Weights = Annotated[
     str,
     Setting(
-        "weights of the components: uniform, learned, or given for each cell (data.prior_key)",
+        "The weights of the components are uniform, learned, or given for each cell (data.prior_key).",
         words=("uniform", "learned", "given"),
     ),
 ]
@@ -62,7 +68,8 @@ Weights = Annotated[
 Dtype = Annotated[
     str,
     Setting(
-        "precision of the sparse products; tables and sums are always float64", words=("float32", "float64")
+        "The floating-point precision of the sparse products. Tables and sums are always in float64.",
+        words=("float32", "float64"),
     ),
 ]
 

@@ -31,25 +31,35 @@ DEFAULT_SYMBOL_KEY = "symbol"
 
 LabelKey = Annotated[
     str | None,
-    Setting("column of obs with known labels; cell_type may be missing, another name not; null: none"),
+    Setting(
+        "The column of obs that holds known labels. cell_type may be missing, another "
+        "name may not. With null there are no labels."
+    ),
 ]
 
-Layer = Annotated[str | None, Setting("layer with the raw counts; null: X; raw.X: X of raw")]
+Layer = Annotated[str | None, Setting("The layer that holds the raw counts. null is X, raw.X is X of raw.")]
 
 SizeFactorKey = Annotated[
-    str | None, Setting("column of obs with size factors; null: each cell's counts in all genes")
+    str | None,
+    Setting(
+        "The column of obs that holds size factors. With null a cell's size factor is "
+        "its counts in all genes."
+    ),
 ]
 
 PriorKey = Annotated[
-    str | None, Setting("field of obsm with weights (cells, components), for model.weights=given")
+    str | None, Setting("The field of obsm that holds weights (cells, components), for model.weights=given.")
 ]
 
 SymbolKey = Annotated[
     str | None,
-    Setting("column of var shown beside gene names; symbol may be missing, another name not; null: none"),
+    Setting(
+        "The column of var that is shown beside gene names. symbol may be missing, "
+        "another name may not. With null no column is shown."
+    ),
 ]
 
-MinCounts = Annotated[int, Setting("counts that a gene needs to take part", least=0)]
+MinCounts = Annotated[int, Setting("The number of counts that a gene needs to take part.", least=0)]
 
 PRIOR_TOLERANCE = 1e-3
 

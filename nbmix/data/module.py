@@ -49,9 +49,11 @@ class CountsDataModule(pl.LightningDataModule):
         self,
         read: Callable[[], CountData],
         *,
-        batch_size: Annotated[int, Setting("cells in a batch at most", least=1)] = CELLS_A_BLOCK,
+        batch_size: Annotated[
+            int, Setting("The largest number of cells in a batch.", least=1)
+        ] = CELLS_A_BLOCK,
         validation_share: Annotated[
-            float, Setting("share of the cells that is held out of the fit", least=0, below=1)
+            float, Setting("The share of the cells that is held out of the fit.", least=0, below=1)
         ] = 0.1,
         folds: int = 1,
         shuffle: bool = False,
@@ -59,7 +61,7 @@ class CountsDataModule(pl.LightningDataModule):
         seed: Annotated[
             int,
             Setting(
-                "seed of the subsample, the held-out cells, the folds and the batches",
+                "The seed of the subsample, the held-out cells, the folds and the batches.",
                 least=0,
                 most=LARGEST_SEED,
             ),
@@ -254,7 +256,7 @@ BATCH_SETTINGS = ("batch_size", "validation_share", "folds", "shuffle", "dtype")
 
 @checked("data", CountsDataModule, read_h5ad)
 def from_h5ad(
-    path: Annotated[str | os.PathLike[str] | None, Setting("the .h5ad file")] = None,
+    path: Annotated[str | os.PathLike[str] | None, Setting("The .h5ad file.")] = None,
     *,
     seed: int = 0,
     **settings: Any,
@@ -268,7 +270,7 @@ def from_h5ad(
 def from_tenx(
     path: Annotated[
         str | os.PathLike[str] | None,
-        Setting("folder with matrix.mtx, or .h5 file, of the filtered matrix"),
+        Setting("The folder with the filtered matrix.mtx, or the .h5 file of the filtered matrix."),
     ] = None,
     *,
     seed: int = 0,
@@ -282,12 +284,12 @@ def from_tenx(
 @checked("data", CountsDataModule, read_zheng)
 def from_zheng(
     mixture: Annotated[
-        str, Setting("populations to mix: mix2, mix4 or mix10", words=tuple(MIXTURES))
+        str, Setting("The populations to mix: mix2, mix4 or mix10.", words=tuple(MIXTURES))
     ] = "mix4",
     *,
     path: Annotated[
         str | os.PathLike[str] | None,
-        Setting("an .h5ad file with these populations; null: download each of them once"),
+        Setting("An .h5ad file that has these populations. With null each of them is downloaded once."),
     ] = None,
     seed: int = 0,
     **settings: Any,
@@ -304,7 +306,7 @@ def from_zheng(
 def from_simulation(
     *,
     simulation_seed: Annotated[
-        int, Setting("seed of the counts; data.seed is that of the fit", least=0, most=LARGEST_SEED)
+        int, Setting("The seed of the counts. data.seed is that of the fit.", least=0, most=LARGEST_SEED)
     ] = 1,
     seed: int = 0,
     **settings: Any,

@@ -15,8 +15,9 @@ from nbmix.errors import InputError
 BatchKey = Annotated[
     str | Sequence[str] | None,
     Setting(
-        "column of obs with the batch, donor or protocol of each cell, in which genes have offsets; "
-        "several: each combination of values is a batch; null: none"
+        "The column of obs that holds the batch, donor or protocol of each cell. "
+        "Genes have an offset in each batch. With several columns each combination of "
+        "values is a batch. With null there are no batches."
     ),
 ]
 

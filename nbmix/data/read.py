@@ -41,7 +41,9 @@ UNKNOWN_HDF5 = "is HDF5 but no AnnData (no obs and var); give an .h5ad file as A
 
 RAW, RAW_ELEMENT = "raw.X", "raw/X"  # counts put aside before X was normalised: as data.layer, in the file
 
-Subsample = Annotated[int | None, Setting("cells to draw at random, without replacement; null: all", least=1)]
+Subsample = Annotated[
+    int | None, Setting("The number of cells to draw at random. With null all cells are taken.", least=1)
+]
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +58,11 @@ def read_h5ad(
     gene_symbol_key: SymbolKey = DEFAULT_SYMBOL_KEY,
     batch_key: BatchKey = None,
     min_counts: MinCounts = 1,
-    populations: Annotated[Sequence[str] | str | None, Setting("labels of cells to keep; null: all")] = None,
+    populations: Annotated[
+        Sequence[str] | str | None, Setting("Cells with these labels are kept. With null all cells are kept.")
+    ] = None,
     subsample: Subsample = None,
-    backed: Annotated[bool, Setting("true: leave the counts in the file, read block by block")] = False,
+    backed: Annotated[bool, Setting("With true the counts stay in the file and are read in parts.")] = False,
     slab_nonzeros: int = SLAB_NONZEROS,
     seed: int = 0,
 ) -> CountData:

@@ -119,13 +119,22 @@ def draw_counts(
 
 
 def simulated_count_data(
-    n_cells: Annotated[int, Setting("cells to draw", least=1)] = 100,
-    n_genes: Annotated[int, Setting("genes to draw; those without a count are left out", least=1)] = 500,
-    n_components: Annotated[int, Setting("true components, whatever model.n_components is", least=1)] = 4,
-    size_factor: Annotated[float, Setting("molecules of each cell", above=0, most=MAX_SIZE_FACTOR)] = 1e4,
+    n_cells: Annotated[int, Setting("The number of cells to draw.", least=1)] = 100,
+    n_genes: Annotated[
+        int, Setting("The number of genes to draw. Those without a count are left out.", least=1)
+    ] = 500,
+    n_components: Annotated[
+        int,
+        Setting(
+            "The number of components that cells are drawn from, whatever model.n_components is.", least=1
+        ),
+    ] = 4,
+    size_factor: Annotated[
+        float, Setting("The number of molecules of each cell.", above=0, most=MAX_SIZE_FACTOR)
+    ] = 1e4,
     seed: int = 0,
     extra_poisson: Annotated[
-        bool, Setting("true: add the second Poisson layer that the source prints by mistake")
+        bool, Setting("With true a second Poisson layer is added, which the source prints by mistake.")
     ] = False,
     min_counts: MinCounts = 1,
 ) -> CountData:

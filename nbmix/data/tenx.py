@@ -98,8 +98,12 @@ class Library(NamedTuple):
 def read_tenx(
     path: str | os.PathLike[str] | None,
     *,
-    genome: Annotated[str | None, Setting("the genome of an .h5 file that holds several; null: all")] = None,
-    feature_type: Annotated[str | None, Setting("type of features to keep; null: all")] = GENES,
+    genome: Annotated[
+        str | None, Setting("The genome of an .h5 file that holds several. With null all are read.")
+    ] = None,
+    feature_type: Annotated[
+        str | None, Setting("The type of features to keep. With null all are kept.")
+    ] = GENES,
     min_counts: MinCounts = 1,
     subsample: Subsample = None,
     seed: int = 0,

@@ -75,7 +75,8 @@ def read_zheng(
     *,
     path: str | os.PathLike[str] | None = None,
     cache_dir: Annotated[
-        str | os.PathLike[str] | None, Setting("folder for downloads; null: the user's cache folder")
+        str | os.PathLike[str] | None,
+        Setting("The folder for downloads. With null it is the user's cache folder."),
     ] = None,
     url: str = ZHENG_URL,
     label_key: LabelKey = DEFAULT_LABEL_KEY,

@@ -17,7 +17,8 @@ UMAP_MIN_DISTANCE = 0.5  # as in scanpy: groups wide enough to see mixing within
 MOST_UMAP_CELLS = 20_000  # which take half a minute
 
 MaxUmapCells = Annotated[
-    int, Setting("cells up to which pictures use UMAP; beyond: PCA; 0: always PCA", least=0)
+    int,
+    Setting("Pictures use UMAP up to so many cells, and PCA beyond. With 0 they always use PCA.", least=0),
 ]
 
 

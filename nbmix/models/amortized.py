@@ -57,13 +57,20 @@ class AmortizedMixture(MinibatchModule):
         components_per_group: ComponentsPerGroup = "auto",
         weights: Weights = MixtureSettings.weights,
         dtype: Dtype = MixtureSettings.dtype,
-        n_hidden: Annotated[int, Setting("units in the hidden layer of the encoder", least=1)] = 128,
-        lr: Annotated[float, Setting("learning rate of the encoder", above=0)] = 1e-3,
-        components_lr: Annotated[float, Setting("learning rate of components and weights", above=0)] = 1e-3,
+        n_hidden: Annotated[
+            int, Setting("The number of units in the hidden layer of the encoder.", least=1)
+        ] = 128,
+        lr: Annotated[float, Setting("The learning rate of the encoder.", above=0)] = 1e-3,
+        components_lr: Annotated[
+            float, Setting("The learning rate of components and weights.", above=0)
+        ] = 1e-3,
         encoder_epochs: Annotated[
-            int, Setting("epochs in which the encoder alone learns the exact posterior of the start", least=0)
+            int,
+            Setting("For so many epochs the encoder alone learns the exact posterior of the start.", least=0),
         ] = 5,
-        train_components: Annotated[bool, Setting("false: components stay what the start made them")] = True,
+        train_components: Annotated[
+            bool, Setting("With false the components stay as the start made them.")
+        ] = True,
         pseudo_cells: StartPseudoCells = MixtureSettings.pseudo_cells,
     ) -> None:
         plain = settings_among(locals(), AmortizedMixture)

@@ -120,20 +120,30 @@ class DeepMixture(MinibatchModule):
         *,
         n_components: NComponents = MixtureSettings.n_components,
         weights: Weights = MixtureSettings.weights,
-        n_latent: Annotated[int, Setting("dimensions of each latent vector", least=1)] = 10,
-        n_hidden: Annotated[int, Setting("units in every hidden layer", least=1)] = 64,
-        lr: Annotated[float, Setting("learning rate of the networks", above=0)] = 1e-3,
+        n_latent: Annotated[int, Setting("The number of dimensions of each latent vector.", least=1)] = 10,
+        n_hidden: Annotated[int, Setting("The number of units in every hidden layer.", least=1)] = 64,
+        lr: Annotated[float, Setting("The learning rate of the networks.", above=0)] = 1e-3,
         weight_precision: Annotated[
-            float, Setting("precision of the normal prior on the decoder's weights; 0: no prior", least=0)
+            float,
+            Setting(
+                "The precision of the normal prior on the decoder's weights. With 0 there is no prior.",
+                least=0,
+            ),
         ] = 300,
         start_epochs: Annotated[
             int,
             Setting(
-                "epochs in which the start's responsibilities stand in for q(y); 0: far worse groups", least=0
+                "For so many epochs the responsibilities of the start stand in for q(y). With "
+                "0 the groups are far worse.",
+                least=0,
             ),
         ] = 6,
-        kl_epochs: Annotated[int, Setting("epochs over which the KL terms grow to full weight", least=0)] = 6,
-        n_draws: Annotated[int, Setting("draws of the latents of each cell, for predictions", least=1)] = 8,
+        kl_epochs: Annotated[
+            int, Setting("Over so many epochs the Kullback-Leibler terms grow to full weight.", least=0)
+        ] = 6,
+        n_draws: Annotated[
+            int, Setting("The number of draws of each cell's latent vectors, for predictions.", least=1)
+        ] = 8,
         pseudo_cells: StartPseudoCells = MixtureSettings.pseudo_cells,
     ) -> None:
         plain = settings_among(locals(), DeepMixture)

@@ -66,11 +66,11 @@ class MixtureEM(MixtureModule):
         dtype: Dtype = MixtureSettings.dtype,
         m_step: MStep | None = None,
         tolerance: Annotated[
-            float, Setting("smallest rise of the objective that counts, as a share of it", above=0)
+            float, Setting("The smallest rise of the objective that counts, as a share of it.", above=0)
         ] = StoppingRule.tolerance,
         patience: Annotated[
             int,
-            Setting("iterations in a row without such a rise, after which the fit has converged", least=1),
+            Setting("The fit has converged after so many iterations in a row without such a rise.", least=1),
         ] = StoppingRule.patience,
     ) -> None:
         plain = settings_among(locals(), MixtureEM)

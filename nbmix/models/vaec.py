@@ -44,7 +44,11 @@ class VAEC(DeepMixture):
         *,
         n_components: NComponents = MixtureSettings.n_components,
         size_factors: Annotated[
-            str, Setting("given with the data, or latent: log-normal", words=("given", "latent"))
+            str,
+            Setting(
+                "Size factors are given with the data, or latent with a log-normal distribution.",
+                words=("given", "latent"),
+            ),
         ] = "given",
         **settings: Any,
     ) -> None:

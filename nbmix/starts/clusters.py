@@ -48,8 +48,10 @@ class KMeansStart:
     name: ClassVar[str] = "kmeans"
     finds_components: ClassVar[bool] = True
 
-    n_pcs: Annotated[int, Setting("principal components that k-means sees; more add noise", least=1)] = 20
-    n_init: Annotated[int, Setting("runs of k-means, of which the tightest is taken", least=1)] = 10
+    n_pcs: Annotated[
+        int, Setting("The number of principal components that k-means sees. More add noise.", least=1)
+    ] = 20
+    n_init: Annotated[int, Setting("The number of runs of k-means. The tightest is taken.", least=1)] = 10
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -75,11 +77,12 @@ class TopicsStart:
     use: Annotated[
         str,
         Setting(
-            "responsibilities: begin at each cell's weights of topics; means: begin at the topics",
+            "With responsibilities the fit begins at each cell's weights of topics, with "
+            "means at the topics.",
             words=("responsibilities", "means"),
         ),
     ] = "responsibilities"
-    iterations: Annotated[int, Setting("iterations of the factorisation", least=1)] = 100
+    iterations: Annotated[int, Setting("The number of iterations of the factorisation.", least=1)] = 100
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator

@@ -30,7 +30,7 @@ class ResponsibilitiesStart:
     negative, every row has a positive sum, and rows are normalised.
     """
 
-    path: Annotated[str | os.PathLike[str], Setting(".npy file of shape (cells, components)")]
+    path: Annotated[str | os.PathLike[str], Setting("The .npy file, of shape (cells, components).")]
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator
@@ -57,9 +57,9 @@ class MeansStart:
     The (K, genes) array holds mu per unit of size factor, genes in the order of the data after its filter.
     """
 
-    path: Annotated[str | os.PathLike[str], Setting(".npy file of shape (components, genes)")]
+    path: Annotated[str | os.PathLike[str], Setting("The .npy file, of shape (components, genes).")]
     log_inv_disp: Annotated[
-        float, Setting("natural log of the inverse dispersion of every gene and component")
+        float, Setting("The natural logarithm of the inverse dispersion of every gene and component.")
     ] = START_LOG_INV_DISP
 
     def __call__(
@@ -88,7 +88,7 @@ class CheckpointStart:
     begin at their offsets there, others at none.
     """
 
-    path: Annotated[str | os.PathLike[str], Setting("checkpoint of the earlier run")]
+    path: Annotated[str | os.PathLike[str], Setting("The checkpoint of the earlier run.")]
 
     @property
     def n_components(self) -> int:

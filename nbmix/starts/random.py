@@ -56,28 +56,42 @@ class RandomStart:
     name: ClassVar[str] = "random"
     finds_components: ClassVar[bool] = True
 
-    n_starts: Annotated[int, Setting("runs from different beginnings", least=1)] = 4
+    n_starts: Annotated[int, Setting("The number of runs from different beginnings.", least=1)] = 4
     random_every: Annotated[
         int,
         Setting(
-            "one run in so many begins at random responsibilities, the others at k-means; 1: all; 0: none",
+            "One run in so many begins at random responsibilities, the others at k-means. "
+            "With 1 all do, with 0 none.",
             least=0,
         ),
     ] = 4
     surplus: Annotated[
         float,
-        Setting("extra components at first, as a share of the groups; removed one by one", least=0, most=10),
+        Setting(
+            "The search begins with so many more components, as a share of the groups, "
+            "and removes them one by one.",
+            least=0,
+            most=10,
+        ),
     ] = 0.5
     n_axes: Annotated[
         int,
-        Setting("directions in which cells of all components vary; each triples the time", least=0, most=3),
+        Setting(
+            "The number of directions in which cells of all components vary. Each triples the time.",
+            least=0,
+            most=3,
+        ),
     ] = 1
-    max_cells: Annotated[int, Setting("cells that the search sees", least=1)] = 2000
-    max_genes: Annotated[int, Setting("genes that the search sees, the most variable ones", least=1)] = 2000
+    max_cells: Annotated[int, Setting("The number of cells that the search sees.", least=1)] = 2000
+    max_genes: Annotated[
+        int, Setting("The number of genes that the search sees. They are the most variable ones.", least=1)
+    ] = 2000
     refine_cells: Annotated[
-        int, Setting("cells that the result is refined on, where the data hold twice as many", least=1)
+        int, Setting("The result is refined on so many cells, if the data hold twice as many.", least=1)
     ] = 10_000
-    folds: Annotated[int, Setting("folds of the search, which is always cross-fitted", least=2)] = 3
+    folds: Annotated[
+        int, Setting("The number of folds of the search, which is always cross-fitted.", least=2)
+    ] = 3
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator

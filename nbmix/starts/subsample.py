@@ -36,10 +36,12 @@ class SubsampleStart:
 
     name: ClassVar[str] = "subsample"
 
-    n_cells: Annotated[int, Setting("cells that EM sees", least=1)] = 10_000
+    n_cells: Annotated[int, Setting("The number of cells that EM sees.", least=1)] = 10_000
     inner: Start = field(default_factory=RandomStart)
-    iterations: Annotated[int, Setting("iterations of EM at most", least=1)] = 50
-    folds: Annotated[int, Setting("folds of this EM, whatever those of the fit; 1: plain EM", least=1)] = 5
+    iterations: Annotated[int, Setting("The largest number of iterations of EM.", least=1)] = 50
+    folds: Annotated[
+        int, Setting("The number of folds of this EM, whatever those of the fit are. 1 is plain EM.", least=1)
+    ] = 5
 
     @property
     def finds_components(self) -> bool:
@@ -70,7 +72,7 @@ class FirstBatchStart:
 
     name: ClassVar[str] = "first_batch"
 
-    n_cells: Annotated[int, Setting("cells in the batch", least=1)] = 64
+    n_cells: Annotated[int, Setting("The number of cells in the batch.", least=1)] = 64
 
     def __call__(
         self, data: CountData, settings: MixtureSettings, generator: np.random.Generator

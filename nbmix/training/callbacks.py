@@ -38,7 +38,7 @@ class BestCheckpoint(Checkpoint):
     goes on in another folder begins its best.ckpt anew.
     """
 
-    def __init__(self, dirpath: Annotated[str, Setting("folder of best.ckpt")]) -> None:
+    def __init__(self, dirpath: Annotated[str, Setting("The folder of best.ckpt.")]) -> None:
         self.path = Path(dirpath).absolute() / "best.ckpt"
         self.best = -math.inf
 
@@ -83,7 +83,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(
         self,
-        dirpath: Annotated[str, Setting("folder of last.ckpt")],
+        dirpath: Annotated[str, Setting("The folder of last.ckpt.")],
         share: float = 0.1,  # of the time that may go into it
     ) -> None:
         self.path, self.share = Path(dirpath).absolute() / "last.ckpt", share

@@ -17,7 +17,7 @@ from nbmix.errors import InputError
 log = logging.getLogger(__name__)
 
 
-def csv_logger(*, save_dir: Annotated[str, Setting("folder that csv/ is made in")]) -> CSVLogger:
+def csv_logger(*, save_dir: Annotated[str, Setting("The folder in which csv/ is made.")]) -> CSVLogger:
     """Scalars in csv/metrics.csv of the run folder; a fit that goes on there writes csv-2, csv-3, ..."""
     numbered = (f"csv-{number}" if number > 1 else "csv" for number in count(1))
     version = next(name for name in numbered if not (Path(save_dir) / name).exists())
@@ -26,10 +26,12 @@ def csv_logger(*, save_dir: Annotated[str, Setting("folder that csv/ is made in"
 
 def wandb_logger(
     *,
-    save_dir: Annotated[str, Setting("folder that wandb/ is made in")],
-    project: Annotated[str, Setting("project at Weights & Biases")] = "nbmix",
-    name: Annotated[str | None, Setting("name of the run; null: made up by Weights & Biases")] = None,
-    offline: Annotated[bool, Setting("true: keep the run in its folder, for wandb sync")] = False,
+    save_dir: Annotated[str, Setting("The folder in which wandb/ is made.")],
+    project: Annotated[str, Setting("The project at Weights & Biases.")] = "nbmix",
+    name: Annotated[
+        str | None, Setting("The name of the run. With null Weights & Biases makes one up.")
+    ] = None,
+    offline: Annotated[bool, Setting("With true the run stays in its folder, for wandb sync.")] = False,
     **settings: Any,
 ) -> WandbLogger:
     """A W&B logger whose local files are in the run folder.

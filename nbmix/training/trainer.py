@@ -43,13 +43,15 @@ _EXPECTED_WARNINGS = (
 @checked("trainer")
 def build_trainer(
     *,
-    gpus: Annotated[int, Setting("0: run on the CPU; N: use N GPUs on each node; -1: use all", least=-1)] = 0,
-    processes: Annotated[int, Setting("processes on each node where there is no GPU", least=1)] = 1,
-    num_nodes: Annotated[int, Setting("machines", least=1)] = 1,
+    gpus: Annotated[
+        int, Setting("The number of GPUs on each node. 0 is the CPU, -1 takes all GPUs.", least=-1)
+    ] = 0,
+    processes: Annotated[int, Setting("The number of processes on each node, without GPUs.", least=1)] = 1,
+    num_nodes: Annotated[int, Setting("The number of machines.", least=1)] = 1,
     max_epochs: Annotated[
-        int, Setting("epochs at most; for model=em iterations", least=1)
+        int, Setting("The largest number of epochs. For model=em an epoch is one iteration.", least=1)
     ] = MixtureEM.defaults.max_epochs,
-    default_root_dir: Annotated[str | None, Setting("folder for what Lightning itself writes")] = None,
+    default_root_dir: Annotated[str | None, Setting("The folder for what Lightning itself writes.")] = None,
     multirun: bool = False,
     alone: bool = False,
     callbacks: Sequence[pl.Callback] = (),

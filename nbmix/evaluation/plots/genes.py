@@ -96,8 +96,8 @@ def marker_dots(
     n_genes, n_groups = values.shape
     relative = np.exp(values - values.max(axis=1, keepdims=True))
     columns = [short_name(name) for name in (range(n_groups) if names is None else names)]
-    height = 1.0 + 0.19 * max(n_genes, 8)
-    axes = axes_in(place, 3.6 + 0.26 * n_groups, height)
+    height = 0.19 * max(n_genes, 13)  # of the axes: the legend and the bar below it need so much
+    axes = axes_in(place, 3.6 + 0.26 * n_groups, height + 0.6 + 0.07 * max(map(len, columns)))
     drawn: ScalarMappable
     if share is None:
         drawn = axes.imshow(relative, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
@@ -110,7 +110,7 @@ def marker_dots(
     axes.set_yticks(range(n_genes), [short_name(gene) for gene in genes], fontsize="small")
     name_columns(axes, columns)
     axes.tick_params(length=0)
-    beside = axes.inset_axes((1.04, max(0.02, 1.0 - 2.4 / height), 0.03, 1.1 / height))
+    beside = axes.inset_axes((1.04, max(0.0, 1.0 - 2.4 / height), 0.03, 1.1 / height))
     bar = figure_of(axes).colorbar(drawn, cax=beside, ticks=[0.0, 0.5, 1.0])
     bar.set_label("mean, of that of\nthe highest group", fontsize="small")
     bar.ax.tick_params(labelsize="small")
