@@ -13,8 +13,8 @@ the JSON file.
 both. The others are cells of mix4 whose batches are drawn by lot. In all batches but the first a molecule of
 gene j is kept with the probability min(1, e_j / 2), ln e_j ~ N(0, sd^2), drawn anew for each batch: so a
 batch has other efficiencies, and half the depth. "none" changes nothing: there is nothing to correct. "same"
-are the cells of "two" where all genes of the second batch are caught with half the efficiency: what there is to
-find in these cells without offsets. "donors" are 10,000 simulated cells of four kinds from 200 donors.
+are the cells of "two" where all genes of the second batch are caught with half the efficiency: what there is
+to find in these cells without offsets. "donors" are 10,000 simulated cells of four kinds from 200 donors.
 
 All methods see the same cells and the true number of kinds, and none the labels. ``nbmix`` is a fit as
 train.py makes it, of all cells, with data.batch_key; ``unaware`` is the same without; ``amortized``,

@@ -383,6 +383,10 @@ def test_cluster_names_a_column_that_cuts_a_kind(caplog):
     assert line in caplog.text
     cluster(adata, 3, start="kmeans", components_per_group=1, folds=2, batch_key="plate")
     assert "remarks" not in adata.uns["nbmix"]
+    adata.obs["older_second"] = adata.obs.pop("plate")  # of groups that an earlier fit has left
+    adata.obs["older"], adata.obs["older_probability"] = adata.obs["older_second"], 1.0
+    cluster(adata, 4, start="kmeans", components_per_group=1, folds=2)
+    assert "remarks" not in adata.uns["nbmix"]
 
 
 def test_cluster_names_and_copies():
