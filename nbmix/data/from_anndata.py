@@ -177,7 +177,8 @@ def _choose_matrix(adata: ad.AnnData, where: str, layer: str | None) -> Any:
     if layer is None and adata.X is None:
         raise InputError(f"{where}: X is missing; set data.layer to one of its layers ({names})")
     if layer is not None and layer not in adata.layers:
-        raise InputError(f"{where}: no layer {layer!r}; set data.layer to one of its layers ({names})")
+        raw = ", or give adata.raw.to_adata()" if layer == "raw.X" and adata.raw is not None else ""
+        raise InputError(f"{where}: no layer {layer!r}; set data.layer to one of its layers ({names}){raw}")
     with reading(where):
         x = _in_memory(adata.X if layer is None else adata.layers[layer])
         if sp.issparse(x) and x.format in ("csr", "csc"):
