@@ -41,6 +41,7 @@ from nbmix.errors import InputError, naming_the_nearest, refuse_unknown
 from nbmix.evaluation.embedding import MOST_UMAP_CELLS, embed
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.output.annotate import annotate
+from nbmix.output.grouping import writable
 from nbmix.output.groups import joins_table
 from nbmix.output.results import Results
 from nbmix.starts.base import Start
@@ -762,14 +763,9 @@ def cluster(
         raise InputError(
             f"key_added={key_added!r}: must be a text without '/', which files cannot have in names"
         )
-    is_copied = copy and adata.isbacked  # what cannot be written to, before the fit
-    if is_copied:
-        adata = adata.to_memory()
-    elif adata.isbacked and adata.is_view:
-        raise InputError(
-            "adata is a view of a file, which nothing can be written to; give adata.to_memory(), or set "
-            "copy=True"
-        )
+    is_copied = copy and adata.isbacked
+    if adata.isbacked:  # what cannot be written to, before the fit
+        adata = writable(adata, copy)
     own = ("key_added", "copy", "max_umap_cells")
     refuse_unknown("cluster", arguments, [*NBMixture._get_param_names(), *own])
     check_value("max_umap_cells", max_umap_cells, declared(embed)["max_umap_cells"])

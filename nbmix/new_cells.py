@@ -17,7 +17,7 @@ from nbmix.data.read import RAW
 from nbmix.errors import InputError, refuse_unknown
 from nbmix.estimator import NBMixture
 from nbmix.output.annotate import forget
-from nbmix.output.grouping import write_probabilities
+from nbmix.output.grouping import writable, write_probabilities
 from nbmix.output.groups import Partition, partitions_in
 
 LAST = "checkpoints/last.ckpt"  # in the folder of a run
@@ -86,15 +86,14 @@ def predict(
     batch_key = read_by.get("batch_key")
     if batch_key is not None and not has_columns(new.obs, batch_key):
         raise InputError(f"batch_key={batch_key!r}: obs of the new cells has no such column")
-    if copy:
-        new = new.to_memory() if new.isbacked else new.copy()
+    new = writable(new, copy)
     mixture = shallow_copy(_mixture(fit, key)).set_params(**read_by)
+    partitions = partitions_in(fit, key) if isinstance(fit, ad.AnnData) else [_own(mixture, key)]
     with settings_as_arguments():
         cells = _of_raw(new, mixture)
         said, doubt = mixture.predict_components(cells), mixture.doubt(cells)
     q = said.responsibilities.numpy()
     forget(new, added)
-    partitions = partitions_in(fit, key) if isinstance(fit, ad.AnnData) else [_own(mixture, key)]
     for partition in partitions:
         name = partition.name
         name = added + name.removeprefix(key) if name.startswith(key) else name

@@ -15,8 +15,8 @@ from nbmix.data.origins import CELLS_A_BATCH, FEWEST_CELLS
 from nbmix.errors import InputError, refuse_unknown
 from nbmix.estimator import NBMixture
 from nbmix.output.editing import PROFILES, check_names, renew_markers, without_pairs
-from nbmix.output.fitted_cells import fitted_cells
-from nbmix.output.grouping import Grouping, write_grouping
+from nbmix.output.fitted_cells import fitted_cells, fitted_genes
+from nbmix.output.grouping import Grouping, writable, write_grouping
 
 LEAST_SHARE = 1e-6  # of a group in a cell outside it, below which it is divided as the group is
 
@@ -74,6 +74,7 @@ def recluster(
     refuse_unknown("recluster", arguments, [*allowed, "n_groups", "key", "layer", "copy"])
     before = Grouping.of(adata, key)
     place = before.position(group)
+    adata = writable(adata, copy)
     cells = fitted_cells(adata, before.fit, layer)
     inside = before.codes == place
     if not inside.any():
@@ -85,9 +86,7 @@ def recluster(
             f"recluster: the cells of {group!r} show no gap; it stays one group, unless n_groups is a number",
             stacklevel=2,
         )
-        return adata.copy() if copy else None
-    if copy:
-        adata = adata.copy()
+        return adata if copy else None
     labels = list(before.labels)
     labels[place : place + 1] = [f"{group}.{k}" for k in range(n_new)]
     check_names(labels)
@@ -105,7 +104,7 @@ def recluster(
             "separations": without_pairs(own.get("separations"), before.labels, gone, labels),
         }
         adata.obsm.pop(f"X_{key}_components", None)
-        _write_profiles(adata, key, place, mixture, cells.gene_names)
+        _write_profiles(adata, key, place, mixture)
     write_grouping(adata, before, q, labels, None, **of_fit)
     renew_markers(adata, key, layer)
     return adata if copy else None
@@ -151,14 +150,12 @@ def _tells_batches(cells: ad.AnnData) -> bool:
     return len(sizes) > 1 and bool(is_enough)
 
 
-def _write_profiles(
-    adata: ad.AnnData, key: str, place: int, mixture: NBMixture, gene_names: np.ndarray
-) -> None:
+def _write_profiles(adata: ad.AnnData, key: str, place: int, mixture: NBMixture) -> None:
     """Columns of the new groups in that of the old one; genes silent in it are as they were."""
     new = dict(zip(PROFILES, (mixture.log_mean_, mixture.log_inv_disp_), strict=True))
+    rows = fitted_genes(adata, key)
     for name, values in new.items():
         old = np.asarray(adata.varm[f"{key}_{name}"])
         columns = np.repeat(old[:, [place]], len(values), axis=1)
-        rows = adata.var_names.get_indexer(gene_names)
         columns[rows] = np.where(np.isfinite(values.T), values.T, columns[rows])
         adata.varm[f"{key}_{name}"] = np.hstack([old[:, :place], columns, old[:, place + 1 :]])

@@ -368,6 +368,13 @@ def test_a_folder_of_cell_ranger_in_three_lines(tmp_path):
         nbmix.read_10x(tmp_path / "filtered_feature_bc_matrix", genome="hg19")
 
 
+def test_counts_in_raw_are_given_as_an_anndata_of_their_own():
+    adata = ad.AnnData(COUNTS)
+    adata.raw = adata
+    with pytest.raises(InputError, match=r"^adata: no layer 'raw\.X'; .*, or give adata\.raw\.to_adata\(\)$"):
+        cluster(adata, 2, layer="raw.X")
+
+
 def test_cluster_names_a_column_that_cuts_a_kind(caplog):
     """Three kinds, the last of which has another protein in each of two plates."""
     rng = np.random.default_rng(0)
@@ -382,6 +389,10 @@ def test_cluster_names_a_column_that_cuts_a_kind(caplog):
     assert line.startswith("obs['plate'] tells groups")
     assert line in caplog.text
     cluster(adata, 3, start="kmeans", components_per_group=1, folds=2, batch_key="plate")
+    assert "remarks" not in adata.uns["nbmix"]
+    adata.obs["older_second"] = adata.obs.pop("plate")  # of groups that an earlier fit has left
+    adata.obs["older"], adata.obs["older_probability"] = adata.obs["older_second"], 1.0
+    cluster(adata, 4, start="kmeans", components_per_group=1, folds=2)
     assert "remarks" not in adata.uns["nbmix"]
 
 

@@ -206,7 +206,9 @@ def test_wrong_arguments(fitted, new):
         predict(new, fitted[0], batch="donor")
     with pytest.raises(InputError, match=r"^new is a csr_matrix; give an AnnData, or use nbmix\.NBMixture"):
         predict(new.X, fitted[0])
+    predict(new, fitted[0])
     broken = fitted[0].copy()
     broken.uns["nbmix"]["groups"] = {"0": "B cells"}
-    with pytest.raises(InputError, match=r"uns\['nbmix'\]\['groups'\] is no list of components"):
+    with pytest.raises(InputError, match=r"its groups are made, as after nbmix\.recluster"):
         predict(new, broken)
+    assert "X_nbmix" in new.obsm  # nothing was taken away before it failed

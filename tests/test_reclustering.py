@@ -139,6 +139,20 @@ def test_batches_are_known_within_the_group():
     assert adjusted_rand_score(adata.obs["nbmix"], adata.obs["kind"]) > 0.95
 
 
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_genes_that_are_called_alike_on_disk(mixed, tmp_path):
+    expected = nbmix.recluster(mixed, "both", 2, copy=True, **FAST)
+    adata = mixed.copy()
+    adata.var_names = ["g", "g", *adata.var_names[2:]]
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    on_disk = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    found = nbmix.recluster(on_disk, "both", 2, copy=True, **FAST)
+    on_disk.file.close()
+    for name in ("nbmix_log_mean", "nbmix_log_inv_disp"):
+        np.testing.assert_array_equal(found.varm[name], expected.varm[name])
+    pd.testing.assert_frame_equal(found.obs, expected.obs)
+
+
 def test_what_cannot_be_clustered_again(mixed):
     with pytest.raises(InputError, match=r"^nbmix has no group '1'"):
         nbmix.recluster(mixed, "1", 2)

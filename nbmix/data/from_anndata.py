@@ -187,7 +187,8 @@ def _choose_matrix(adata: ad.AnnData, where: str, layer: str | None) -> Any:
     if layer is None and adata.X is None:
         raise InputError(f"{where}: X is missing; set data.layer to one of its layers ({names})")
     if layer is not None and layer not in adata.layers:
-        raise InputError(f"{where}: no layer {layer!r}; set data.layer to one of its layers ({names})")
+        raw = ", or give adata.raw.to_adata()" if layer == "raw.X" and adata.raw is not None else ""
+        raise InputError(f"{where}: no layer {layer!r}; set data.layer to one of its layers ({names}){raw}")
     with reading(where):
         x = _in_memory(adata.X if layer is None else adata.layers[layer])
         if sp.issparse(x) and x.format in ("csr", "csc"):
@@ -288,8 +289,13 @@ def _unique_gene_names(adata: ad.AnnData, where: str) -> np.ndarray:
     names = adata.var_names.astype(str)
     if duplicated := int(names.duplicated().sum()):
         log.warning("%s: %d gene names are repeated; a number is appended to them", where, duplicated)
-        with warnings.catch_warnings():
-            # anndata warns of names that already end in "-1"; the log says what happens
-            warnings.filterwarnings("ignore", message="Suffix used", category=UserWarning)
-            names = make_index_unique(names)
-    return names.to_numpy().astype(str)
+    return unique_names(names).to_numpy().astype(str)
+
+
+def unique_names(names: pd.Index) -> pd.Index:
+    """Names with a number appended to those that are repeated: as a fit calls genes."""
+    if names.is_unique:
+        return names
+    with warnings.catch_warnings():  # of names that already end in "-1"
+        warnings.filterwarnings("ignore", message="Suffix used", category=UserWarning)
+        return make_index_unique(names)

@@ -113,6 +113,12 @@ def splitting_columns(
     return found
 
 
+def _of_fits(obs: pd.DataFrame) -> set[str]:
+    """Columns that fits, or groups made of them, have left in obs: these follow groups as no batch does."""
+    ends = ("", "_second", "_ambiguous", "_held_out", "_fits_no_group")
+    return {f"{key}{end}" for key in obs.columns if f"{key}_probability" in obs for end in ends}
+
+
 def batch_lines(results: Results, obs: pd.DataFrame | None = None) -> list[str]:
     """What is to be said of groups and batches: in the report, and by ``nbmix.cluster``.
 
@@ -129,7 +135,7 @@ def batch_lines(results: Results, obs: pd.DataFrame | None = None) -> list[str]:
         obs = data.annotations.obs
     if obs is None or len(results.groups) < 2:
         return []
-    names = [name for name in obs.columns if name != DEFAULT_LABEL_KEY]
+    names = [name for name in obs.columns if name != DEFAULT_LABEL_KEY and name not in _of_fits(obs)]
     named = [name for name in names if not pd.api.types.is_float_dtype(obs[name])]
     labels = data.labels
     if labels is not None:

@@ -24,7 +24,7 @@ from nbmix.core.joins import Group, group_components, group_log_joint, group_pro
 from nbmix.errors import InputError
 from nbmix.evaluation.markers import find_markers
 from nbmix.output.fitted_cells import fitted_cells, fitted_genes, group_statistics
-from nbmix.output.grouping import REST, Grouping, with_labels, write_grouping
+from nbmix.output.grouping import REST, Grouping, with_labels, writable, write_grouping
 from nbmix.output.rank_genes import rank_genes_groups
 from nbmix.output.report import TOP_MARKERS
 from nbmix.output.results import markers_with_names
@@ -82,8 +82,7 @@ def merge(
     others = [before.labels[k] for k in range(len(before.labels)) if k not in chosen]
     check_names([*others, label])
     labels = [label if largest in part else before.labels[part[0]] for part in parts]
-    if copy:
-        adata = adata.copy()
+    adata = writable(adata, copy)
     components = None
     if before.components is not None:
         of_groups = [[before.components[before.labels[k]] for k in part] for part in parts]
@@ -125,8 +124,7 @@ def rename(
     places = {before.position(old): new for old, new in names.items()}
     labels = [places.get(k, label) for k, label in enumerate(before.labels)]
     check_names(labels)
-    if copy:
-        adata = adata.copy()
+    adata = writable(adata, copy)
     components = before.components
     if components is not None:
         components = dict(zip(labels, components.values(), strict=True))

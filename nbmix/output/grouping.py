@@ -138,6 +138,22 @@ def _labels(
     )
 
 
+def writable(adata: ad.AnnData, copy: bool) -> ad.AnnData:
+    """What results are written to: ``adata`` itself, or a copy of it in memory.
+
+    Raises:
+        InputError: ``adata`` is a view of a file.
+    """
+    if copy:
+        return adata.to_memory() if adata.isbacked else adata.copy()
+    if adata.isbacked and adata.is_view:
+        raise InputError(
+            "adata is a view of a file, which nothing can be written to; give adata.to_memory(), or set "
+            "copy=True"
+        )
+    return adata
+
+
 def write_probabilities(adata: ad.AnnData, key: str, q: np.ndarray, labels: Sequence[str]) -> None:
     """Write probabilities (cells, groups) in the order of ``labels``, and what follows from them alone."""
     second, margin = second_best(q)

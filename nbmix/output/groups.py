@@ -13,7 +13,7 @@ import pandas as pd
 
 from nbmix.core.joins import Group, Join, JoinTree, PairSeparation, group_probabilities
 from nbmix.errors import InputError
-from nbmix.output.grouping import Grouping, write_probabilities
+from nbmix.output.grouping import Grouping, writable, write_probabilities
 
 
 def joins_table(tree: JoinTree) -> pd.DataFrame:
@@ -111,6 +111,9 @@ def regroup(
     added = key_added or f"{key}_groups"
     if added in (key, f"{key}_components"):
         raise InputError(f"key_added={added}: is what the fit itself has written; choose another name")
+    other = adata.uns.get(added)
+    if isinstance(other, Mapping) and "provenance" in other:
+        raise InputError(f"key_added={added}: is another fit, which it would replace; choose another name")
     before = Grouping.of(adata, key)
     assert before.components is not None  # where there are joins
     own = [members(group) for group in before.components.values()]
@@ -126,8 +129,7 @@ def regroup(
             "numbers, or auto"
         )
     groups = own if number == len(own) else cuts[number - 1]
-    if copy:
-        adata = adata.copy()
+    adata = writable(adata, copy)
     q = group_probabilities(np.asarray(adata.obsm[f"X_{key}_components"]), groups)
     numbers = kept_labels(q.argmax(1), before.codes, len(groups), len(before.labels))
     if groups is own:
@@ -188,7 +190,10 @@ def partitions_in(adata: ad.AnnData, key: str) -> list[Partition]:
     fit = adata.uns[key]
     own = _partition(adata, key, fit.get("groups"), fit.get("labels"))
     if own is None:
-        raise InputError(f"adata: uns[{key!r}]['groups'] is no list of components; run nbmix.cluster again")
+        raise InputError(
+            f"adata: uns[{key!r}] does not say of what components its groups are made, as after "
+            "nbmix.recluster; predict by the fit before it (copy=True keeps that)"
+        )
     found, components = [own], sorted(c for group in own.groups for c in group)
     q = adata.obsm.get(f"X_{key}_components")
     for name in adata.uns if q is not None else ():

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nbmix.core.joins import Group
+from nbmix.data.from_anndata import unique_names
 from nbmix.errors import InputError
 from nbmix.evaluation import plots
 from nbmix.evaluation.markers import top_markers
@@ -56,10 +57,19 @@ class _Fit(NamedTuple):
 
     def table(self, name: str, remedy: str) -> pd.DataFrame:
         """A table of uns[key]."""
+        self.check_is_fit()
         found = self.own.get(name)
         if not isinstance(found, pd.DataFrame) or not len(found):
             raise InputError(f"adata: uns[{self.key!r}] has no {name}; {remedy}")
         return found
+
+    def check_is_fit(self) -> None:
+        """Raise ``InputError`` where groups are those of a prediction or of ``nbmix.regroup``."""
+        if f"{self.key}_log_mean" not in self.adata.varm:
+            raise InputError(
+                f"adata: lacks varm['{self.key}_log_mean'], which a fit of all genes has written; of groups "
+                "by nbmix.regroup or nbmix.predict only embedding and sizes can be drawn: give a fit's key"
+            )
 
     def number(self, group: object) -> int:
         """Of a group with cells, by its name or its first number; -1 of any other."""
@@ -131,13 +141,12 @@ def markers(
     'group'
     """
     fit = _fit(adata, key)
+    fit.check_is_fit()
     if kind not in ("dots", "matrix"):
         raise InputError(f"kind={kind!r}: must be 'dots' or 'matrix'")
-    if f"{key}_log_mean" not in adata.varm:
-        raise InputError(f"adata: lacks varm[{key + '_log_mean'!r}], which the fit of all genes has written")
     shown = [fit.names[k] for k in fit.shown]
     best = top_markers(fit.table("markers", "run nbmix.cluster, which finds them"), n_genes, shown)
-    rows = adata.var_names.get_indexer(best["gene"].astype(str))
+    rows = unique_names(adata.var_names.astype(str)).get_indexer(best["gene"].astype(str))
     best, rows = best[rows >= 0], rows[rows >= 0]  # of genes that adata still has
     if not len(best):
         raise InputError(f"adata: has none of the marker genes in uns[{key!r}]['markers']")
@@ -182,7 +191,7 @@ def separations(
     table = fit.table("separations", "fit 2 groups or more, with folds of 2 or more")
     place_of = {k: place for place, k in enumerate(fit.shown)}
     first, second = (
-        table[side].map(lambda g: place_of.get(fit.number(g), -1)) for side in ("first", "second")
+        table[side].astype(str).map(lambda g: place_of.get(fit.number(g), -1)) for side in ("first", "second")
     )
     pairs = (first >= 0) & (second >= 0)
     if not pairs.any():
@@ -223,6 +232,7 @@ def trace(
         adata, key, ax, show: see above.
     """
     fit = _fit(adata, key)
+    fit.check_is_fit()
     objective = np.atleast_1d(fit.own.get("objective", [])).astype(np.float64)
     if not objective.size:
         raise InputError(f"adata: uns[{key!r}] has no objective; run nbmix.cluster")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -156,6 +157,23 @@ def test_a_copy_leaves_what_was_there(adata):
     pd.testing.assert_frame_equal(adata.obs, before.obs)
     assert adata.uns["nbmix"]["groups"] == before.uns["nbmix"]["groups"]
     pd.testing.assert_frame_equal(adata.uns["nbmix"]["markers"], before.uns["nbmix"]["markers"])
+
+
+def test_of_a_file_that_stays_on_disk(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    on_disk = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    merged = nbmix.merge(on_disk, ["0", "1"], name="both", copy=True)
+    assert not merged.isbacked
+    assert_whole(merged, ["both", "2", "3"])
+    assert nbmix.regroup(on_disk, 2, copy=True).obs["nbmix_groups"].nunique() == 2
+    some = on_disk[:100]
+    assert nbmix.rename(some, {"0": "x"}, copy=True).obs["nbmix"].cat.categories[0] == "x"
+    for change in (lambda: nbmix.rename(some, {"0": "x"}), lambda: nbmix.regroup(some, 2)):
+        with pytest.raises(InputError, match=r"^adata is a view of a file, .* or set copy=True"):
+            change()
+    nbmix.merge(on_disk, ["0", "1"], name="both")
+    assert_whole(on_disk, ["both", "2", "3"])
+    on_disk.file.close()
 
 
 def test_kinds_that_a_fit_has_split_are_whole_again_after_a_merge(adata):

@@ -126,6 +126,9 @@ def test_what_cannot_be_regrouped(adata):
         with pytest.raises(InputError, match=f"^key_added={taken}: is what the fit itself has written"):
             nbmix.regroup(adata, 2, key_added=taken)
     some = adata.copy()
+    some.uns["nbmix_groups"] = some.uns["nbmix"]
+    with pytest.raises(InputError, match=r"^key_added=nbmix_groups: is another fit"):
+        nbmix.regroup(some, 2)
     del some.obsm["X_nbmix_components"]
     with pytest.raises(InputError, match=r"^adata: lacks obsm\['X_nbmix_components'\]"):
         nbmix.regroup(some, 2)

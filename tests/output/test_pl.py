@@ -146,6 +146,34 @@ def test_groups_with_other_names(adata):
     assert_drawn(nbmix.pl.embedding(adata, show=False).figure)
 
 
+def test_groups_that_were_renamed(adata, tmp_path):
+    nbmix.rename(adata, {"0": "B cells", "1": "0"})
+    distance = f"{adata.uns['nbmix']['separations']['separation'][0]:.1f}"
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    for some in (adata, ad.read_h5ad(tmp_path / "a.h5ad")):
+        axes = nbmix.pl.separations(some, show=False)
+        assert tick_texts(axes.yaxis) == ["B cells", "0"]
+        assert {text.strip("()") for text in texts(axes)} == {distance}
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_genes_that_are_called_alike(adata):
+    adata.uns["nbmix"]["markers"]["gene"] = "g1"
+    expected = nbmix.pl.markers(adata, 1, show=False).collections[0]
+    adata.uns["nbmix"]["markers"]["gene"] = "g0-1"  # as the fit calls the second g0
+    adata.var_names = ["g0", "g0", *adata.var_names[2:]]
+    found = nbmix.pl.markers(adata, 1, show=False).collections[0]
+    np.testing.assert_array_equal(found.get_array(), expected.get_array())
+    np.testing.assert_array_equal(found.get_sizes(), expected.get_sizes())
+
+
+@pytest.mark.parametrize("name", ["markers", "tree", "separations", "trace"])
+def test_what_groups_of_a_fit_alone_have(name, adata):
+    nbmix.regroup(adata, 1)
+    with pytest.raises(InputError, match=r"only embedding and sizes can be drawn: give a fit's key"):
+        getattr(nbmix.pl, name)(adata, key="nbmix_groups")
+
+
 def test_groups_that_are_gone_are_nowhere(adata):
     some = adata[adata.obs["nbmix"] == "1"].copy()
     assert tick_texts(nbmix.pl.sizes(some, show=False).yaxis) == ["1"]
