@@ -164,6 +164,12 @@ def tree(
 
     Args:
         adata, key, ax, show: see above.
+
+    >>> import anndata, nbmix
+    >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)
+    >>> nbmix.cluster(adata, n_components=2, max_umap_cells=0)
+    >>> nbmix.pl.tree(adata, show=False) is not None
+    True
     """
     fit = _fit(adata, key)
     table = fit.table("joins", "fit with folds of 2 or more, whose components can be joined")
@@ -186,6 +192,12 @@ def separations(
 
     Args:
         adata, key, ax, show: see above.
+
+    >>> import anndata, nbmix
+    >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)
+    >>> nbmix.cluster(adata, n_components=2, max_umap_cells=0)
+    >>> len(nbmix.pl.separations(adata, show=False).images)
+    1
     """
     fit = _fit(adata, key)
     table = fit.table("separations", "fit 2 groups or more, with folds of 2 or more")
@@ -218,6 +230,12 @@ def sizes(
 
     Args:
         adata, key, ax, show: see above.
+
+    >>> import anndata, nbmix
+    >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)
+    >>> nbmix.cluster(adata, n_components=2, max_umap_cells=0)
+    >>> len(nbmix.pl.sizes(adata, show=False).patches)
+    2
     """
     fit = _fit(adata, key)
     return _draw(lambda place: plots.component_sizes(fit.posterior, fit.names, place), ax, show)
@@ -230,6 +248,12 @@ def trace(
 
     Args:
         adata, key, ax, show: see above.
+
+    >>> import anndata, nbmix
+    >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)
+    >>> nbmix.cluster(adata, n_components=2, max_umap_cells=0)
+    >>> len(nbmix.pl.trace(adata, show=False).lines)
+    1
     """
     fit = _fit(adata, key)
     fit.check_is_fit()
