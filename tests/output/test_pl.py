@@ -32,6 +32,7 @@ def adata(fitted):
 
 @pytest.fixture(autouse=True)
 def no_figure_stays():
+    plt.close("all")  # those of examples in docstrings
     with mpl.rc_context({"backend": "agg"}):
         yield
     plt.close("all")
