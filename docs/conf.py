@@ -12,6 +12,7 @@ from pathlib import Path
 import requests
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
+from jupyter_client.manager import AsyncKernelManager
 from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
@@ -51,6 +52,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's; no bar is shown
 
+# a kernel warns, on stderr, of connections that are not encrypted; notebooks' client has no file of settings
+AsyncKernelManager.transport_encryption.default_value = "auto"
+
 autosummary_generate = True
 autodoc_member_order = "groupwise"
 autodoc_typehints = "none"  # the signature has them
@@ -61,6 +65,8 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "sphinx_book_theme"
 html_title = "nbmix"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system says
+smartquotes_action = "qe"  # two hyphens are those of an option
 html_static_path = ["_static", f"{find_spec('sphinx-mathjax-offline').submodule_search_locations[0]}/static"]
 mathjax_path = "mathjax/tex-chtml.js"  # of that package, which as an extension would forbid several jobs
 html_css_files = ["nbmix.css"]
@@ -104,7 +110,7 @@ def _literal_blocks(
     for line in lines:
         is_indented = line.startswith("    ")
         if is_indented and len(found) > 1 and not found[-1] and re.match(r"\S", found[-2]):
-            found += ["::", ""]
+            found += [".. code-block:: text", ""]
             is_literal = True
         elif line and not is_indented:
             is_literal = False

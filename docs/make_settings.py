@@ -91,6 +91,8 @@ def _keys(lines: list[str], top: list[str]) -> Iterator[Key]:
         path = [*path[: len(indent) // 2], name]
         if name in ("_target_", "defaults") or "defaults" in path or (not value and not meaning):
             continue
+        if value == "|":  # a text of several lines, which says itself what it is
+            continue
         yield Key(".".join([*top, *path]), value or "a list", meaning or "")
 
 

@@ -117,7 +117,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         log_inv_disp_: (K, genes) ln r. Where a group has several components, mu and r are those of the Gamma
             with the mean and variance of the group.
         component_weights_, component_log_mean_, component_log_inv_disp_: (C,) and (C, genes) The same for
-            the components, of whose mixture ln p(x_i) is.
+            the components. ln p(x_i) is that of the mixture of these.
         component_groups_: (C,) The group that each component belongs to.
         responsibilities_: (cells, K) The probabilities of the cells of the fit. Where folds > 1 they come
             from components that have not seen the cell; ``predict_proba`` of the same cell may differ.
@@ -207,7 +207,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
                 from its cells, and None for no offsets.
 
         Raises:
-            InputError: counts that are none, or a setting that cannot be used.
+            InputError: counts that are not raw counts, or a setting that cannot be used.
 
         Warns:
             ConvergenceWarning: EM reached ``max_iter`` before it converged.
@@ -690,9 +690,10 @@ def cluster(
     max_umap_cells: int = MOST_UMAP_CELLS,
     **arguments: Any,
 ) -> ad.AnnData | None:
-    """Cluster the cells of an AnnData by a mixture of negative binomials of their raw counts.
+    """Find groups of cells in an AnnData, by a mixture of negative binomials of their raw counts.
 
-    What is written has the names that ``result.h5ad`` of ``train.py`` has, "nbmix" being ``key_added``:
+    The results are written into ``adata``, with the same names as in ``result.h5ad`` of ``train.py``. Where
+    ``key_added`` is another word, it stands in the place of "nbmix":
 
         obs["nbmix"]                   group of the largest responsibility, "0" (most cells) to "K - 1"
         obs["nbmix_probability"]       that responsibility
@@ -729,21 +730,25 @@ def cluster(
             "fit"                      what ``nbmix.predict`` and ``NBMixture.load`` need for new cells
         uns["nbmix_rank_genes_groups"] all markers, in the form of scanpy's ``rank_genes_groups``
 
-    The last and the UMAP are also in uns["rank_genes_groups"] and obsm["X_umap"], where scanpy looks for
-    them, unless something else is there. What an earlier fit has written under the same key goes.
+    The markers in scanpy's form and the UMAP are also in ``uns["rank_genes_groups"]`` and ``obsm["X_umap"]``,
+    where scanpy looks for them, unless something else is there. Results of an earlier fit with the same
+    ``key_added`` are removed.
 
     Args:
         adata: (cells, genes) with raw counts in X, or in ``layer``.
         n_components: K, the number of groups; or "auto", or a range such as "2-10": as many as have gaps.
-        key_added: what names begin with.
-        copy: write into a copy, and return it.
-        max_umap_cells: cells up to which the embedding is a UMAP, which takes time; beyond: PCA; 0: always
-            PCA.
-        arguments: all others of ``NBMixture``, such as ``layer``, ``size_factor_key``, ``start`` and
+        key_added: what the names of the results begin with.
+        copy: whether to write into a copy, and return it.
+        max_umap_cells: the embedding is a UMAP, which takes time, up to so many cells, and a PCA beyond.
+            With 0 it is always a PCA.
+        arguments: all other arguments of ``NBMixture``, such as ``layer``, ``batch_key``, ``start`` and
             ``random_state``.
 
+    Returns:
+        None, or with ``copy`` the changed copy.
+
     Raises:
-        InputError: counts that are none, or a setting that cannot be used.
+        InputError: counts that are not raw counts, or a setting that cannot be used.
 
     Warns:
         ConvergenceWarning: EM reached ``max_iter`` before it converged.

@@ -38,8 +38,8 @@ def predict(
 
     Genes are matched by name; those that the new cells lack are left out, with a warning. Cells of a batch
     that the fit knows get its offsets, see ``NBMixture.fit``. There are no groups for kinds that the fit has
-    not seen: their cells go to the nearest, often with a low log likelihood. "nbmix" being ``key_added``, it
-    writes
+    not seen: their cells go to the nearest group, and "fits_no_group" is true for many of them. These are
+    written into ``new``; where ``key_added`` is another word, it stands in the place of "nbmix":
 
         obs["nbmix"]                   group of the largest responsibility, as it is called in the fit
         obs["nbmix_probability"]       that responsibility
@@ -49,21 +49,24 @@ def predict(
         obsm["X_nbmix"]                (cells, K) responsibilities, in the order of the categories
         uns["nbmix"]                   the components of each group in groups, as in 0+3
 
-    and of other groups that ``nbmix.regroup`` has made of an AnnData's fit what that writes, by the same
-    names.
+    If ``nbmix.regroup`` has made other groups of the fit, these are predicted as well, with the names that
+    ``nbmix.regroup`` gives.
 
     Args:
         new: (cells, genes) with raw counts.
         fit: the AnnData of ``nbmix.cluster`` or of ``train.py`` (result.h5ad), or some of its cells; the
             folder of a run; a checkpoint; or an ``NBMixture``.
-        key: of the fit in an AnnData.
-        key_added: what names begin with; default ``key``.
-        copy: write into a copy, and return it.
-        read_by: layer, size_factor_key, prior_key, batch_key: where ``new`` holds them, if elsewhere than the
-            cells of the fit.
+        key: what the names of the fit in an AnnData begin with.
+        key_added: what the names of the results begin with; default ``key``.
+        copy: whether to write into a copy, and return it.
+        read_by: layer, size_factor_key, prior_key and batch_key: where ``new`` holds these, if elsewhere than
+            the cells of the fit.
+
+    Returns:
+        None, or with ``copy`` the changed copy.
 
     Raises:
-        InputError: there is no fit, no gene is shared, or counts that are none.
+        InputError: there is no fit, no gene is shared, or the counts are not raw counts.
 
     >>> import anndata, nbmix
     >>> cells = anndata.AnnData(nbmix.simulate(n=300, p=80, k=2, seed=1).counts)

@@ -38,27 +38,28 @@ def recluster(
     copy: bool = False,
     **arguments: Any,
 ) -> ad.AnnData | None:
-    """Make several groups of one, in place, by a fit of its cells alone.
+    """Split a group, in place, by a new fit of its cells alone.
 
-    Group "3" becomes "3.0" (most cells), "3.1" and so on. The probability of each is that of "3" times its
-    own among the cells of "3", so that rows still sum to 1; cells elsewhere get theirs from the new mixture,
-    too. As always, a cell is in the group of its largest probability. Misfits and log likelihoods
-    stay those of the first fit.
+    Group "3" becomes "3.0" (most cells), "3.1" and so on. The probability of "3.1" is the probability of "3"
+    times that of "3.1" in the new mixture, for all cells, so that rows still sum to 1. As always, a cell is
+    in the group of its largest probability. Misfits and log likelihoods stay those of the first fit.
 
-    The new groups are none of the components of the first fit: its joins, and separations of "3" from others,
-    are taken away, and ``nbmix.regroup`` is refused from then on; regroup first, or give ``copy=True``.
+    The new groups do not consist of components of the first fit. So its joins, and the separations of "3"
+    from others, are removed, and ``nbmix.regroup`` is refused from then on. Regroup first, or give
+    ``copy=True``.
 
     Args:
         adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written, and the counts.
-        group: its label.
-        n_groups: how many; or "auto", or a range such as "2-5": as many as have gaps between them.
+        group: the label of the group.
+        n_groups: the number of new groups. With "auto", or a range such as "2-5", as many as have gaps
+            between them.
         key: what the names of the fit begin with, or those of ``nbmix.regroup``.
         layer: where the counts are; default where the fit had them, if that is there, else X.
-        copy: write into a copy, and return it.
-        arguments: of ``NBMixture``, such as ``start`` and ``random_state``.
+        copy: whether to write into a copy, and return it.
+        arguments: arguments of ``NBMixture``, such as ``start`` and ``random_state``.
 
     Raises:
-        InputError: no such group, too few cells in it, or no counts.
+        InputError: the group does not exist or has too few cells, or there are no counts.
 
     Warns:
         UserWarning: the cells show no gap, so that the group stays one.

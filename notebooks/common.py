@@ -29,6 +29,8 @@ from nbmix.data.simulate import simulated_count_data
 from nbmix.data.zheng import MIXTURES, ZHENG_URL, read_zheng
 from nbmix.starts.base import StartState
 
+pd.options.display.float_format = "{:.6g}".format  # one tiny number would turn a table into powers of ten
+
 FACS = "pbmc_facs.h5ad"
 CD74 = "ENSG00000019582"
 SIMULATED_CELLS, SIMULATED_GENES = 600, 1000

@@ -133,7 +133,9 @@ def draw(compared: Sequence[Candidate], metric: str) -> Figure:
             title = figure.axes[0].get_title(loc="left")
             n = f"{min(seeds)}" if len(seeds) == 1 else f"up to {max(seeds)}"
             figure.axes[0].set_title(
-                f"{title}; mean over {n} seeds, range without their levels", loc="left", fontsize="medium"
+                f"{title}; mean over {n} seeds; bars: range, each seed's mean removed",
+                loc="left",
+                fontsize="medium",
             )
     if metric != HELD_OUT:
         figure.axes[0].set_ylabel(metric)

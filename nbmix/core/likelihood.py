@@ -70,7 +70,7 @@ def component_log_likelihood(
 ) -> Tensor:
     """Log likelihood of every cell under every component, with the -ln G(x + 1) term.
 
-    Equals ``scipy.stats.nbinom(n=r, p=1 / (1 + s mu / r)).logpmf(x)`` summed over genes.
+    It equals ``scipy.stats.nbinom(n=r, p=1 / (1 + s mu / r)).logpmf(x)``, summed over genes.
 
     Args:
         counts: (cells, genes) raw counts: a SciPy sparse matrix or array, a torch CSR tensor, or dense.
@@ -82,13 +82,15 @@ def component_log_likelihood(
         device: where to compute; default the device of ``log_mean``, or the CPU.
 
     Returns:
-        (cells, K) nats. Always float64: differences of a hundredth of a nat between values of 1e8, which
-        deep cells reach, do not fit in a float32. Differentiable in ``log_mean`` and ``log_inv_disp``.
+        (cells, K) nats, always in float64: deep cells reach values of 1e8, where float32 cannot hold
+        differences of a hundredth of a nat. It can be differentiated in ``log_mean`` and ``log_inv_disp``.
 
     Raises:
         InputError: counts that are negative, fractional, NaN or infinite; size factors that are negative,
             not finite, or zero for a cell with counts; shapes that do not fit.
 
+    >>> import numpy as np
+    >>> from nbmix import component_log_likelihood
     >>> counts = np.array([[0, 2], [1, 0]])
     >>> component_log_likelihood(counts, 10.0, [[-2.0, -2.0]], [[0.0, 0.0]]).round(decimals=4)
     tensor([[-2.8182],

@@ -21,13 +21,25 @@ ENTRIES_AT_ONCE = 2**21  # five dense float64 arrays of this size: 84 MB
 
 
 class Simulation(NamedTuple):
-    """One draw and the truth behind it."""
+    """Counts that ``simulate`` has drawn, and the truth behind them.
 
-    counts: sp.csr_matrix  # (cells, genes)
-    labels: np.ndarray  # (cells,) int, component of each cell
-    log_mean: np.ndarray  # (components, genes) natural log of mu, per molecule
-    log_inv_disp: np.ndarray  # (components, genes) natural log of r = 1 / phi
-    size_factor: float  # molecules, the same for every cell
+    Attributes:
+        counts: (cells, genes) CSR matrix.
+        labels: (cells,) int, the component of each cell.
+        log_mean: (components, genes) ln mu, per unit of size factor.
+        log_inv_disp: (components, genes) ln r.
+        size_factor: molecules per cell, the same for every cell.
+
+    >>> import nbmix
+    >>> nbmix.simulate(n=5, p=3, k=2).labels.shape
+    (5,)
+    """
+
+    counts: sp.csr_matrix
+    labels: np.ndarray
+    log_mean: np.ndarray
+    log_inv_disp: np.ndarray
+    size_factor: float
 
 
 def simulate(
@@ -47,26 +59,30 @@ def simulate(
     with k the component of cell i, so that E[x] = s mu and V[x] = s mu + (s mu)^2 / r;
     ln mu ~ U(-12, -6), ln r ~ U(0, 4) as in Sarkar et al. (2019), PLoS Genet 15:e1008045.
 
-    After ``simulate`` of the source notebook, whose random draws come in the same order. It prints
-    x ~ Poisson(NB(mean s mu, inverse dispersion r)): one Poisson layer too many.
+    The random draws come in the order of ``simulate`` in the source notebook. The notebook prints
+    x ~ Poisson(NB(mean s mu, inverse dispersion r)), which is one Poisson layer too many.
 
-    Up to 2**21 entries (n * p) are drawn at once, as in the source. More come in blocks of whole
-    cells, each block's lambda and then its x, which bounds the dense memory by about 150 MB; the
-    draws then differ from those of a single block, their distribution does not.
+    Up to 2**21 entries (n * p) are drawn at once, as in the source. More are drawn in blocks of whole
+    cells: lambda of a block, and then its x. This bounds the dense memory by about 150 MB. The draws then
+    differ from those of a single block, but their distribution does not.
 
     Args:
-        n: cells.
-        p: genes.
-        k: components.
-        s: size factor, molecules per cell; up to 1e8.
+        n: the number of cells.
+        p: the number of genes.
+        k: the number of components.
+        s: the size factor, molecules per cell; up to 1e8.
         seed: of ``np.random.default_rng``.
         extra_poisson: draw the printed form, only to reproduce the result printed with it.
-        entries_at_once: dense entries of a block at most, but for a block of one cell.
+        entries_at_once: the largest number of dense entries in a block, unless one cell has more.
+
+    Returns:
+        ``Simulation``: the counts, the component of each cell, and the parameters.
 
     Raises:
         InputError: an argument out of its range.
 
-    >>> simulation = simulate(n=5, p=3, k=2)
+    >>> import nbmix
+    >>> simulation = nbmix.simulate(n=5, p=3, k=2)
     >>> simulation.counts.shape, simulation.log_mean.shape
     ((5, 3), (2, 3))
     """

@@ -140,19 +140,19 @@ def read_tenx(
 def read_10x(
     path: str | os.PathLike[str], *, genome: str | None = None, feature_type: str | None = GENES
 ) -> ad.AnnData:
-    """Read what Cell Ranger left: counts with cells by barcode and genes by Ensembl id, symbols beside them.
+    """Read the counts that Cell Ranger wrote. Cells are named by barcode, and genes by Ensembl id.
 
-    ``scanpy.read_10x_mtx`` and ``scanpy.read_10x_h5`` do as well.
+    ``scanpy.read_10x_mtx`` and ``scanpy.read_10x_h5`` can be used instead.
 
     Args:
-        path: folder with matrix.mtx, that file itself, or .h5 file; of the filtered matrix, whose barcodes
-            are cells.
-        genome: of an .h5 file with several; None for all.
-        feature_type: features to keep, where the file tells; None for all.
+        path: the folder with matrix.mtx, that file itself, or the .h5 file. It has to be the filtered matrix,
+            whose barcodes are cells.
+        genome: the genome to keep, if an .h5 file has several; None for all.
+        feature_type: the type of features to keep, if the file names types; None for all.
 
     Returns:
-        (cells, genes) raw counts in X, ``var["symbol"]``; ``var["feature_type"]`` and ``var["genome"]`` if
-        the file has them.
+        (cells, genes) with raw counts in X and gene symbols in ``var["symbol"]``, and with
+        ``var["feature_type"]`` and ``var["genome"]`` if the file has them.
 
     Raises:
         InputError: one line that names the file and what in it cannot be used.

@@ -89,13 +89,17 @@ LONGEST_STEP = 3.0  # of Newton, in ln r
 
 
 class NBFit(NamedTuple):
-    """Negative binomial of one gene.
+    """Negative binomial of one gene, as ``fit_pois_gam`` and ``fit_pois_log`` return it.
 
     Attributes:
         log_mean: ln mu, per unit of size factor; -inf for a gene without counts.
         log_inv_disp: ln r; inf for the Poisson.
         trace: (iterations + 1,) float64 log likelihood in nats, with the -ln G(x + 1) term, at the start and
             after each iteration. It never falls. A last step to the Poisson counts as one more.
+
+    >>> import nbmix
+    >>> nbmix.em.fit_pois_gam([0, 0, 1, 2, 9], s=1e4).trace.shape
+    (3,)
     """
 
     log_mean: float
@@ -109,22 +113,25 @@ def fit_pois_gam(x: Any, s: Any, max_iters: int = 1000, *, accelerate: bool = Tr
         E[lambda_i] = (x_i + r) / (s_i + r / mu)      E[ln lambda_i] = psi(x_i + r) - ln(s_i + r / mu)
         mu <- mean_i E[lambda_i]                      ln r - psi(r) <- ln mu - mean_i E[ln lambda_i]
 
-    The module's docstring has the derivation, and what happens beside EM. To use a Poisson fit as a
-    component, clip log_inv_disp to ``nbmix.core.parameters.LOG_INV_DISP_RANGE``.
+    The docstring of the module, and the page One gene of the documentation, have the derivation. To use a
+    Poisson fit as a component, clip log_inv_disp to ``nbmix.core.parameters.LOG_INV_DISP_RANGE``.
 
     Args:
         x: (cells,) counts.
         s: (cells,) size factors, or one for all. Cells with s = 0 have to be empty, and say nothing.
-        max_iters: iterations at most; a fit that ends there warns.
-        accelerate: try Newton's step beside EM's.
+        max_iters: the largest number of iterations; a fit that ends there warns.
+        accelerate: whether to try Newton's step beside that of EM.
+
+    Returns:
+        ``NBFit``: log_mean, log_inv_disp and the trace of the log likelihood.
 
     Raises:
         InputError: counts that are not non-negative integers up to 2**24; no cells; size factors that are
             negative, not finite, 0 for a cell with counts or 0 for all cells; shapes that do not fit;
             max_iters below 1.
 
-    >>> import numpy as np
-    >>> log_mean, log_inv_disp, trace = fit_pois_gam(np.array([0, 0, 1, 2, 9]), s=1e4)
+    >>> import nbmix, numpy as np
+    >>> log_mean, log_inv_disp, trace = nbmix.em.fit_pois_gam(np.array([0, 0, 1, 2, 9]), s=1e4)
     >>> print(f"{log_mean:.4f} {log_inv_disp:.4f} {trace[-1]:.6f}")
     -8.3349 -0.6774 -10.024232
     """
@@ -138,14 +145,15 @@ def fit_pois_log(x: Any, s: Any, max_iters: int = 1000, *, accelerate: bool = Tr
         s mu / r <- A / B                             B = (1 / ln(1 + s mu / r) - r / (s mu)) sum_i E[m_i]
         r <- mean_i E[m_i] / ln(1 + A / B)
 
-    for equal size factors; for unequal ones an extension, closed as well. The module's docstring has the
-    derivation, and what happens beside EM. Arguments, errors and the maximum are those of ``fit_pois_gam``.
+    for equal size factors. For unequal ones it is an extension, which is in closed form as well. The
+    docstring of the module, and the page One gene of the documentation, have the derivation. Arguments,
+    result, errors and the maximum are those of ``fit_pois_gam``.
 
-    >>> import numpy as np
-    >>> log_mean, log_inv_disp, trace = fit_pois_log(np.array([0, 0, 1, 2, 9]), s=1e4)
+    >>> import nbmix, numpy as np
+    >>> log_mean, log_inv_disp, trace = nbmix.em.fit_pois_log(np.array([0, 0, 1, 2, 9]), s=1e4)
     >>> print(f"{log_mean:.4f} {log_inv_disp:.4f} {trace[-1]:.6f}")
     -8.3349 -0.6774 -10.024232
-    >>> fit_pois_log([2, 2, 3], s=1.0).log_inv_disp  # varies less than a Poisson
+    >>> nbmix.em.fit_pois_log([2, 2, 3], s=1.0).log_inv_disp  # varies less than a Poisson
     inf
     """
     return _fit(x, s, max_iters, accelerate, pois_log_step)

@@ -18,7 +18,7 @@ from nbmix.errors import InputError
 
 
 class PointFit(NamedTuple):
-    """Poisson given the label.
+    """Poisson given the label, as ``fit_point`` returns it.
 
     Attributes:
         labels: (labels,) what the rows stand for, sorted, or in the order of their categories.
@@ -34,7 +34,12 @@ class PointFit(NamedTuple):
 
 
 class GammaFit(NamedTuple):
-    """Negative binomial given the label; as ``PointFit``, and log_inv_disp (labels, genes) ln r."""
+    """Negative binomial given the label, as ``fit_gamma`` returns it.
+
+    Attributes:
+        log_inv_disp: (labels, genes) float64 ln r.
+        labels, log_mean, log_likelihood, coefficients: as in ``PointFit``.
+    """
 
     labels: np.ndarray
     log_mean: Tensor
@@ -44,10 +49,13 @@ class GammaFit(NamedTuple):
 
 
 class PointGammaFit(NamedTuple):
-    """Zero-inflated negative binomial given the label.
+    """Zero-inflated negative binomial given the label, as ``fit_point_gamma`` returns it.
 
-    As ``GammaFit``; log_mean is that of the Gamma part alone, and logit_zero (labels, genes) is
-    ln(pi / (1 - pi)), -inf where pi = 0: there the fit is the Gamma's.
+    Attributes:
+        log_mean, log_inv_disp: (labels, genes) ln mu and ln r of the Gamma part alone.
+        logit_zero: (labels, genes) ln(pi / (1 - pi)), with pi the probability of the point mass at 0; -inf
+            where pi = 0, and the fit is that of ``fit_gamma``.
+        labels, log_likelihood, coefficients: as in ``PointFit``.
     """
 
     labels: np.ndarray
@@ -59,7 +67,13 @@ class PointGammaFit(NamedTuple):
 
 
 class GeneComparison(NamedTuple):
-    """Log likelihood (labels, genes) of each gene in the cells of each label, nats."""
+    """Log likelihoods of each gene in the cells of each label, as ``compare_genes`` returns them.
+
+    Attributes:
+        labels: (labels,) what the rows stand for.
+        point, gamma: (labels, genes) nats, under the Poisson and under the negative binomial.
+        gain: (labels, genes) nats by which the negative binomial is better; 0 where a gene is Poisson.
+    """
 
     labels: np.ndarray
     point: Tensor

@@ -32,10 +32,11 @@ from nbmix.genes.zero_inflated import fit_point_gamma_by_label
 def fit_point(counts: Any, labels: Any, size_factors: Any = None, design: Any = None) -> PointFit:
     """Poisson fit of every label and gene: mu_kj = sum_i x_ij / sum_i s_i over the label's cells.
 
-    With a design the means are eliminated, mu_kj = sum_i x_ij / sum_i s_i exp(z_i . c_j), and Newton climbs
-    the concave rest in c_j. Where a gene's likelihood rises without end (it is silent wherever a
-    covariate is set, say), the coefficient ends at a bound, a factor e^30 between a cell and the average one.
-    The floor of a silent gene then holds for the mean over the label's cells.
+    With a design the means are eliminated, mu_kj = sum_i x_ij / sum_i s_i exp(z_i . c_j), and Newton's method
+    maximises what remains, which is concave in c_j. Where a gene's likelihood rises without end (for example
+    because the gene is silent wherever a covariate is set), the coefficient ends at a bound: a factor e^30
+    between a cell and the average one. The mean of a silent gene stays at a floor; with a design the floor
+    holds for the mean over the label's cells.
 
     Args:
         counts: (cells, genes) raw counts, SciPy sparse or dense.
@@ -43,11 +44,14 @@ def fit_point(counts: Any, labels: Any, size_factors: Any = None, design: Any = 
         size_factors: (cells,); default the row sums. 0 only for an empty cell.
         design: (cells, covariates) numbers z, without an intercept: the labels are the intercepts.
 
+    Returns:
+        ``PointFit``, in torch.float64.
+
     Raises:
         InputError: arguments that do not fit; see ``nbmix.core.raw_counts.check_counts`` for the counts.
 
-    >>> import numpy as np
-    >>> fit = fit_point(np.array([[1, 3], [3, 1], [0, 8]]), ["a", "a", "b"])
+    >>> import nbmix, numpy as np
+    >>> fit = nbmix.supervised.fit_point(np.array([[1, 3], [3, 1], [0, 8]]), ["a", "a", "b"])
     >>> fit.log_mean.exp()[0]
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
@@ -60,11 +64,13 @@ def fit_point(counts: Any, labels: Any, size_factors: Any = None, design: Any = 
 def fit_gamma(counts: Any, labels: Any, size_factors: Any = None, design: Any = None) -> GammaFit:
     """Negative binomial fit of every label and gene, by Newton on the sufficient statistics.
 
-    Without a design the cost of Newton does not depend on the number of cells; with one every step visits all
-    cells. Arguments and errors as in ``fit_point``.
+        x_ij ~ NB(mean s_i mu_kj exp(z_i . c_j), inverse dispersion r_kj)
 
-    >>> import numpy as np
-    >>> fit = fit_gamma(np.array([[1, 9], [6, 4], [0, 8]]), ["a", "a", "b"])
+    Without a design the cost of Newton's method does not depend on the number of cells. With one every step
+    visits all cells. Arguments and errors are those of ``fit_point``. The result is a ``GammaFit``.
+
+    >>> import nbmix, numpy as np
+    >>> fit = nbmix.supervised.fit_gamma(np.array([[1, 9], [6, 4], [0, 8]]), ["a", "a", "b"])
     >>> fit.log_inv_disp.shape
     torch.Size([2, 2])
     """
@@ -77,14 +83,18 @@ def fit_gamma(counts: Any, labels: Any, size_factors: Any = None, design: Any = 
 def fit_point_gamma(counts: Any, labels: Any, size_factors: Any = None, design: Any = None) -> PointGammaFit:
     """Zero-inflated negative binomial fit of every label and gene, by Newton in (ln mu, ln r, logit pi).
 
-    The log likelihood may have several maxima: the best of a few starts is taken, and the gamma fit where no
-    point mass gains anything. A design moves the mean of the Gamma part; pi is one number for a label and
-    gene. Arguments and errors as in ``fit_point``.
+        x_ij = 0 with probability pi_kj, else ~ NB(mean s_i mu_kj exp(z_i . c_j), inverse dispersion r_kj)
 
-    >>> import numpy as np
+    The log likelihood may have several maxima: the best of a few starts is taken, and the fit of
+    ``fit_gamma`` where no point mass gains anything. A design changes the mean of the Gamma part; pi is one
+    number for each label and gene. Arguments and errors are those of ``fit_point``. The result is a
+    ``PointGammaFit``.
+
+    >>> import nbmix, numpy as np
     >>> counts = np.array([[9, 1], [0, 9], [8, 2], [0, 8], [7, 3], [0, 9]])
-    >>> fit = fit_point_gamma(counts, ["a"] * 6, size_factors=[10] * 6)
-    >>> bool((fit.log_likelihood >= fit_gamma(counts, ["a"] * 6, [10] * 6).log_likelihood).all())
+    >>> fit = nbmix.supervised.fit_point_gamma(counts, ["a"] * 6, size_factors=[10] * 6)
+    >>> gamma = nbmix.supervised.fit_gamma(counts, ["a"] * 6, [10] * 6)
+    >>> bool((fit.log_likelihood >= gamma.log_likelihood).all())
     True
     """
     data = LabelledCounts.checked(counts, labels, size_factors)
@@ -96,10 +106,10 @@ def fit_point_gamma(counts: Any, labels: Any, size_factors: Any = None, design: 
 def compare_genes(counts: Any, labels: Any, size_factors: Any = None) -> GeneComparison:
     """Log likelihood of every gene and label under its Poisson and its negative binomial fit.
 
-    Arguments and errors as in ``fit_point``.
+    Arguments and errors are those of ``fit_point``. The result is a ``GeneComparison``.
 
-    >>> import numpy as np
-    >>> compared = compare_genes(np.array([[1, 9], [6, 4], [0, 8]]), ["a", "a", "b"])
+    >>> import nbmix, numpy as np
+    >>> compared = nbmix.supervised.compare_genes(np.array([[1, 9], [6, 4], [0, 8]]), ["a", "a", "b"])
     >>> compared.gain.shape
     torch.Size([2, 2])
     """

@@ -52,7 +52,7 @@ class Split(NamedTuple):
         one, other = self.groups
         return (
             f"obs[{self.column!r}] tells groups {one} and {other} apart, and its values are in other groups "
-            "as well. Nothing has been made of it; if it is a batch, fit with it as the batch key "
+            "as well. The fit has not used it; if it is a batch, fit with it as the batch key "
             "(data.batch_key, in Python batch_key)."
         )
 

@@ -39,13 +39,16 @@ def compare(
 
     Args:
         adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written, and the counts.
-        groups: labels.
-        reference: labels; "rest" for all cells of other groups.
+        groups: the label of a group, or a list of labels.
+        reference: a label or a list of labels; "rest" stands for all other groups.
         key: what the names of the fit begin with, or those of ``nbmix.regroup``.
         layer: where the counts are; default where the fit had them, if that is there, else X.
 
+    Returns:
+        The table, with a row for each gene.
+
     Raises:
-        InputError: a group that there is not, that has no cells, or is on both sides; or no counts.
+        InputError: a group does not exist, has no cells, or is on both sides; or there are no counts.
 
     >>> import anndata, nbmix
     >>> adata = anndata.AnnData(nbmix.simulate(n=300, p=80, k=3, seed=1).counts)

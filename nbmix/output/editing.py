@@ -41,24 +41,24 @@ def merge(
     layer: str | None = None,
     copy: bool = False,
 ) -> ad.AnnData | None:
-    """Make one group of several, in place; its probability is the sum of theirs.
+    """Join several groups to one, in place. The probability of the new group is the sum of theirs.
 
-    ``nbmix.regroup`` cuts the joins of the fit still as before, and takes labels from the groups as they are
-    now; asked for as many groups as there are, it gives these.
+    ``nbmix.regroup`` still cuts the joins of the fit as before, and takes labels from the groups as they are
+    now. Asked for as many groups as there are, it gives the groups as they are.
 
     Args:
         adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
-        groups: labels, two at least.
-        name: of the new group; default the label of the one with most cells.
+        groups: the labels of two groups or more.
+        name: the label of the new group; default the label of the group with most cells.
         key: what the names of the fit begin with, or those of ``nbmix.regroup``.
         layer: where the counts are, from which markers are found anew; default where the fit had them.
-        copy: write into a copy, and return it.
+        copy: whether to write into a copy, and return it.
 
     Raises:
-        InputError: a group that there is not, or a name that another group has.
+        InputError: a group does not exist, or another group has the name.
 
     Warns:
-        UserWarning: there are no counts; then there are no markers any more.
+        UserWarning: there are no counts, so the markers are removed.
 
     >>> import anndata, nbmix
     >>> adata = anndata.AnnData(nbmix.simulate(n=300, p=80, k=3, seed=1).counts)
@@ -101,16 +101,16 @@ def merge(
 def rename(
     adata: ad.AnnData, names: Mapping[str, str], *, key: str = "nbmix", copy: bool = False
 ) -> ad.AnnData | None:
-    """Give groups other labels, in place, wherever they are named.
+    """Give groups other labels, in place, in all results of the fit.
 
     Args:
         adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
-        names: labels now -> labels then; other groups keep theirs.
+        names: a dict from present to new labels; other groups keep theirs.
         key: what the names of the fit begin with, or those of ``nbmix.regroup``.
-        copy: write into a copy, and return it.
+        copy: whether to write into a copy, and return it.
 
     Raises:
-        InputError: a group that there is not, or a label that two would have (``nbmix.merge`` makes one of
+        InputError: a group does not exist, or two groups would have the same label (``nbmix.merge`` joins
             them).
 
     >>> import anndata, nbmix

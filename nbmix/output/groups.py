@@ -72,9 +72,9 @@ def regroup(
     """Join the components of a fit to another number of groups, without a new fit.
 
     Components between which cells show no gap are joined first, see ``nbmix.core.joins``. The probability of
-    a group is the sum of those of its components. A group has the label of that group of the fit which most
-    of its cells come from; where two have the same, the one with more of these cells keeps it, and the other
-    gets the next free number.
+    a group is the sum of those of its components. A group gets the label of the group of the fit from which
+    most of its cells come. If two would get the same label, the one with more of these cells has it, and the
+    other gets the next free number.
 
         obs["nbmix_groups"]                the group of the largest probability
         obs["nbmix_groups_probability"]    that probability; and second, margin and ambiguous of these groups
@@ -83,13 +83,13 @@ def regroup(
 
     Args:
         adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
-        n_groups: how many; "auto" joins whatever has no gap between it; as many as there are: these.
+        n_groups: the number of groups; "auto" joins all groups that have no gap between them.
         key: what the names of the fit begin with.
         key_added: what the new names begin with; default ``key`` + "_groups".
-        copy: write into a copy, and return it.
+        copy: whether to write into a copy, and return it.
 
     Raises:
-        InputError: the fit has no joins, or not so many groups.
+        InputError: the fit has no joins, or cannot be cut into so many groups.
 
     >>> import anndata, nbmix
     >>> adata = anndata.AnnData(nbmix.simulate(n=300, p=80, k=3, seed=1).counts)

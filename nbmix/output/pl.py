@@ -1,13 +1,7 @@
 """Pictures of a fit that is in an AnnData, as scanpy draws them: ``nbmix.pl``.
 
 Each draws what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written, by the function of
-``nbmix.evaluation.plots`` that draws it in the report. All of them take
-
-    key     what the names of the fit begin with
-    ax      Matplotlib axes to draw into; default those of a new figure
-    show    whether to show the figure; default, as in scanpy, where ``ax`` is not given
-
-and return the axes, or None where the figure was shown.
+``nbmix.evaluation.plots`` that draws it in the report.
 """
 
 from __future__ import annotations
@@ -90,10 +84,16 @@ def embedding(
     """Cells in the plane, by group or by the probability of their group.
 
     Args:
-        adata, key, ax, show: see above.
+        adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
+        key: what the names of the fit begin with.
+        ax: Matplotlib axes to draw into; default those of a new figure.
+        show: whether to show the figure; default, as in scanpy, where ``ax`` is not given.
         color: "group", whose opacity is the probability; or "probability".
-        basis: of obsm, "umap" or "X_umap"; default the first there is of the one that nbmix has made, UMAP,
-            t-SNE and PCA.
+        basis: the coordinates in obsm, as "umap" or "X_umap"; default the first that is there of what nbmix
+            has made, UMAP, t-SNE and PCA.
+
+    Returns:
+        The axes, or None where the figure was shown.
 
     >>> import anndata, nbmix
     >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)
@@ -129,10 +129,16 @@ def markers(
     that a gene is a marker of is framed.
 
     Args:
-        adata, key, ax, show: see above.
+        adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
+        key: what the names of the fit begin with.
+        ax: Matplotlib axes to draw into; default those of a new figure.
+        show: whether to show the figure; default, as in scanpy, where ``ax`` is not given.
         n_genes: markers of each group; default as many as can be read.
-        kind: "dots", as large as the share of the group's cells with a count; or "matrix", without.
-        layer: with counts, for the dots; default X. Normalised or log counts do as well.
+        kind: "dots", whose size is the share of the group's cells with a count; or "matrix", without sizes.
+        layer: where the counts are, for the dots; default X. Normalised or log counts do as well.
+
+    Returns:
+        The axes, or None where the figure was shown.
 
     >>> import anndata, nbmix
     >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)
@@ -160,10 +166,16 @@ def markers(
 def tree(
     adata: ad.AnnData, *, key: str = "nbmix", ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
-    """How components are joined to groups, each join where the separation of the two is.
+    """How components are joined to groups; the place of a join is the separation of its two sides.
 
     Args:
-        adata, key, ax, show: see above.
+        adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
+        key: what the names of the fit begin with.
+        ax: Matplotlib axes to draw into; default those of a new figure.
+        show: whether to show the figure; default, as in scanpy, where ``ax`` is not given.
+
+    Returns:
+        The axes, or None where the figure was shown.
 
     >>> import anndata, nbmix
     >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)
@@ -188,10 +200,16 @@ def tree(
 def separations(
     adata: ad.AnnData, *, key: str = "nbmix", ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
-    """How far apart every two groups are, in standard deviations; in brackets where there is no gap.
+    """The separation of every two groups, in standard deviations; in brackets where there is no gap.
 
     Args:
-        adata, key, ax, show: see above.
+        adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
+        key: what the names of the fit begin with.
+        ax: Matplotlib axes to draw into; default those of a new figure.
+        show: whether to show the figure; default, as in scanpy, where ``ax`` is not given.
+
+    Returns:
+        The axes, or None where the figure was shown.
 
     >>> import anndata, nbmix
     >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)
@@ -226,10 +244,16 @@ def separations(
 def sizes(
     adata: ad.AnnData, *, key: str = "nbmix", ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
-    """Cells of each group; in brackets the mean probability of their group.
+    """The number of cells of each group; in brackets the mean probability of their group.
 
     Args:
-        adata, key, ax, show: see above.
+        adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
+        key: what the names of the fit begin with.
+        ax: Matplotlib axes to draw into; default those of a new figure.
+        show: whether to show the figure; default, as in scanpy, where ``ax`` is not given.
+
+    Returns:
+        The axes, or None where the figure was shown.
 
     >>> import anndata, nbmix
     >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)
@@ -244,10 +268,16 @@ def sizes(
 def trace(
     adata: ad.AnnData, *, key: str = "nbmix", ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
-    """The objective of the fit at its iterations, nats per cell.
+    """What the fit maximises, over its iterations, in nats per cell.
 
     Args:
-        adata, key, ax, show: see above.
+        adata: with what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written.
+        key: what the names of the fit begin with.
+        ax: Matplotlib axes to draw into; default those of a new figure.
+        show: whether to show the figure; default, as in scanpy, where ``ax`` is not given.
+
+    Returns:
+        The axes, or None where the figure was shown.
 
     >>> import anndata, nbmix
     >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)

@@ -112,7 +112,7 @@ def marker_dots(
     axes.tick_params(length=0)
     beside = axes.inset_axes((1.04, max(0.0, 1.0 - 2.4 / height), 0.03, 1.1 / height))
     bar = figure_of(axes).colorbar(drawn, cax=beside, ticks=[0.0, 0.5, 1.0])
-    bar.set_label("mean, of that of\nthe highest group", fontsize="small")
+    bar.set_label("mean, relative to\nthe highest group", fontsize="small")
     bar.ax.tick_params(labelsize="small")
     return figure_of(axes)
 
