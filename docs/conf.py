@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -66,7 +67,6 @@ copybutton_prompt_is_regexp = True
 html_theme = "sphinx_book_theme"
 html_title = "nbmix"
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system says
-smartquotes_action = "qe"  # two hyphens are those of an option
 html_static_path = ["_static", f"{find_spec('sphinx-mathjax-offline').submodule_search_locations[0]}/static"]
 mathjax_path = "mathjax/tex-chtml.js"  # of that package, which as an extension would forbid several jobs
 html_css_files = ["nbmix.css"]
@@ -127,7 +127,9 @@ def _execute_side_by_side(app: Sphinx) -> None:
         cache.add_nb_to_project(str(page), read_data={"name": "myst_nb_md", "type": "plugin"})
     for page in sorted(HERE.glob("notebooks/*.ipynb")):
         cache.add_nb_to_project(str(page))
-    load_executor("local-parallel", cache).run_and_cache(timeout=nb_execution_timeout)
+    quiet = logging.getLogger("jupyter_cache")
+    quiet.setLevel(logging.WARNING)  # without a level it would also tell when processes end
+    load_executor("local-parallel", cache, logger=quiet).run_and_cache(timeout=nb_execution_timeout)
 
 
 def setup(app: Sphinx) -> None:
