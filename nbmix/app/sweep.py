@@ -133,7 +133,7 @@ def draw(compared: Sequence[Candidate], metric: str) -> Figure:
             title = figure.axes[0].get_title(loc="left")
             n = f"{min(seeds)}" if len(seeds) == 1 else f"up to {max(seeds)}"
             figure.axes[0].set_title(
-                f"{title}; mean over {n} seeds; bars: range, each seed's mean removed",
+                f"{title}; mean over {n} seeds\nbars: range, each seed's mean removed",
                 loc="left",
                 fontsize="medium",
             )

@@ -60,7 +60,7 @@ def test_mean_and_range_over_the_number_of_components(folder):
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([2, 3], [-11.0, -10.25])
     bars = axes.containers[0].lines[2][0].get_segments()
     np.testing.assert_allclose([bar[:, 1] for bar in bars], [[-11.125, -10.875], [-10.375, -10.125]])
-    title = "best: 3 components; mean over 2 seeds; bars: range, each seed's mean removed"
+    title = "best: 3 components; mean over 2 seeds\nbars: range, each seed's mean removed"
     assert axes.get_title(loc="left") == title
 
 
