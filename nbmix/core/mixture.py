@@ -385,15 +385,12 @@ class Mixture(nn.Module):
 
     def gene_prior(self, copy: int = -1) -> GenePrior | None:
         """What a copy's components are drawn from, or None where that is not learned, or not yet."""
-        if not self.settings.learns_prior or self.prior_disp[copy, 0] == 0:
+        if not self.settings.learns_prior:
             return None
-        log_mean, log_mean_variance, log_inv_disp = self.prior_genes[copy]
-        of_disp = self.prior_disp[copy]
-        return GenePrior(log_mean, log_mean_variance, log_inv_disp, of_disp[0], of_disp[1:])
+        return GenePrior.of_tables(self.prior_genes[copy], self.prior_disp[copy])
 
     def _keep_prior(self, copy: int, prior: GenePrior) -> None:
-        self.prior_genes[copy] = torch.stack(prior[:3])
-        self.prior_disp[copy] = torch.cat([prior.log_inv_disp_variance[None], prior.trend])
+        self.prior_genes[copy], self.prior_disp[copy] = prior.tables()
 
     def _log_prior_density(self, seen: SufficientStatistics) -> float:
         """What pseudo-cells, and the extra cells in learned weights, add to the log likelihood."""
