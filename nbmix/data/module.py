@@ -18,7 +18,7 @@ from nbmix.core.batch import Basis, CellBatch, Precision
 from nbmix.core.declared import LARGEST_SEED, Setting, checked
 from nbmix.core.folds import CELLS_A_BLOCK, by_origin, fold_blocks, fold_members, fold_shares
 from nbmix.data.backed import StreamedBatches
-from nbmix.data.batches import CellBatches, PreparedBatches
+from nbmix.data.batches import CellBatches, CellsOnDevice, PreparedBatches
 from nbmix.data.counts import CountData
 from nbmix.data.read import read_h5ad
 from nbmix.data.sampler import ShuffledBatches
@@ -73,6 +73,7 @@ class CountsDataModule(pl.LightningDataModule):
         self.folds, self.shuffle, self.seed = folds, shuffle, seed
         self._precision = Precision.of(torch.float32 if dtype == "float32" else torch.float64)
         self._data: CountData | None = None
+        self._there: dict[int, CellBatch] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split the cells; every rank does the same."""
@@ -210,7 +211,24 @@ class CountsDataModule(pl.LightningDataModule):
         sampler = ShuffledBatches(
             self.training_rows, self.batch_size, self.seed, *self._rank, origins=origins
         )
-        return DataLoader(self._cells, batch_size=None, sampler=sampler)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        cells = self._cells if device.type == "cpu" else CellsOnDevice(self.data, self.basis, device)
+        return DataLoader(cells, batch_size=None, sampler=sampler)
+
+    def transfer_batch_to_device(
+        self, batch: CellBatch, device: torch.device, dataloader_idx: int
+    ) -> CellBatch:
+        """``batch`` on ``device``; where it is the same every epoch it stays there until the fit ends."""
+        is_fitted = self.trainer is not None and self.trainer.training
+        if device.type == "cpu" or self._fixed is None or self.data.is_backed or not is_fitted:
+            return batch.to(device)
+        if id(batch) not in self._there:  # which no other batch has, since those of _fixed are kept
+            self._there[id(batch)] = batch.to(device)
+        return self._there[id(batch)]
+
+    def teardown(self, stage: str) -> None:
+        """Give the memory of the device back."""
+        self._there.clear()
 
     def val_dataloader(self) -> DataLoader[CellBatch] | list[Any]:
         if not self.validation_rows.size:
