@@ -28,7 +28,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from nbmix.core.declared import check_value, declared
 from nbmix.core.em_loop import StoppingRule
 from nbmix.core.joins import Group, JoinTree, group_components, group_log_joint, group_probabilities
+from nbmix.core.mixture import Posterior
 from nbmix.core.settings import MixtureSettings
+from nbmix.core.stepwise import RunningStatistics
 from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.checkpoint import Checkpoint
 from nbmix.data.counts import CountData
@@ -40,6 +42,7 @@ from nbmix.data.simulate import draw_counts
 from nbmix.errors import InputError, naming_the_nearest
 from nbmix.models.base import MixtureModule, Prediction
 from nbmix.output.groups import joins_table
+from nbmix.progress import say
 from nbmix.starts.base import Start
 from nbmix.starts.choice import Choice
 from nbmix.starts.clusters import LabelsStart
@@ -49,6 +52,7 @@ from nbmix.training.display import lines_on_stderr, progress_shown
 from nbmix.training.fit import Fitted, ModelSpec, fit
 from nbmix.training.predict import doubt_here, predict_here, restore_for
 from nbmix.training.saved_fit import Progress, SavedFit, checkpoint_of, fit_in, load_fit, save_fit
+from nbmix.training.stepwise import begin, running_of, step, with_genes
 from nbmix.training.trainer import build_trainer, embedded
 
 RENAMED = {"tolerance": "tol"}  # settings of the models that have another name here
@@ -127,6 +131,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         joins_: The table of the joins of components to groups, in their order: the components, their
             separation, and the p value of there being no gap between them. ``cut`` makes the groups.
             Amortized inference has the joins of its start. None where components have seen all cells.
+        n_samples_seen_: The number of cells in all parts, after ``partial_fit``.
         batch_names_: The batches of the fit; empty where there are none.
         batch_offsets_: (batches, genes) The natural logarithm of how much more of a gene there is in each
             batch than in the average cell; NaN for genes that take no part.
@@ -139,9 +144,11 @@ class NBMixture(ClusterMixin, BaseEstimator):
     (200, 2)
     """
 
+    _fitted: Checkpoint
     _joins: JoinTree | None
     _groups: tuple[Group, ...]
     _of_components: np.ndarray | None  # (cells, C) responsibilities of the fit
+    _running: RunningStatistics | None = None  # of a fit by parts
 
     @naming_the_nearest
     def __init__(
@@ -215,7 +222,78 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """
         with settings_as_arguments(RENAMED), self._shown():
             self._fit(X, y, size_factors, batch)
+        self._running = None
         return self
+
+    def partial_fit(self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None) -> NBMixture:
+        """Go on with cells that have come later, by one step of stepwise EM; the first call begins the fit.
+
+        The first part is fitted as ``fit`` does: it finds the components, their groups and joins, which stay
+        what they are, so let it be a random choice of some thousand cells, not one donor. Of each later part
+        every cell is met once: an E step by the components as they stand, statistics added to those of all
+        cells before, an M step (Cappe & Moulines 2009, J. R. Stat. Soc. B 71). Nothing but these sums is kept
+        of any cell. With n cells so far and m in the part, the mean S of their statistics becomes
+
+            S <- (n S + sum_i s(x_i, q_i)) / (n + m)
+
+        so every cell counts alike, however cells are cut into parts. Genes have to be those of the first
+        part; silent ones take part from their first count on.
+
+        ``responsibilities_``, ``labels_`` and ``log_likelihoods_`` are of the cells of the latest part, under
+        components that have not seen them; ``lower_bounds_`` goes on with the mean of the last in every part,
+        and ``converged_`` is None. ``save`` keeps the sums, and what ``load`` reads goes on.
+
+        Args:
+            X: (cells, genes) raw counts, as for ``fit``; later parts may have any number of cells.
+            y: (cells,) known labels of the first part for ``start="labels"``; not looked at later.
+            size_factors: (cells,) or one number, where ``X`` is no AnnData; default the counts of each cell.
+                All parts need the same scale, that of the first.
+
+        Raises:
+            InputError: counts that are none, other genes, a setting that cannot be used; ``model`` is not
+                "em", ``batch_key`` is given, or the mixture comes from ``fit``, which keeps no sums.
+
+        >>> import nbmix
+        >>> cells = nbmix.simulate(n=300, p=50, k=2, seed=1)
+        >>> mixture = nbmix.NBMixture(2, start="kmeans")
+        >>> for part in cells.counts[:150], cells.counts[150:230], cells.counts[230:]:
+        ...     mixture = mixture.partial_fit(part)
+        >>> mixture.n_samples_seen_, mixture.labels_.shape
+        (300, (70,))
+        """
+        with settings_as_arguments(RENAMED), self._shown():
+            if self.model != "em":
+                raise InputError(f"partial_fit: model={self.model} has no sums to add to; choose model=em")
+            if self.batch_key is not None:
+                raise InputError(
+                    "partial_fit: offsets of batches need all cells; leave batch_key out, or use fit"
+                )
+            if self._running is not None:
+                self._take_part(X, size_factors, self._running)
+            elif hasattr(self, "weights_"):
+                raise InputError(
+                    "partial_fit: this mixture was fitted to its cells at once and keeps no sums of them; "
+                    "begin a new NBMixture with partial_fit"
+                )
+            else:
+                cells = self._fit(X, y, size_factors, None)
+                q = cells.cells.responsibilities
+                self._running = begin(
+                    self._fitted, cells.data.data, q, self._taking_part, self.n_features_in_
+                )
+        return self
+
+    def _take_part(self, X: Any, size_factors: ArrayLike | None, running: RunningStatistics) -> None:
+        """Go on with a part."""
+        names = getattr(self, "feature_names_in_", np.arange(self.n_features_in_).astype(str))
+        part = with_genes(
+            self._read(X, size_factors, None, reset=False), names, hasattr(self, "feature_names_in_")
+        )
+        say("assigning cells")
+        fitted, self._running, cells = step(self._fitted, running, part)
+        objective = [*self.lower_bounds_.tolist(), float(cells.log_likelihood.mean())]
+        self._take(fitted, Progress(objective, self.n_iter_ + 1, None), self._running.genes)
+        self._take_cells(cells)
 
     def fit_predict(
         self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
@@ -289,6 +367,12 @@ class NBMixture(ClusterMixin, BaseEstimator):
             },
             index=_names_of_cells(X),
         )
+
+    @property
+    def n_samples_seen_(self) -> int:
+        if self._running is None:
+            raise AttributeError("n_samples_seen_ is of a mixture that partial_fit has fitted")
+        return self._running.n_cells
 
     @property
     def joins_(self) -> pd.DataFrame | None:
@@ -438,6 +522,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
             "n_genes": self.n_features_in_,
             "gene_names": None if names is None else names.tolist(),
         }
+        if self._running is not None:
+            own["parts"] = self._running.plain()
         progress = Progress(self.lower_bounds_.tolist(), self.n_iter_, self.converged_)
         save_fit(Path(path), SavedFit(self._fitted, progress, own))
 
@@ -490,6 +576,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         if (names := own.get("gene_names", fitted.gene_names)) is not None:
             mixture.feature_names_in_ = np.asarray(names, dtype=object)
         mixture._take(fitted, progress, np.asarray(own.get("genes", np.arange(n_genes))))
+        mixture._running = running_of(own["parts"], where) if "parts" in own else None
         return mixture
 
     def _shown(self) -> AbstractContextManager[None]:
@@ -534,10 +621,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             fitted = fit(spec, start, cells, trainer, seed=seed)
         _, module, found = fitted
         self._take(checkpoint_of(module, cells), Progress.of(module), taking_part)
-        self._of_components = found.responsibilities.numpy()
-        self.responsibilities_ = group_probabilities(self._of_components, self._groups)
-        self.labels_ = self.responsibilities_.argmax(1)
-        self.log_likelihoods_ = found.log_likelihood.numpy()
+        self._take_cells(found)
         if module.converged is False:
             warnings.warn(
                 f"EM has not converged in max_iter={max_iter} iterations: raise max_iter, or tol",
@@ -581,6 +665,13 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.lower_bounds_ = np.array(progress.objective, dtype=np.float64)
         self.lower_bound_ = float(self.lower_bounds_[-1]) if self.lower_bounds_.size else np.nan
         self.n_iter_, self.converged_ = progress.n_iterations, progress.converged
+
+    def _take_cells(self, cells: Prediction | Posterior) -> None:
+        """Keep what components say of the cells of the fit."""
+        self._of_components = cells.responsibilities.numpy()
+        self.responsibilities_ = group_probabilities(self._of_components, self._groups)
+        self.labels_ = self.responsibilities_.argmax(1)
+        self.log_likelihoods_ = cells.log_likelihood.numpy()
 
     def predict_components(
         self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
