@@ -339,7 +339,12 @@ class Mixture(nn.Module):
         if self.settings.learns_prior:
             self.prior_genes[-1, 0] = first_prior(total, self.basis, self.total_size).log_mean
         for _ in range(WHOLE_ROUNDS):
-            self._fit({self.settings.n_copies - 1: total}, True)
+            self.fit_to(total)
+
+    @torch.no_grad()
+    def fit_to(self, statistics: SufficientStatistics) -> None:
+        """An M step of the copy of all cells, from where it stands, on statistics of the basis."""
+        self._fit({self.settings.n_copies - 1: statistics}, True)
         self.forget_tables()
 
     def _copies_at_once(self) -> int:
