@@ -12,11 +12,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nbmix.clustering import cluster
     from nbmix.core import likelihood
     from nbmix.core.likelihood import component_log_likelihood
     from nbmix.data.simulate import simulate
     from nbmix.data.tenx import read_10x
-    from nbmix.estimator import NBMixture, cluster
+    from nbmix.estimator import NBMixture
     from nbmix.genes import em, supervised
     from nbmix.new_cells import predict
     from nbmix.output import pl
@@ -53,7 +54,7 @@ _MODULES = {
 }
 _HOMES = {
     "NBMixture": "nbmix.estimator",
-    "cluster": "nbmix.estimator",
+    "cluster": "nbmix.clustering",
     "compare": "nbmix.output.compare",
     "component_log_likelihood": "nbmix.core.likelihood",
     "predict": "nbmix.new_cells",

@@ -1,6 +1,6 @@
-"""The Python face: ``NBMixture`` for scikit-learn's habits, ``cluster`` for scanpy's.
+"""The Python face with scikit-learn's habits: ``NBMixture``.
 
-They fit by what ``train.py`` fits by: with ``data.validation_share=0`` it leaves the same numbers for the
+It fits by what ``train.py`` fits by: with ``data.validation_share=0`` it leaves the same numbers for the
 same seed, and a checkpoint of either is one of the other.
 """
 
@@ -28,7 +28,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from nbmix.core.declared import check_value, declared
 from nbmix.core.em_loop import StoppingRule
 from nbmix.core.joins import Group, JoinTree, group_components, group_log_joint, group_probabilities
+from nbmix.core.mixture import Posterior
 from nbmix.core.settings import MixtureSettings
+from nbmix.core.stepwise import RunningStatistics
 from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.checkpoint import Checkpoint
 from nbmix.data.counts import CountData
@@ -37,13 +39,10 @@ from nbmix.data.from_arrays import each_cell, make_array_data
 from nbmix.data.module import CountsDataModule
 from nbmix.data.origins import has_columns
 from nbmix.data.simulate import draw_counts
-from nbmix.errors import InputError, naming_the_nearest, refuse_unknown
-from nbmix.evaluation.embedding import MOST_UMAP_CELLS, embed
+from nbmix.errors import InputError, naming_the_nearest
 from nbmix.models.base import MixtureModule, Prediction
-from nbmix.output.annotate import annotate
-from nbmix.output.grouping import writable
 from nbmix.output.groups import joins_table
-from nbmix.output.results import Results
+from nbmix.progress import say
 from nbmix.starts.base import Start
 from nbmix.starts.choice import Choice
 from nbmix.starts.clusters import LabelsStart
@@ -52,8 +51,8 @@ from nbmix.training.callbacks import FitProgress
 from nbmix.training.display import lines_on_stderr, progress_shown
 from nbmix.training.fit import Fitted, ModelSpec, fit
 from nbmix.training.predict import doubt_here, predict_here, restore_for
-from nbmix.training.provenance import provenance
 from nbmix.training.saved_fit import Progress, SavedFit, checkpoint_of, fit_in, load_fit, save_fit
+from nbmix.training.stepwise import begin, running_of, step, with_genes
 from nbmix.training.trainer import build_trainer, embedded
 
 RENAMED = {"tolerance": "tol"}  # settings of the models that have another name here
@@ -132,6 +131,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         joins_: The table of the joins of components to groups, in their order: the components, their
             separation, and the p value of there being no gap between them. ``cut`` makes the groups.
             Amortized inference has the joins of its start. None where components have seen all cells.
+        n_samples_seen_: The number of cells in all parts, after ``partial_fit``.
         batch_names_: The batches of the fit; empty where there are none.
         batch_offsets_: (batches, genes) The natural logarithm of how much more of a gene there is in each
             batch than in the average cell; NaN for genes that take no part.
@@ -144,9 +144,11 @@ class NBMixture(ClusterMixin, BaseEstimator):
     (200, 2)
     """
 
+    _fitted: Checkpoint
     _joins: JoinTree | None
     _groups: tuple[Group, ...]
     _of_components: np.ndarray | None  # (cells, C) responsibilities of the fit
+    _running: RunningStatistics | None = None  # of a fit by parts
 
     @naming_the_nearest
     def __init__(
@@ -220,7 +222,78 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """
         with settings_as_arguments(RENAMED), self._shown():
             self._fit(X, y, size_factors, batch)
+        self._running = None
         return self
+
+    def partial_fit(self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None) -> NBMixture:
+        """Go on with cells that have come later, by one step of stepwise EM; the first call begins the fit.
+
+        The first part is fitted as ``fit`` does: it finds the components, their groups and joins, which stay
+        what they are, so let it be a random choice of some thousand cells, not one donor. Of each later part
+        every cell is met once: an E step by the components as they stand, statistics added to those of all
+        cells before, an M step (Cappe & Moulines 2009, J. R. Stat. Soc. B 71). Nothing but these sums is kept
+        of any cell. With n cells so far and m in the part, the mean S of their statistics becomes
+
+            S <- (n S + sum_i s(x_i, q_i)) / (n + m)
+
+        so every cell counts alike, however cells are cut into parts. Genes have to be those of the first
+        part; silent ones take part from their first count on.
+
+        ``responsibilities_``, ``labels_`` and ``log_likelihoods_`` are of the cells of the latest part, under
+        components that have not seen them; ``lower_bounds_`` goes on with the mean of the last in every part,
+        and ``converged_`` is None. ``save`` keeps the sums, and what ``load`` reads goes on.
+
+        Args:
+            X: (cells, genes) raw counts, as for ``fit``; later parts may have any number of cells.
+            y: (cells,) known labels of the first part for ``start="labels"``; not looked at later.
+            size_factors: (cells,) or one number, where ``X`` is no AnnData; default the counts of each cell.
+                All parts need the same scale, that of the first.
+
+        Raises:
+            InputError: counts that are none, other genes, a setting that cannot be used; ``model`` is not
+                "em", ``batch_key`` is given, or the mixture comes from ``fit``, which keeps no sums.
+
+        >>> import nbmix
+        >>> cells = nbmix.simulate(n=300, p=50, k=2, seed=1)
+        >>> mixture = nbmix.NBMixture(2, start="kmeans")
+        >>> for part in cells.counts[:150], cells.counts[150:230], cells.counts[230:]:
+        ...     mixture = mixture.partial_fit(part)
+        >>> mixture.n_samples_seen_, mixture.labels_.shape
+        (300, (70,))
+        """
+        with settings_as_arguments(RENAMED), self._shown():
+            if self.model != "em":
+                raise InputError(f"partial_fit: model={self.model} has no sums to add to; choose model=em")
+            if self.batch_key is not None:
+                raise InputError(
+                    "partial_fit: offsets of batches need all cells; leave batch_key out, or use fit"
+                )
+            if self._running is not None:
+                self._take_part(X, size_factors, self._running)
+            elif hasattr(self, "weights_"):
+                raise InputError(
+                    "partial_fit: this mixture was fitted to its cells at once and keeps no sums of them; "
+                    "begin a new NBMixture with partial_fit"
+                )
+            else:
+                cells = self._fit(X, y, size_factors, None)
+                q = cells.cells.responsibilities
+                self._running = begin(
+                    self._fitted, cells.data.data, q, self._taking_part, self.n_features_in_
+                )
+        return self
+
+    def _take_part(self, X: Any, size_factors: ArrayLike | None, running: RunningStatistics) -> None:
+        """Go on with a part."""
+        names = getattr(self, "feature_names_in_", np.arange(self.n_features_in_).astype(str))
+        part = with_genes(
+            self._read(X, size_factors, None, reset=False), names, hasattr(self, "feature_names_in_")
+        )
+        say("assigning cells")
+        fitted, self._running, cells = step(self._fitted, running, part)
+        objective = [*self.lower_bounds_.tolist(), float(cells.log_likelihood.mean())]
+        self._take(fitted, Progress(objective, self.n_iter_ + 1, None), self._running.genes)
+        self._take_cells(cells)
 
     def fit_predict(
         self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
@@ -294,6 +367,12 @@ class NBMixture(ClusterMixin, BaseEstimator):
             },
             index=_names_of_cells(X),
         )
+
+    @property
+    def n_samples_seen_(self) -> int:
+        if self._running is None:
+            raise AttributeError("n_samples_seen_ is of a mixture that partial_fit has fitted")
+        return self._running.n_cells
 
     @property
     def joins_(self) -> pd.DataFrame | None:
@@ -443,6 +522,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
             "n_genes": self.n_features_in_,
             "gene_names": None if names is None else names.tolist(),
         }
+        if self._running is not None:
+            own["parts"] = self._running.plain()
         progress = Progress(self.lower_bounds_.tolist(), self.n_iter_, self.converged_)
         save_fit(Path(path), SavedFit(self._fitted, progress, own))
 
@@ -495,6 +576,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         if (names := own.get("gene_names", fitted.gene_names)) is not None:
             mixture.feature_names_in_ = np.asarray(names, dtype=object)
         mixture._take(fitted, progress, np.asarray(own.get("genes", np.arange(n_genes))))
+        mixture._running = running_of(own["parts"], where) if "parts" in own else None
         return mixture
 
     def _shown(self) -> AbstractContextManager[None]:
@@ -539,10 +621,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             fitted = fit(spec, start, cells, trainer, seed=seed)
         _, module, found = fitted
         self._take(checkpoint_of(module, cells), Progress.of(module), taking_part)
-        self._of_components = found.responsibilities.numpy()
-        self.responsibilities_ = group_probabilities(self._of_components, self._groups)
-        self.labels_ = self.responsibilities_.argmax(1)
-        self.log_likelihoods_ = found.log_likelihood.numpy()
+        self._take_cells(found)
         if module.converged is False:
             warnings.warn(
                 f"EM has not converged in max_iter={max_iter} iterations: raise max_iter, or tol",
@@ -586,6 +665,13 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.lower_bounds_ = np.array(progress.objective, dtype=np.float64)
         self.lower_bound_ = float(self.lower_bounds_[-1]) if self.lower_bounds_.size else np.nan
         self.n_iter_, self.converged_ = progress.n_iterations, progress.converged
+
+    def _take_cells(self, cells: Prediction | Posterior) -> None:
+        """Keep what components say of the cells of the fit."""
+        self._of_components = cells.responsibilities.numpy()
+        self.responsibilities_ = group_probabilities(self._of_components, self._groups)
+        self.labels_ = self.responsibilities_.argmax(1)
+        self.log_likelihoods_ = cells.log_likelihood.numpy()
 
     def predict_components(
         self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
@@ -679,107 +765,3 @@ def _labels_in(y: Any, cells: CountData, start: Start) -> np.ndarray | None:
     if labels.isna().any() and not isinstance(start, LabelsStart):
         return None
     return known_labels(labels, "y", "or drop them")
-
-
-def cluster(
-    adata: ad.AnnData,
-    n_components: int | str = 4,
-    *,
-    key_added: str = "nbmix",
-    copy: bool = False,
-    max_umap_cells: int = MOST_UMAP_CELLS,
-    **arguments: Any,
-) -> ad.AnnData | None:
-    """Find groups of cells in an AnnData, by a mixture of negative binomials of their raw counts.
-
-    The results are written into ``adata``, with the same names as in ``result.h5ad`` of ``train.py``. Where
-    ``key_added`` is another word, it stands in the place of "nbmix":
-
-        obs["nbmix"]                   group of the largest responsibility, "0" (most cells) to "K - 1"
-        obs["nbmix_probability"]       that responsibility
-        obs["nbmix_log_likelihood"]    ln p(x_i) in nats
-        obs["nbmix_held_out"]          whether the cell was held out of the fit; here none is
-        obs["nbmix_size_factor"]       molecules that its rates are multiplied by
-        obs["nbmix_second"]            group of the second largest responsibility
-        obs["nbmix_margin"]            ln of the largest less ln of the second, nats
-        obs["nbmix_ambiguous"]         whether that is below ln 9
-        obs["nbmix_misfit"]            by how many nats the average cell, or one half of it, explains the cell
-                                       better than all groups, see ``nbmix.evaluation.doubt``
-        obs["nbmix_fits_no_group"]     whether that is ln 1000 or more
-        obsm["X_nbmix"]                (cells, K) responsibilities; see ``NBMixture.responsibilities_``
-        obsm["X_nbmix_components"]     (cells, C) responsibilities of the components, where there are joins
-        obsm["X_nbmix_umap"]           (cells, 2) UMAP of the counts, or "X_nbmix_pca" their PCA beyond
-                                       ``max_umap_cells``; NaN for cells that are too many for a picture
-        varm["nbmix_log_mean"]         (genes, K) ln mu; NaN for genes without a count
-        varm["nbmix_log_inv_disp"]     (genes, K) ln r
-        varm["nbmix_batch_offsets"]    (genes, batches) ln offset, where there are batches
-        uns["nbmix"]                   model, log_weights, objective (trace), n_iterations, converged, and as
-                                       JSON in provenance the arguments and versions; and in it
-            "markers"                  table of the best markers of each group, as in markers.csv, see
-                                       ``nbmix.evaluation.markers.marker_table``; its components are
-                                       groups, as in obs["nbmix"]
-            "choice"                   where K was left open, see ``NBMixture.choice_``
-            "remarks"                  lines, which are also logged as warnings, on groups nearly all of whose
-                                       cells are of one batch; without ``batch_key``, on a column of obs that
-                                       may be one of batches, since it tells two groups apart
-            "labels"                   labels of the groups, in the order of columns
-            "groups"                   the components of each group, as in 0+3
-            "joins"                    how components are joined to groups, see ``NBMixture.joins_``;
-                                       ``nbmix.regroup`` makes other groups of them
-            "separations"              what is between every pair of groups
-            "fit"                      what ``nbmix.predict`` and ``NBMixture.load`` need for new cells
-        uns["nbmix_rank_genes_groups"] all markers, in the form of scanpy's ``rank_genes_groups``
-
-    The markers in scanpy's form and the UMAP are also in ``uns["rank_genes_groups"]`` and ``obsm["X_umap"]``,
-    where scanpy looks for them, unless something else is there. Results of an earlier fit with the same
-    ``key_added`` are removed.
-
-    Args:
-        adata: (cells, genes) with raw counts in X, or in ``layer``.
-        n_components: K, the number of groups; or "auto", or a range such as "2-10": as many as have gaps.
-        key_added: what the names of the results begin with.
-        copy: whether to write into a copy, and return it.
-        max_umap_cells: the embedding is a UMAP, which takes time, up to so many cells, and a PCA beyond.
-            With 0 it is always a PCA.
-        arguments: all other arguments of ``NBMixture``, such as ``layer``, ``batch_key``, ``start`` and
-            ``random_state``.
-
-    Returns:
-        None, or with ``copy`` the changed copy.
-
-    Raises:
-        InputError: counts that are not raw counts, or a setting that cannot be used.
-
-    Warns:
-        ConvergenceWarning: EM reached ``max_iter`` before it converged.
-
-    >>> import anndata, nbmix
-    >>> adata = anndata.AnnData(nbmix.simulate(n=200, p=50, k=2, seed=1).counts)
-    >>> nbmix.cluster(adata, n_components=2, start="kmeans")
-    >>> adata.obs["nbmix"].cat.categories.tolist(), adata.obsm["X_nbmix"].shape
-    (['0', '1'], (200, 2))
-    >>> markers = adata.uns["nbmix"]["markers"]
-    >>> markers[markers["rank"] == 1][["component", "share"]].shape
-    (2, 2)
-    """
-    if not isinstance(adata, ad.AnnData):
-        raise InputError(f"adata is a {type(adata).__name__}; for other data use nbmix.NBMixture")
-    if not isinstance(key_added, str) or not key_added or "/" in key_added:
-        raise InputError(
-            f"key_added={key_added!r}: must be a text without '/', which files cannot have in names"
-        )
-    is_copied = copy and adata.isbacked
-    if adata.isbacked:  # what cannot be written to, before the fit
-        adata = writable(adata, copy)
-    own = ("key_added", "copy", "max_umap_cells")
-    refuse_unknown("cluster", arguments, [*NBMixture._get_param_names(), *own])
-    check_value("max_umap_cells", max_umap_cells, declared(embed)["max_umap_cells"])
-    mixture = NBMixture(n_components, **arguments)
-    with settings_as_arguments(RENAMED), mixture._shown():
-        fitted = mixture._fit(adata, None, None, None)
-        if copy and not is_copied:
-            adata = adata.copy()
-        made_by = provenance(mixture.get_params(deep=False))
-        results = Results(*fitted, made_by, max_umap_cells, mixture._plain_arguments())
-        annotate(adata, key_added, results, mixture._taking_part)
-    return adata if copy else None

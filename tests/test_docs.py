@@ -183,6 +183,7 @@ def test_python_runs(page, tmp_path, monkeypatch):
     cells.write_h5ad("outputs/DATE/TIME/result.h5ad")
     names = {"adata": cells, "counts": SIMULATION.counts, "new_counts": SIMULATION.counts}
     names |= {"new": cells.copy(), "new_adata": cells.copy()}
+    names |= {"parts": [SIMULATION.counts] * 2, "more": SIMULATION.counts}
     fitted = nbmix.NBMixture(2, start="kmeans", components_per_group=1).fit(cells)
     fitted.save("outputs/DATE/TIME/checkpoints/last.ckpt")
     for block in blocks(page, "python"):

@@ -11,6 +11,7 @@ from nbmix.core.minibatch import log_count_product, minibatch_log_likelihood
 from nbmix.core.mixture import Mixture
 from nbmix.core.settings import MixtureSettings
 from nbmix.core.tables import batch_log_likelihood, likelihood_tables
+from nbmix.data.batches import CellBatches, CellsOnDevice
 from nbmix.data.simulate import simulated_count_data
 from nbmix.evaluation.doubt import misfits
 from nbmix.starts.base import one_hot, prepare
@@ -91,6 +92,21 @@ def test_products_in_float32(n_cells):
     tables = likelihood_tables(basis, *(t.to("cuda") for t in components), torch.float32)
     found = batch_log_likelihood(batch, basis, tables)
     torch.testing.assert_close(found.cpu(), exact, rtol=0, atol=0.01)
+
+
+def test_batches_cut_on_the_gpu(data):
+    basis = Basis.of(data.counts, data.size_factors)
+    generator = torch.Generator().manual_seed(0)
+    components = [torch.randn(3, data.n_genes, generator=generator, dtype=torch.float64) for _ in range(2)]
+    rows = np.array([250, 3, 8, 100])
+    found = [
+        minibatch_log_likelihood(components[0].to(d) - 9, components[1].to(d), batch, basis.to(d))
+        for d, batch in (
+            ("cpu", CellBatches(data, basis)[rows]),
+            ("cuda", CellsOnDevice(data, basis, "cuda")[rows]),
+        )
+    ]
+    torch.testing.assert_close(found[1].cpu(), found[0], rtol=0, atol=1e-8)
 
 
 def test_a_step_of_minibatches(data):

@@ -65,6 +65,26 @@ class Precision(NamedTuple):
 EXACT = Precision()
 
 
+class SizeRange(NamedTuple):
+    """The smallest and the largest size factor above 0 (0 where there is none), and the sum of all."""
+
+    smallest: float = 0.0
+    largest: float = 0.0
+    total: float = 0.0
+
+    @classmethod
+    def of(cls, size_factors: np.ndarray) -> SizeRange:
+        positive = size_factors[size_factors > 0]
+        if not positive.size:
+            return cls()
+        return cls(float(positive.min()), float(positive.max()), float(size_factors.sum()))
+
+    def joined(self, other: SizeRange) -> SizeRange:
+        """That of two sets of cells together."""
+        smallest = min((s for s in (self.smallest, other.smallest) if s > 0), default=0.0)
+        return SizeRange(smallest, max(self.largest, other.largest), self.total + other.total)
+
+
 class Basis(NamedTuple):
     """What is shared by all products on one data set: nodes for its size factors, levels of its counts.
 
@@ -94,9 +114,17 @@ class Basis(NamedTuple):
         precision: Precision = EXACT,
     ) -> Basis:
         """Of cells that a census has been taken of; ``levels`` are some of its."""
-        rate = census.total / max(float(size_factors.sum()), np.finfo(float).tiny)
-        deepest = max(census.deepest, rate * float(size_factors.max(initial=0.0)))
-        nodes = SizeFactorNodes.spanning(size_factors, precision.tolerance(deepest))
+        return cls.reaching(census, levels, SizeRange.of(size_factors), precision)
+
+    @classmethod
+    def reaching(
+        cls, census: CountCensus, levels: CountLevels, sizes: SizeRange, precision: Precision = EXACT
+    ) -> Basis:
+        """As ``from_census``, where no more is known of the size factors."""
+        rate = census.total / max(sizes.total, np.finfo(float).tiny)
+        deepest = max(census.deepest, rate * sizes.largest)
+        ends = np.array([sizes.smallest, sizes.largest])
+        nodes = SizeFactorNodes.spanning(ends, precision.tolerance(deepest))
         return cls(nodes, levels, precision, rate)
 
     def own_nodes(self, sizes: np.ndarray, deepest: float) -> tuple[SizeFactorNodes, Tensor]:

@@ -7,7 +7,9 @@ level up to the gene's largest count: hence the order of the pairs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -80,6 +82,12 @@ class CountLevels:
         """Where the pairs of every gene stand, as compiled loops take it."""
         return PairPlaces(self.first.numpy(), self.high_first.numpy(), self.high_count.numpy())
 
+    def places_of(self, gene: Tensor, count: Tensor) -> Tensor:
+        """Positions among the pairs of some that are listed, given as (some,) genes and counts."""
+        keys = _keys(self.gene, self.count)
+        order = np.argsort(keys)
+        return torch.from_numpy(order[np.searchsorted(keys, _keys(gene, count), sorter=order)])
+
     def to(self, device: torch.device | str) -> CountLevels:
         return CountLevels(*(getattr(self, f.name).to(device) for f in fields(self)))
 
@@ -123,6 +131,11 @@ class CountLevels:
         return padded.unflatten(0, (self.n_genes, EXACT_COUNT))
 
 
+def _keys(gene: Tensor, count: Tensor) -> np.ndarray:
+    """One number a pair of gene and count."""
+    return (gene.numpy() << 32) | count.numpy().astype(np.int64)
+
+
 class CountCensus:
     """Which pairs of gene and count occur, taken over parts of a data set."""
 
@@ -141,6 +154,24 @@ class CountCensus:
             )
         found = largest_and_high(0, counts.nnz, counts.indices, counts.data, self._largest)
         self._high = np.unique(np.concatenate([self._high, found]))
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(genes,) bool, whether there is a count."""
+        return self._largest > 0
+
+    def plain(self) -> dict[str, Any]:
+        """Tensors and numbers, as a checkpoint keeps them."""
+        arrays = {"largest": torch.from_numpy(self._largest), "high": torch.from_numpy(self._high)}
+        return arrays | {"deepest": self.deepest, "total": self.total}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> CountCensus:
+        """The census that ``plain`` came from."""
+        census = cls(0)
+        census._largest, census._high = (plain[name].numpy().copy() for name in ("largest", "high"))
+        census.deepest, census.total = plain["deepest"], plain["total"]
+        return census
 
     def levels(self, genes: np.ndarray | None = None) -> CountLevels:
         """What was found, of some genes in the order given, or of all."""

@@ -339,7 +339,12 @@ class Mixture(nn.Module):
         if self.settings.learns_prior:
             self.prior_genes[-1, 0] = first_prior(total, self.basis, self.total_size).log_mean
         for _ in range(WHOLE_ROUNDS):
-            self._fit({self.settings.n_copies - 1: total}, True)
+            self.fit_to(total)
+
+    @torch.no_grad()
+    def fit_to(self, statistics: SufficientStatistics) -> None:
+        """An M step of the copy of all cells, from where it stands, on statistics of the basis."""
+        self._fit({self.settings.n_copies - 1: statistics}, True)
         self.forget_tables()
 
     def _copies_at_once(self) -> int:
@@ -385,15 +390,12 @@ class Mixture(nn.Module):
 
     def gene_prior(self, copy: int = -1) -> GenePrior | None:
         """What a copy's components are drawn from, or None where that is not learned, or not yet."""
-        if not self.settings.learns_prior or self.prior_disp[copy, 0] == 0:
+        if not self.settings.learns_prior:
             return None
-        log_mean, log_mean_variance, log_inv_disp = self.prior_genes[copy]
-        of_disp = self.prior_disp[copy]
-        return GenePrior(log_mean, log_mean_variance, log_inv_disp, of_disp[0], of_disp[1:])
+        return GenePrior.of_tables(self.prior_genes[copy], self.prior_disp[copy])
 
     def _keep_prior(self, copy: int, prior: GenePrior) -> None:
-        self.prior_genes[copy] = torch.stack(prior[:3])
-        self.prior_disp[copy] = torch.cat([prior.log_inv_disp_variance[None], prior.trend])
+        self.prior_genes[copy], self.prior_disp[copy] = prior.tables()
 
     def _log_prior_density(self, seen: SufficientStatistics) -> float:
         """What pseudo-cells, and the extra cells in learned weights, add to the log likelihood."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 LOG_INV_DISP_RANGE = (-8.0, 12.0)  # from all-or-nothing to Poisson; beyond them the likelihood is flat
@@ -37,6 +38,20 @@ class GenePrior(NamedTuple):
     log_inv_disp: Tensor
     log_inv_disp_variance: Tensor
     trend: Tensor
+
+    @classmethod
+    def of_tables(cls, of_genes: Tensor, of_disp: Tensor) -> GenePrior | None:
+        """Of what ``tables`` gives; None where it has not been learned, which leaves zeros."""
+        log_mean, log_mean_variance, log_inv_disp = of_genes
+        return (
+            None
+            if of_disp[0] == 0
+            else cls(log_mean, log_mean_variance, log_inv_disp, of_disp[0], of_disp[1:])
+        )
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """(3, genes) m, tau^2 and b, and (4,) sigma^2 with the trend, as checkpoints hold them."""
+        return torch.stack(self[:3]), torch.cat([self.log_inv_disp_variance[None], self.trend])
 
     def log_density(self, components: Components) -> Tensor:
         """(K, genes) nats, without the normalising constant."""

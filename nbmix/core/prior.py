@@ -61,6 +61,22 @@ def first_prior(seen: SufficientStatistics, basis: Basis, total_size: float) -> 
     )
 
 
+def of_more_genes(prior: GenePrior, log_mean: Tensor, positions: Tensor) -> GenePrior:
+    """A prior of more genes, whose pooled ones are ``log_mean`` (all genes,); its own stand at ``positions``.
+
+    A new gene varies as the typical one does, and is dispersed as the trend says.
+    """
+    more = GenePrior(
+        log_mean.clone(),
+        torch.full_like(log_mean, float(prior.log_mean_variance.log().mean().exp())),
+        _line(prior._replace(log_mean=log_mean)),
+        *prior[3:],
+    )
+    for old, new in zip(prior[:3], more[:3], strict=True):
+        new[positions] = old
+    return more
+
+
 def update_prior(fit: FittedComponents, prior: GenePrior) -> GenePrior:
     """Variances, common dispersions and their trend, from components (K, genes) fitted under ``prior``."""
     components, curve = fit

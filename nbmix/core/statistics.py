@@ -163,6 +163,26 @@ class SufficientStatistics:
             members @ self.weight,
         )
 
+    def moved(self, mine: Basis, other: Basis, genes: Tensor) -> SufficientStatistics:
+        """The same sums on a basis that reaches further than ``mine``, in size factors, counts and genes.
+
+        A function of ln s at the nodes of ``mine`` is interpolated from those of ``other``, as that of a cell
+        is from nodes: the sums follow linearly.
+
+        Args:
+            mine: that these are on.
+            other: of the same cells and others.
+            genes: (genes,) int64, where those of ``mine`` stand among its.
+        """
+        to = other.nodes.weights(torch.exp(mine.nodes.log_nodes))  # (nodes, other nodes)
+        if torch.equal(mine.nodes.log_nodes, other.nodes.log_nodes):
+            to = torch.eye(len(to), dtype=torch.float64)
+        moved = self.zeros(other, self.weight.numel(), self.weight.device)
+        moved.rate[genes] = self.rate @ to
+        moved.pair[other.levels.places_of(genes[mine.levels.gene], mine.levels.count)] = self.pair
+        moved.node, moved.weight = self.node @ to, self.weight.clone()
+        return moved
+
     def all_reduce_(self) -> SufficientStatistics:
         """Sum over the ranks of the default process group, in place."""
         for tensor in self.tensors():

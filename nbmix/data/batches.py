@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.csr import CsrMatrix
 from nbmix.core.kernels.threads import side_by_side
 from nbmix.data.counts import CountData
 
@@ -55,6 +58,49 @@ class CellBatches(Dataset[CellBatch]):
             prior=None if data.prior is None else data.prior[rows],
             labels=None if self.codes is None else self.codes[rows],
             origin=origin_of(data, rows),
+        )
+
+
+class CellsOnDevice(Dataset[CellBatch]):
+    """All cells on a device as one CSR matrix, 4 bytes a nonzero; batches are cut there, by a few gathers.
+
+    They list the pairs and have the nodes of the whole data: to find those that occur in some cells, a GPU
+    would have to be waited for.
+
+    Args:
+        data: with its counts in memory.
+        basis: of ``data``, on the CPU.
+        device: where the batches will be.
+    """
+
+    def __init__(self, data: CountData, basis: Basis, device: torch.device | str) -> None:
+        labels = label_codes(data)
+        whole = CellBatch.build(data.counts, data.size_factors, basis, prior=data.prior, labels=labels)
+        self.data, self._begin, self._whole = (
+            data,
+            whole.pairs.indptr.numpy().astype(np.int64),
+            whole.to(device),
+        )
+
+    def __getitem__(self, rows: np.ndarray) -> CellBatch:
+        whole, begin = self._whole, self._begin[rows]
+        indptr = np.concatenate([[0], np.cumsum(self._begin[rows + 1] - begin)])
+        told = np.concatenate([rows, begin - indptr[:-1], indptr])  # all that the device is told, in one copy
+        told_there = torch.from_numpy(told).to(whole.pairs.indices.device)
+        own, shift, indptr_there = told_there.split([rows.size, rows.size, rows.size + 1])
+        places = torch.arange(indptr[-1], device=own.device)
+        places += torch.repeat_interleave(shift, indptr_there.diff(), output_size=int(indptr[-1]))
+        indices = whole.pairs.indices[places]
+        return replace(
+            whole,
+            rows=own,
+            pairs=CsrMatrix(indptr_there.to(indices.dtype), indices, whole.pairs.n_columns),
+            size_factors=whole.size_factors[own],
+            weights=whole.weights[own],
+            constant=whole.constant[own],
+            log_prior=None if whole.log_prior is None else whole.log_prior[own],
+            labels=None if whole.labels is None else whole.labels[own],
+            origin=origin_of(self.data, rows),
         )
 
 

@@ -18,10 +18,10 @@ from nbmix.core.batch import Basis, CellBatch, Precision
 from nbmix.core.declared import LARGEST_SEED, Setting, checked
 from nbmix.core.folds import CELLS_A_BLOCK, by_origin, fold_blocks, fold_members, fold_shares
 from nbmix.data.backed import StreamedBatches
-from nbmix.data.batches import CellBatches, PreparedBatches
+from nbmix.data.batches import CellBatches, CellsOnDevice, PreparedBatches
 from nbmix.data.counts import CountData
 from nbmix.data.read import read_h5ad
-from nbmix.data.sampler import ShuffledBatches
+from nbmix.data.sampler import LARGEST_BATCH, ShuffledBatches
 from nbmix.data.simulate import simulated_count_data
 from nbmix.data.tenx import read_tenx
 from nbmix.data.zheng import MIXTURES, read_zheng
@@ -50,7 +50,13 @@ class CountsDataModule(pl.LightningDataModule):
         read: Callable[[], CountData],
         *,
         batch_size: Annotated[
-            int, Setting("The largest number of cells in a batch.", least=1)
+            int | str,
+            Setting(
+                "The largest number of cells in a batch. With auto random batches hold 64 cells, and up to "
+                "1,024 where there are many; an epoch is then at most 32,768 cells, a share of a pass.",
+                least=1,
+                words=("auto",),
+            ),
         ] = CELLS_A_BLOCK,
         validation_share: Annotated[
             float, Setting("The share of the cells that is held out of the fit.", least=0, below=1)
@@ -70,9 +76,11 @@ class CountsDataModule(pl.LightningDataModule):
         super().__init__()
         self._read = read
         self.batch_size, self.validation_share = batch_size, validation_share
+        self._block_size = CELLS_A_BLOCK if isinstance(batch_size, str) else batch_size
         self.folds, self.shuffle, self.seed = folds, shuffle, seed
         self._precision = Precision.of(torch.float32 if dtype == "float32" else torch.float64)
         self._data: CountData | None = None
+        self._there: dict[int, CellBatch] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split the cells; every rank does the same."""
@@ -167,7 +175,7 @@ class CountsDataModule(pl.LightningDataModule):
             blocks = fold_blocks(
                 self.data.size_factors[self.training_rows],
                 self.folds,
-                self.batch_size,
+                self._block_size,
                 self.fold_generator(),
                 rank=rank,
                 world_size=world_size,
@@ -191,6 +199,13 @@ class CountsDataModule(pl.LightningDataModule):
         parts = by_origin(rows, None if origins is None else origins[rows])
         return [(-1, share) for part in parts for share in fold_shares(part, sizes[part], size, *self._rank)]
 
+    @property
+    def _cells_to_predict(self) -> int:
+        """Cells in a block of those that nothing is learned from."""
+        if not self.shuffle:
+            return self._block_size
+        return LARGEST_BATCH if isinstance(self.batch_size, str) else max(self.batch_size, LARGEST_BATCH)
+
     def _streamed(self, *, training: bool, held_out: bool, keep: bool) -> StreamedBatches:
         """Batches of training cells, each in its fold, and of held-out ones, as the file has them."""
         fold = np.full(self.data.n_cells, StreamedBatches.OUTSIDE)
@@ -200,7 +215,7 @@ class CountsDataModule(pl.LightningDataModule):
             fold[self.validation_rows] = -1
         rank, world_size = self._rank
         return StreamedBatches(
-            self.data, self.basis, fold, self.batch_size, rank=rank, world_size=world_size, keep=keep
+            self.data, self.basis, fold, self._block_size, rank=rank, world_size=world_size, keep=keep
         )
 
     def train_dataloader(self) -> DataLoader[CellBatch]:
@@ -210,7 +225,24 @@ class CountsDataModule(pl.LightningDataModule):
         sampler = ShuffledBatches(
             self.training_rows, self.batch_size, self.seed, *self._rank, origins=origins
         )
-        return DataLoader(self._cells, batch_size=None, sampler=sampler)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        cells = self._cells if device.type == "cpu" else CellsOnDevice(self.data, self.basis, device)
+        return DataLoader(cells, batch_size=None, sampler=sampler)
+
+    def transfer_batch_to_device(
+        self, batch: CellBatch, device: torch.device, dataloader_idx: int
+    ) -> CellBatch:
+        """``batch`` on ``device``; where it is the same every epoch it stays there until the fit ends."""
+        is_fitted = self.trainer is not None and self.trainer.training
+        if device.type == "cpu" or self._fixed is None or self.data.is_backed or not is_fitted:
+            return batch.to(device)
+        if id(batch) not in self._there:  # which no other batch has, since those of _fixed are kept
+            self._there[id(batch)] = batch.to(device)
+        return self._there[id(batch)]
+
+    def teardown(self, stage: str) -> None:
+        """Give the memory of the device back."""
+        self._there.clear()
 
     def val_dataloader(self) -> DataLoader[CellBatch] | list[Any]:
         if not self.validation_rows.size:
@@ -219,7 +251,7 @@ class CountsDataModule(pl.LightningDataModule):
             if self.data.is_backed:  # few enough to be kept, and a pass over the file less
                 self._held_out = list(self._streamed(training=False, held_out=True, keep=False))
             else:
-                blocks = self._shares(self.validation_rows, self.batch_size)
+                blocks = self._shares(self.validation_rows, self._cells_to_predict)
                 self._held_out = PreparedBatches(self._cells, blocks, keep=False).all()
         # a list has all that a DataLoader asks of a Dataset
         return DataLoader(self._held_out, batch_size=None)  # type: ignore[arg-type]
@@ -231,7 +263,7 @@ class CountsDataModule(pl.LightningDataModule):
             return DataLoader(self._streamed(training=True, held_out=True, keep=False), batch_size=None)
         training: PreparedBatches | StreamedBatches
         if self.shuffle:
-            blocks = self._shares(self.training_rows, max(self.batch_size, 1024))
+            blocks = self._shares(self.training_rows, self._cells_to_predict)
             training = PreparedBatches(self._cells, blocks, keep=False)
         else:
             training = self._training_blocks()

@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from nbmix.core.folds import by_origin
 
+LEAST_BATCH, LARGEST_BATCH = 64, 1024  # cells of all ranks: beyond, a cell costs no less
+
+STEPS_A_PASS = 64  # at least, where batches grow with the data
+
+EPOCH_CELLS = 32_768  # at most: how often held-out cells are asked whether it is enough
+
+
+class BatchSchedule(NamedTuple):
+    """How random batches are dealt out, the one place that says so: cells of a batch, and of an epoch.
+
+    Attributes:
+        cells_a_batch: at most, on all ranks together.
+        epochs_a_pass: so many epochs see every cell once.
+    """
+
+    cells_a_batch: int
+    epochs_a_pass: int = 1
+
+    @classmethod
+    def of(cls, batch_size: int | str, n_cells: int, world_size: int = 1) -> BatchSchedule:
+        """What the setting ``batch_size`` means for so many training cells.
+
+        A number is that of a batch on each rank, and an epoch is a pass. With "auto" batches hold a
+        64th of the cells, between 64 and 1,024, and an epoch is a pass or an equal share of one, of at most
+        32,768 cells.
+
+        >>> BatchSchedule.of("auto", 85_190)
+        BatchSchedule(cells_a_batch=1024, epochs_a_pass=3)
+        """
+        if not isinstance(batch_size, str):
+            return cls(batch_size * world_size)
+        cells = min(max(n_cells // STEPS_A_PASS, LEAST_BATCH), LARGEST_BATCH)
+        return cls(cells, max(1, -(-n_cells // EPOCH_CELLS)))
+
 
 class ShuffledBatches(Sampler[np.ndarray]):
     """This rank's shares of new random batches every epoch, some of which may be empty.
 
     There are as many on every rank. All ranks' shares together are the batches that one process would have,
-    of ``world_size`` times as many cells. The order depends on the seed and the epoch alone, so that a
+    of as many cells as these have in all. The order depends on the seed and the epoch alone, so that a
     resumed run sees what the whole one saw. Lightning calls ``set_epoch``.
 
     Where cells have origins, all cells of a batch have the same one, and batches of all origins follow each
@@ -22,7 +57,7 @@ class ShuffledBatches(Sampler[np.ndarray]):
 
     Args:
         rows: (cells,) positions of all ranks' cells.
-        batch_size: cells at most, on each rank.
+        batch_size: cells at most, on each rank, or "auto"; see ``BatchSchedule``.
         seed: of the shuffling.
         rank, world_size: this process and how many there are.
         origins: (cells,) of the cells at ``rows``; None: all are of one.
@@ -31,14 +66,14 @@ class ShuffledBatches(Sampler[np.ndarray]):
     def __init__(
         self,
         rows: np.ndarray,
-        batch_size: int,
+        batch_size: int | str,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         *,
         origins: np.ndarray | None = None,
     ) -> None:
-        self.batch_size, self.seed = batch_size, seed
+        self.schedule, self.seed = BatchSchedule.of(batch_size, rows.size, world_size), seed
         self.rank, self.world_size = rank, world_size
         self.parts = by_origin(rows, origins)
         self.epoch = 0
@@ -47,11 +82,14 @@ class ShuffledBatches(Sampler[np.ndarray]):
         self.epoch = epoch
 
     def _batches(self) -> list[np.ndarray]:
-        generator = np.random.default_rng([self.seed, self.epoch])
+        which_pass, share = divmod(self.epoch, self.schedule.epochs_a_pass)
+        generator = np.random.default_rng([self.seed, which_pass])
         batches: list[np.ndarray] = []
         for part in self.parts:
-            n_batches = max(1, -(-part.size // (self.batch_size * self.world_size)))
-            batches += np.array_split(generator.permutation(part), n_batches)
+            shares = np.array_split(generator.permutation(part), self.schedule.epochs_a_pass)
+            # as many in every epoch: Lightning asks once; the first share is the largest
+            n_batches = max(1, -(-shares[0].size // self.schedule.cells_a_batch))
+            batches += np.array_split(shares[share], n_batches)
         if len(self.parts) > 1:
             batches = [batches[number] for number in generator.permutation(len(batches))]
         return [cells[self.rank :: self.world_size] for cells in batches]

@@ -176,20 +176,20 @@ def compare_sets(
     statistics: SufficientStatistics,
     basis: Basis,
     total_size: float,
-    first: Sequence[int],
-    second: Sequence[int],
+    sets: tuple[Sequence[int], Sequence[int]],
     components: Components | None = None,
+    prior: GenePrior | None = None,
 ) -> Comparison:
-    """Compare two sets of components, each seen as one; what both are drawn from is learned from all of them.
+    """Compare two sets of components, each seen as one.
 
     Args:
-        statistics, basis, total_size, components: of all K components, see ``find_markers``.
-        first, second: positions, with cells; none is in both.
+        statistics, basis, total_size, components, prior: of all K components, see ``find_markers``.
+        sets: positions of the first set and of the second, with cells; none is in both.
     """
     n_components = statistics.weight.numel()
-    components, prior = _fit(statistics, basis, total_size, components, None)
+    components, prior = _fit(statistics, basis, total_size, components, prior)
     members = torch.zeros(2, n_components, dtype=torch.float64)
-    for number, positions in enumerate((first, second)):
+    for number, positions in enumerate(sets):
         members[number, list(positions)] = 1
     summed = statistics.summed(members)
     begin = _begin(members * statistics.weight, summed.weight, components, prior)

@@ -105,8 +105,8 @@ def annotate(
 
 
 def forget(adata: ad.AnnData, key: str) -> None:
-    """Take out what a fit, or a prediction, has written under ``key``."""
-    for slot, names in _own_names(key).items():
+    """Take out what a fit, or a prediction, has written under ``key``, and what ``regroup`` made of it."""
+    for slot, names in _names_to_forget(key, adata.uns).items():
         for name in names:
             if name in getattr(adata, slot):
                 del getattr(adata, slot)[name]
@@ -164,6 +164,15 @@ def _own_names(key: str) -> dict[str, list[str]]:
         "varm": [f"{key}_{end}" for end in ("log_mean", "log_inv_disp", "batch_offsets")],
         "uns": [key, f"{key}_rank_genes_groups"],
     }
+
+
+def _names_to_forget(key: str, uns: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of ``_own_names``, and of the groups of ``nbmix.regroup`` where these are no other fit."""
+    own, groups = _own_names(key), f"{key}_groups"
+    if groups in uns and "provenance" not in uns[groups]:
+        for slot, names in _own_names(groups).items():
+            own[slot] += names
+    return own
 
 
 def _aliases(key: str) -> dict[str, tuple[str, str]]:
@@ -246,7 +255,7 @@ def annotate_file(file: h5py.File, key: str, results: Results, *, embed: bool) -
         if slot not in file:
             write_elem(file, slot, {})
     earlier = _aliased(file["obsm"], file["uns"], key)
-    ours = _own_names(key)
+    ours = _names_to_forget(key, file["uns"])
     for slot, of_slot in [*ours.items(), ("raw/varm", ours["varm"])]:
         for name in of_slot:
             if f"{slot}/{name}" in file:

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 from nbmix.core.batch import Basis
-from nbmix.data.batches import CellBatches, PreparedBatches, label_codes
+from nbmix.core.minibatch import nonzeros_log_likelihood
+from nbmix.data.batches import CellBatches, CellsOnDevice, PreparedBatches, label_codes
 from tests.helpers.running import small_data
 
 
@@ -47,6 +49,32 @@ def test_a_batch_holds_its_cells_in_their_order(data, cells):
     np.testing.assert_array_equal(batch.size_factors.numpy(), data.size_factors[rows])
     np.testing.assert_array_equal(batch.labels.numpy(), label_codes(data)[rows])
     np.testing.assert_allclose(np.exp(batch.log_prior.numpy()), data.prior[rows], rtol=1e-12)
+
+
+def test_cells_on_a_device_are_cut_as_elsewhere(data, cells):
+    data = replace(data, origins=np.arange(data.n_cells) % 2, origin_names=("a", "b"))
+    counts = data.counts.copy()
+    counts.data[counts.indptr[5] : counts.indptr[6]] = 0  # a cell without counts
+    counts.eliminate_zeros()
+    data = replace(data, counts=counts)
+    basis = Basis.of(data.counts, data.size_factors)
+    on_device, elsewhere = CellsOnDevice(data, basis, "cpu"), CellBatches(data, basis)
+    generator = torch.Generator().manual_seed(0)
+    log_mean, log_inv_disp = (torch.randn(3, data.n_genes, generator=generator).double() for _ in range(2))
+    for rows in (np.array([7, 1, 59, 5]), np.array([2]), np.arange(0, 60, 2), np.array([], np.int64)):
+        found, wanted = on_device[rows], elsewhere[rows]
+        assert found.rows.tolist() == rows.tolist()
+        assert (found.origin, found.n_cells) == (wanted.origin, rows.size)
+        np.testing.assert_array_equal(
+            counts_in(found, basis.levels, data.n_genes), counts_in(wanted, basis.levels, data.n_genes)
+        )
+        for name in ("size_factors", "log_prior", "labels"):
+            assert torch.equal(getattr(found, name), getattr(wanted, name))
+        values = [
+            nonzeros_log_likelihood(log_mean - 9, log_inv_disp, batch, basis.levels)
+            for batch in (found, wanted)
+        ]
+        torch.testing.assert_close(*values, rtol=1e-12, atol=1e-9)
 
 
 def test_prepared_batches_are_made_once_in_the_order_of_their_blocks(cells):

@@ -8,16 +8,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 from nbmix.data.module import CountsDataModule, from_h5ad, from_simulation
 from nbmix.errors import InputError
 from tests.helpers.running import small_data
 
 
-def module(data=None, rank=0, world_size=1, **settings):
+def module(data=None, rank=0, world_size=1, device="cpu", **settings):
     made = CountsDataModule(lambda: data or small_data(), **settings)
     made.setup()
-    made.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+    made.trainer = SimpleNamespace(
+        global_rank=rank,
+        world_size=world_size,
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+        training=True,
+    )
     return made
 
 
@@ -105,6 +111,26 @@ def test_fixed_batches_are_made_once():
     data = module(batch_size=20)
     first, second = list(data.train_dataloader()), list(data.train_dataloader())
     assert all(a is b for a, b in zip(first, second, strict=True))
+
+
+def test_minibatches_are_cut_on_the_device():
+    for device in ("cpu", "meta"):
+        batches = list(module(shuffle=True, batch_size=16, device=device).train_dataloader())
+        assert sum(batch.n_cells for batch in batches) == 54
+        assert {batch.pairs.indices.device.type for batch in batches} == {device}
+
+
+def test_fixed_batches_stay_on_the_device_until_the_fit_ends():
+    data, meta = module(folds=3), torch.device("meta")
+    (first, *_), (held_out,) = data.train_dataloader(), data.val_dataloader()
+    moved = data.transfer_batch_to_device(first, meta, 0)
+    assert moved.pairs.indices.device.type == "meta"
+    assert data.transfer_batch_to_device(first, meta, 0) is moved
+    data.trainer.training = False
+    assert data.transfer_batch_to_device(held_out, meta, 0).size_factors.device.type == "meta"
+    data.trainer.training = True
+    data.teardown("fit")
+    assert data.transfer_batch_to_device(first, meta, 0) is not moved
 
 
 def test_data_is_read_once():

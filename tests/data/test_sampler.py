@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nbmix.data.sampler import ShuffledBatches
+from nbmix.data.sampler import BatchSchedule, ShuffledBatches
 
 ROWS = np.arange(5, 42)
 
@@ -78,3 +78,37 @@ def test_batches_of_origins_take_turns_at_random():
         orders.append([int(ORIGINS[batch[0] - 5]) for batch in sampler])
     assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
     assert len(sampler) == 19
+
+
+@pytest.mark.parametrize(
+    "n_cells, batch, epochs",
+    [(1, 64, 1), (3_400, 64, 1), (32_768, 512, 1), (32_769, 512, 2), (10**6, 1024, 31)],
+)
+def test_auto_takes_larger_batches_and_shares_of_a_pass_of_more_cells(n_cells, batch, epochs):
+    assert BatchSchedule.of("auto", n_cells) == (batch, epochs)
+    assert BatchSchedule.of("auto", n_cells, world_size=4) == (batch, epochs)  # of all ranks
+
+
+def test_a_number_is_that_of_each_rank_and_an_epoch_is_a_pass():
+    assert BatchSchedule.of(64, 10**6, world_size=2) == (128, 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("has_origins", [False, True])
+def test_epochs_share_out_a_pass(world_size, has_origins):
+    rows = np.arange(40_003)
+    origins = np.minimum(rows, 2) if has_origins else None  # two of a single cell
+
+    def epoch(number: int) -> list[list[np.ndarray]]:
+        ranks = [
+            ShuffledBatches(rows, "auto", 0, rank, world_size, origins=origins) for rank in range(world_size)
+        ]
+        for sampler in ranks:
+            sampler.set_epoch(number)
+        assert {len(sampler) for sampler in ranks} == {len(ShuffledBatches(rows, "auto", 0, origins=origins))}
+        return [list(sampler) for sampler in ranks]
+
+    seen = [np.concatenate([b for ranks in epoch(number) for b in ranks]) for number in range(4)]
+    for first in (0, 2):
+        assert np.array_equal(np.sort(np.concatenate(seen[first : first + 2])), rows)
+    assert set(seen[0]) != set(seen[2])

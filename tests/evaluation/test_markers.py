@@ -361,14 +361,14 @@ def test_sets_of_components_are_compared_as_components_are(case):
     known = statistics, basis, float(problem.size_factors.sum())
     markers = find_markers(*known)
     for first, rest in ((0, [1, 2]), (1, [0, 2]), (2, [0, 1])):
-        found = compare_sets(*known, [first], rest)
+        found = compare_sets(*known, ([first], rest))
         for mine, theirs in zip(found.contrast, markers.from_rest, strict=True):
             torch.testing.assert_close(mine, theirs[first], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(found.log_mean, markers.log_mean[first], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(found.share_reference, markers.share_rest[first])
-        turned = compare_sets(*known, rest, [first])
+        turned = compare_sets(*known, (rest, [first]))
         torch.testing.assert_close(turned.contrast.log_fold_change, -found.contrast.log_fold_change)
-        other = compare_sets(*known, [first], rest[:1])
+        other = compare_sets(*known, ([first], rest[:1]))
         difference = markers.log_mean[first] - markers.log_mean[rest[0]]
         torch.testing.assert_close(other.contrast.log_fold_change, difference, rtol=1e-5, atol=1e-6)
 
@@ -376,7 +376,7 @@ def test_sets_of_components_are_compared_as_components_are(case):
 def test_a_table_of_a_comparison_has_the_best_marker_first(case):
     problem, q, _, _ = case
     statistics, basis = collect(problem.counts, problem.size_factors, torch.as_tensor(q))
-    found = compare_sets(statistics, basis, float(problem.size_factors.sum()), [0], [1])
+    found = compare_sets(statistics, basis, float(problem.size_factors.sum()), ([0], [1]))
     names = np.array([f"g{j}" for j in range(statistics.rate.shape[0])])
     table = comparison_table(found, names)
     score = found.score.numpy()

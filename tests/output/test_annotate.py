@@ -58,6 +58,10 @@ def test_what_an_earlier_fit_has_written_goes(adata):
     assert set(adata.obsm) == {"X_nbmix", "X_nbmix_components", "X_nbmix_pca"}
     assert "nbmix_batch_offsets" not in adata.varm
     assert "nbmix_groups" in adata.obs
+    adata.uns["nbmix_groups"], adata.obsm["X_nbmix_groups"] = {"0": "0+1"}, np.ones((60, 1))  # by regroup
+    annotate(adata, "nbmix", results, genes)
+    for slot in (adata.obs, adata.obsm, adata.uns):
+        assert not any("nbmix_groups" in name for name in slot)
 
 
 def test_cells_that_no_picture_shows_have_no_place(adata):
