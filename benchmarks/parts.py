@@ -7,8 +7,8 @@ The matrix is the one of scale.py: cells of mix10, in random order. A tenth is h
     whole            at once, by ``NBMixture.fit``
     parts_N          in N parts of equal size, each met once, and in memory alone
 
-and the log likelihood of the held-out cells is compared. Every measurement has a process of its own. Labels are
-not looked at. Run it on an idle machine.
+and the log likelihood of the held-out cells is compared. Every measurement has a process of its own.
+Labels are not looked at. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def main() -> None:
     if results is None:
         return
     common.show(
-        f"{arguments.cells:,} cells, a tenth held out, K = {arguments.components}; {common.conditions(results)}",
+        f"{arguments.cells:,} cells, a tenth held out, K = {arguments.components}; "
+        f"{common.conditions(results)}",
         ("", "held-out nats", "less whole", "seconds", "CPU s", "first part CPU s", ""),
         rows(results),
     )
