@@ -41,7 +41,8 @@ class Exact(torch.nn.Module):
 @pytest.mark.parametrize("weights", ["learned", "uniform"])
 def test_elbo_is_a_bound_that_the_exact_posterior_reaches(weights):
     data = small_data()
-    model = model_for(data, weights=weights, dtype="float64", encoder_epochs=0)
+    begin = {"encoder_epochs": 0, "encoder_start": "random"}
+    model = model_for(data, weights=weights, dtype="float64", **begin)
     module, cells = fit(model, data, epochs=2, batch_size=20)
     assert (cells.elbo < cells.log_likelihood).all()
     for batch in module.predict_dataloader():
