@@ -91,7 +91,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
         weights: The weights pi are "learned", "uniform", or "given" for each cell by ``prior_key``.
         tol: EM has converged once its objective rises by less, relative to it. It is for EM alone.
         max_iter: The largest number of iterations of EM (default 100) or of epochs (default 20).
-        batch_size: The largest number of cells in a batch. The default is 16384 for EM, else 64.
+        batch_size: The largest number of cells in a batch. The default is 16384 for EM, else "auto": 64,
+            and up to 1024 where there are many cells.
         model_settings: Other settings of the model, by the names in conf/model: ``patience``, ``m_step`` and
             ``dtype`` for EM, ``n_hidden`` and ``lr`` for amortized inference, and more.
         layer: The layer of an AnnData that holds the raw counts. The default is X.
@@ -163,7 +164,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         weights: str = MixtureSettings.weights,
         tol: float = StoppingRule.tolerance,
         max_iter: int | None = None,
-        batch_size: int | None = None,
+        batch_size: int | str | None = None,
         model_settings: Mapping[str, Any] | None = None,
         layer: str | None = None,
         size_factor_key: str | None = None,

@@ -21,7 +21,7 @@ from nbmix.data.backed import StreamedBatches
 from nbmix.data.batches import CellBatches, CellsOnDevice, PreparedBatches
 from nbmix.data.counts import CountData
 from nbmix.data.read import read_h5ad
-from nbmix.data.sampler import LARGEST_BATCH, ShuffledBatches
+from nbmix.data.sampler import LARGEST_BATCH, BatchSchedule, ShuffledBatches
 from nbmix.data.simulate import simulated_count_data
 from nbmix.data.tenx import read_tenx
 from nbmix.data.zheng import MIXTURES, read_zheng
@@ -161,6 +161,11 @@ class CountsDataModule(pl.LightningDataModule):
         folds = np.full(self.data.n_cells, -1)
         folds[self.training_rows] = fold_members(self.training_rows.size, self.folds, self.fold_generator())
         return folds
+
+    @property
+    def schedule(self) -> BatchSchedule:
+        """How random batches are dealt out."""
+        return BatchSchedule.of(self.batch_size, self.training_rows.size, self._rank[1])
 
     @property
     def _rank(self) -> tuple[int, int]:

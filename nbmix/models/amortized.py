@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from nbmix.core.batch import CellBatch
 from nbmix.core.declared import Setting, checked, settings_among
+from nbmix.core.em_loop import StoppingRule
 from nbmix.core.settings import (
     ComponentsPerGroup,
     Dtype,
@@ -20,10 +22,51 @@ from nbmix.core.settings import (
     Weights,
     n_to_fit,
 )
-from nbmix.models.base import Prediction
+from nbmix.data.module import CountsDataModule
+from nbmix.data.sampler import EPOCH_CELLS, LEAST_BATCH
+from nbmix.models.base import FitDefaults, Prediction
+from nbmix.models.encoder_start import begin_near_posterior
 from nbmix.models.minibatch import ElboTerms, MinibatchModule, prior_where_empty
 from nbmix.models.networks import SparseEncoder
 from nbmix.models.offsets import step_offsets
+from nbmix.models.start_components import improve_on_all_cells
+from nbmix.starts.base import StartState
+
+RATE = 1e-3  # of Adam for the encoder, in batches of 64 cells
+
+
+class Phases(NamedTuple):
+    """What a fit has been told by the ELBO of held-out cells.
+
+    Attributes:
+        n_encoder_epochs: in which the encoder learns alone.
+        are_over: whether the fit has ended.
+    """
+
+    n_encoder_epochs: int
+    are_over: bool = False
+
+
+def phases(held_out_elbo: Sequence[float], encoder_epochs: int, tolerance: float, patience: int) -> Phases:
+    """Where the encoder's time alone ends, and whether the fit does: each by ``StoppingRule``.
+
+    Args:
+        held_out_elbo: after each epoch so far, nats per cell.
+        encoder_epochs: of the encoder alone, at most.
+        tolerance, patience: of the rule.
+
+    >>> phases([-9.0, -8.0, -7.999], encoder_epochs=5, tolerance=0.01, patience=1)
+    Phases(n_encoder_epochs=3, are_over=False)
+    """
+    rule = StoppingRule(tolerance, patience)
+    for epoch, elbo in enumerate(held_out_elbo, 1):
+        has_ended = rule.update(elbo)
+        if epoch > encoder_epochs:
+            if has_ended:
+                return Phases(encoder_epochs, are_over=True)
+        elif has_ended or epoch == encoder_epochs:
+            encoder_epochs, rule = epoch, StoppingRule(tolerance, patience, best=elbo)
+    return Phases(encoder_epochs)
 
 
 @checked("model")
@@ -32,8 +75,12 @@ class AmortizedMixture(MinibatchModule):
 
         ELBO_i = sum_k q_ik [ l_ik + ln pi_k - ln q_ik ],    q_i = encoder(x_i)
 
-    The encoder first learns the exact posterior under the start's components (cross entropy), so that the
-    components are not pulled together while it still guesses.
+    What the start has found on some of the cells is improved by EM on all of them, and the encoder begins
+    near the posterior (``nbmix.models.encoder_start``). It then learns the exact posterior (cross entropy),
+    so that the components are not pulled together while it still guesses, and at last both move.
+
+    Held-out cells say how long: the encoder is alone, and the fit goes on, until their ELBO no longer rises.
+    A rise is looked for over as many epochs as it takes to meet 32,768 cells.
 
     Where cells come from several origins the l_ik are those of components moved by the offsets of the start
     (``nbmix.core.offsets``), and the encoder is told the origin. Offsets take a step at the end of each
@@ -46,7 +93,10 @@ class AmortizedMixture(MinibatchModule):
 
     kind: ClassVar[str] = "amortized"
     in_python: ClassVar[bool] = True
-    free_to_change: ClassVar[frozenset[str]] = frozenset({"lr", "components_lr", "encoder_epochs"})
+    defaults: ClassVar[FitDefaults] = FitDefaults("subsample", max_epochs=20, batch_size="auto")
+    free_to_change: ClassVar[frozenset[str]] = frozenset(
+        {"lr", "components_lr", "em_iterations", "encoder_start", "encoder_epochs", "tolerance"}
+    )
     gradient_norms: ClassVar[Sequence[str]] = ("encoder", "mixture.log_mean", "mixture.log_inv_disp")
 
     def __init__(
@@ -60,14 +110,49 @@ class AmortizedMixture(MinibatchModule):
         n_hidden: Annotated[
             int, Setting("The number of units in the hidden layer of the encoder.", least=1)
         ] = 128,
-        lr: Annotated[float, Setting("The learning rate of the encoder.", above=0)] = 1e-3,
+        lr: Annotated[
+            float | str,
+            Setting(
+                "The learning rate of the encoder. auto is 0.001 for batches of 64 cells, and grows with the "
+                "square root of larger ones.",
+                above=0,
+                words=("auto",),
+            ),
+        ] = "auto",
         components_lr: Annotated[
             float, Setting("The learning rate of components and weights.", above=0)
         ] = 1e-3,
+        em_iterations: Annotated[
+            int,
+            Setting(
+                "The largest number of iterations of EM on all cells that improve the start. With 0 its "
+                "components stay as they are.",
+                least=0,
+            ),
+        ] = 10,
+        encoder_start: Annotated[
+            str,
+            Setting(
+                "Where the encoder begins: near the posterior under the components, or random.",
+                words=("components", "random"),
+            ),
+        ] = "components",
         encoder_epochs: Annotated[
             int,
-            Setting("For so many epochs the encoder alone learns the exact posterior of the start.", least=0),
+            Setting(
+                "For so many epochs, or fewer if held-out cells gain no more, the encoder alone learns the "
+                "exact posterior of the start.",
+                least=0,
+            ),
         ] = 5,
+        tolerance: Annotated[
+            float | None,
+            Setting(
+                "The smallest rise of the ELBO of held-out cells that counts, as a share of it. With null "
+                "there are always encoder_epochs and trainer.max_epochs.",
+                least=0,
+            ),
+        ] = 5e-5,
         train_components: Annotated[
             bool, Setting("With false the components stay as the start made them.")
         ] = True,
@@ -77,8 +162,12 @@ class AmortizedMixture(MinibatchModule):
         n_fitted = n_to_fit(n_components, components_per_group)
         settings = MixtureSettings(n_fitted, 1, pseudo_cells, weights, dtype=dtype, n_groups=n_components)
         super().__init__(gene_names, settings, plain)
-        self.lr, self.components_lr = lr, components_lr
+        self.encoder_lr, self.components_lr = RATE if isinstance(lr, str) else lr, components_lr
+        self.has_auto_lr = isinstance(lr, str)
+        self.em_iterations, self.encoder_start = em_iterations, encoder_start
         self.encoder_epochs, self.train_components = encoder_epochs, train_components
+        self.tolerance = tolerance
+        self.held_out_elbo: list[float] = []  # after each epoch, nats per cell
         self.encoder = SparseEncoder(len(self.gene_names), n_fitted, n_hidden)
         self.mixture.requires_grad_(train_components)
         self.mixture.log_weights.requires_grad_(train_components and weights == "learned")
@@ -96,8 +185,29 @@ class AmortizedMixture(MinibatchModule):
         if names:
             self.encoder.know_origins(len(names))
 
+    def begin(self, start: StartState, data: CountsDataModule) -> None:
+        super().begin(start, data)
+        mixture = self.mixture
+        if self.train_components and self.em_iterations:
+            improve_on_all_cells(mixture, data, self.em_iterations, self.tolerance or StoppingRule.tolerance)
+        if self.encoder_start == "components":
+            sizes = data.training_data.size_factors
+            begin_near_posterior(
+                self.encoder,
+                mixture.components(),
+                mixture.log_weights.data[0],
+                data.basis.levels,
+                float(np.median(sizes[sizes > 0])),
+                1 / data.basis.rate,
+            )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.has_auto_lr:
+            self.encoder_lr = RATE * math.sqrt(self.data.schedule.cells_a_batch / LEAST_BATCH)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = [{"params": list(self.encoder.parameters()), "lr": self.lr}]
+        groups: list[dict[str, Any]] = [{"params": list(self.encoder.parameters()), "lr": self.encoder_lr}]
         if trained := [p for p in self.mixture.parameters() if p.requires_grad]:
             groups.append({"params": trained, "lr": self.components_lr})
         return groups
@@ -113,7 +223,39 @@ class AmortizedMixture(MinibatchModule):
     @property
     def encoder_alone(self) -> bool:
         """Whether the encoder learns the posterior, and the components wait."""
-        return self.current_epoch < self.encoder_epochs
+        return self.current_epoch < self._phases.n_encoder_epochs
+
+    @property
+    def _phases(self) -> Phases:
+        """How far the fit is, as held-out cells say."""
+        if self.tolerance is None:
+            return Phases(self.encoder_epochs)
+        patience = max(1, EPOCH_CELLS * self.data.schedule.epochs_a_pass // self.data.training_rows.size)
+        return phases(self.held_out_elbo, self.encoder_epochs, self.tolerance, patience)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.trainer.should_stop = self._phases.are_over  # a resumed fit that had ended
+
+    @torch.no_grad()
+    def held_out(self, batch: CellBatch) -> dict[str, Tensor]:
+        log_joint = self.mixture.component_log_likelihood(batch, fold=-1) + self.log_prior(batch)
+        log_q = self.log_q(batch)
+        elbo = (log_q.exp() * (log_joint - log_q)).sum(1)
+        return {"heldout_log_likelihood": torch.logsumexp(log_joint, 1), "heldout_elbo": elbo}
+
+    def take_held_out(self, means: Mapping[str, float]) -> None:
+        self.held_out_elbo.append(means["heldout_elbo"])
+        if self._phases.are_over:
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[self.kind]["held_out_elbo"] = self.held_out_elbo
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.held_out_elbo = checkpoint[self.kind].get("held_out_elbo", [])  # older ones have none
 
     def loss(self, terms: ElboTerms, batch: CellBatch) -> Tensor:
         if not self.encoder_alone:

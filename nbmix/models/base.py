@@ -71,12 +71,12 @@ class FitDefaults(NamedTuple):
     Attributes:
         start: its name.
         max_epochs: at most.
-        batch_size: cells.
+        batch_size: cells, or "auto".
     """
 
     start: str
     max_epochs: int
-    batch_size: int
+    batch_size: int | str
 
 
 class MixtureModule(pl.LightningModule):
@@ -175,6 +175,10 @@ class MixtureModule(pl.LightningModule):
     def held_out_log_likelihood(self, batch: CellBatch) -> Tensor:
         """(cells,) ln p(x_i) of held-out cells in nats: that of the mixture, unless a model knows better."""
         return self.mixture.posterior(batch, fold=-1).log_likelihood
+
+    def held_out(self, batch: CellBatch) -> dict[str, Tensor]:
+        """What is logged of held-out cells: means over cells of these (cells,), by their names."""
+        return {"heldout_log_likelihood": self.held_out_log_likelihood(batch)}
 
     # what it may use
 
@@ -322,16 +326,23 @@ class MixtureModule(pl.LightningModule):
         return self._first_epoch is not None and self.current_epoch > self._first_epoch
 
     def on_validation_epoch_start(self) -> None:
-        self._held_out = [0.0, 0.0]
+        self._held_out: dict[str, float] = {}
+        self._n_held_out = 0
 
     def validation_step(self, batch: CellBatch, batch_idx: int) -> None:
-        self._held_out[0] += float(self.held_out_log_likelihood(batch).sum())
-        self._held_out[1] += batch.n_cells
+        for name, values in self.held_out(batch).items():
+            self._held_out[name] = self._held_out.get(name, 0.0) + float(values.sum())
+        self._n_held_out += batch.n_cells
 
     def on_validation_epoch_end(self) -> None:
-        total, n_cells = self.sum_over_ranks(*self._held_out)
+        *totals, n_cells = self.sum_over_ranks(*self._held_out.values(), self._n_held_out)
         if n_cells:
-            self.log_epoch({"heldout_log_likelihood": total / n_cells})
+            means = {name: total / n_cells for name, total in zip(self._held_out, totals, strict=True)}
+            self.log_epoch(means)
+            self.take_held_out(means)
+
+    def take_held_out(self, means: Mapping[str, float]) -> None:
+        """Called after each epoch with the means of ``held_out``, where cells are held out."""
 
     def as_checkpoint(self, data: CountsDataModule, state: dict[str, Tensor], cells: str = "") -> Checkpoint:
         """What a file holds of the model with parameters ``state``, fitted to ``data``.

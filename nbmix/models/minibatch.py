@@ -180,7 +180,8 @@ class MinibatchModule(MixtureModule):
         there it is per cell of the average batch, so that a cell counts as much in each.
         """
         if self.mixture.origins is not None:
-            n_average = self.data.training_rows.size / self.trainer.num_training_batches
+            n_batches = self.data.schedule.epochs_a_pass * self.trainer.num_training_batches
+            n_average = self.data.training_rows.size / n_batches
             return loss * (self.trainer.world_size / n_average)
         if self.trainer.world_size == 1:
             return loss / n_cells

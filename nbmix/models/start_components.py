@@ -1,4 +1,4 @@
-"""The components that a fit by minibatches begins at."""
+"""The components that a fit by minibatches begins at, and how all of its cells improve them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from nbmix.core.em_loop import run_em
-from nbmix.core.mixture import E_STEPS_OF_GIVEN_COMPONENTS
+from nbmix.core.em_loop import StoppingRule, run_em
+from nbmix.core.mixture import E_STEPS_OF_GIVEN_COMPONENTS, Mixture
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
 from nbmix.starts.base import StartState, new_mixture, prepare
@@ -49,6 +49,23 @@ def start_components(start: StartState, data: CountsDataModule, settings: Mixtur
         return found
     offsets = found.offsets if start.offsets is None else start.offsets
     return start._replace(join_evidence=found.join_evidence, offsets=offsets)
+
+
+def improve_on_all_cells(
+    mixture: Mixture, data: CountsDataModule, max_iterations: int, tolerance: float
+) -> None:
+    """EM of a mixture without folds on all training cells, from the components that it has.
+
+    A start has mostly seen some of the cells. An iteration costs a fraction of an epoch of minibatches, and
+    brings components as far as many of these.
+
+    Args:
+        max_iterations: at most.
+        tolerance: EM ends once the objective rises by less, as a share of it.
+    """
+    mixture.attach(data.basis, float(data.training_data.size_factors.sum()), data.training_origin_cells)
+    stopping = StoppingRule(tolerance, patience=1)
+    run_em(mixture, list(data.training_pass()), max_iterations=max_iterations, stopping=stopping)
 
 
 def start_cells(

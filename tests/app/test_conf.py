@@ -69,7 +69,7 @@ def test_amortized_takes_the_start_it_is_given(start):
 
 @pytest.mark.parametrize("data", ["mix4", "h5ad"])
 def test_amortized_sets_the_batch_size_of_every_data_set(data):
-    assert configure("model=amortized", f"data={data}").data.batch_size == 64
+    assert configure("model=amortized", f"data={data}").data.batch_size == "auto"
 
 
 def test_a_key_that_is_not_there_is_refused():

@@ -14,7 +14,7 @@ from nbmix.core.likelihood import component_log_likelihood
 from nbmix.core.nodes import NODE_TOLERANCE
 from nbmix.core.parameters import Components
 from nbmix.errors import InputError
-from nbmix.models.amortized import AmortizedMixture
+from nbmix.models.amortized import AmortizedMixture, phases
 from nbmix.starts.base import StartState
 from nbmix.starts.clusters import LabelsStart
 from tests.helpers.origins import BatchedCells
@@ -41,7 +41,8 @@ class Exact(torch.nn.Module):
 @pytest.mark.parametrize("weights", ["learned", "uniform"])
 def test_elbo_is_a_bound_that_the_exact_posterior_reaches(weights):
     data = small_data()
-    model = model_for(data, weights=weights, dtype="float64", encoder_epochs=0)
+    begin = {"encoder_epochs": 0, "encoder_start": "random"}
+    model = model_for(data, weights=weights, dtype="float64", **begin)
     module, cells = fit(model, data, epochs=2, batch_size=20)
     assert (cells.elbo < cells.log_likelihood).all()
     for batch in module.predict_dataloader():
@@ -80,6 +81,31 @@ def test_encoder_learns_the_posterior_first_and_components_wait():
         model, start = model_for(data, encoder_epochs=3), AtStart()
         fit(model, data, epochs=epochs, callbacks=[start], batch_size=20)
         assert torch.equal(model.mixture.log_mean, start.state["log_mean"]) == waits
+
+
+@pytest.mark.parametrize(
+    "elbo, ended",
+    [
+        ([], (3, False)),
+        ([-9, -8, -7], (3, False)),
+        ([-9, -8, -7.9], (3, False)),  # as many as there may be
+        ([-9, -8.9], (2, False)),  # gains no more by itself
+        ([-9, -8.9, -8], (2, False)),
+        ([-9, -8.9, -8, -7.99], (2, True)),
+        ([-9, -8, -7, -7.1], (3, True)),
+    ],
+)
+def test_held_out_cells_end_both_parts_of_a_fit(elbo, ended):
+    assert phases(elbo, encoder_epochs=3, tolerance=0.05, patience=1) == ended
+
+
+def test_a_fit_of_many_cells_ends_where_held_out_cells_gain_no_more():
+    data = small_data(n_cells=36_500, n_genes=8)
+    model = model_for(data)
+    start = AtStart()
+    fit(model, data, epochs=20, start=LabelsStart(), callbacks=[start], batch_size="auto")
+    assert len(model.held_out_elbo) == model.n_iterations < 12  # epochs, two of which are a pass
+    assert not torch.equal(model.mixture.log_mean, start.state["log_mean"])
 
 
 @pytest.mark.parametrize("n_components", [2, 3, 7])

@@ -8,8 +8,14 @@ import torch
 from nbmix.core.em_loop import run_em
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
-from nbmix.models.start_components import START_FOLDS, START_ITERATIONS, start_cells, start_components
-from nbmix.starts.base import StartState, new_mixture, one_hot, random_responsibilities
+from nbmix.models.start_components import (
+    START_FOLDS,
+    START_ITERATIONS,
+    improve_on_all_cells,
+    start_cells,
+    start_components,
+)
+from nbmix.starts.base import StartState, new_mixture, one_hot, prepare, random_responsibilities
 from tests.helpers.running import small_data
 
 
@@ -70,3 +76,19 @@ def test_given_responsibilities_go_on_by_em_in_the_folds_of_a_fit():
         assert torch.equal(log_weights, mixture.log_weights.data[-1])
         found[seed] = components.log_mean
     assert not torch.equal(found[3], found[4])
+
+
+def test_all_cells_improve_components_until_they_gain_too_little():
+    module = cells()
+    first, rest = (module.data.select_cells(rows) for rows in (np.arange(20), np.arange(60)))
+    settings = MixtureSettings(2, folds=1)
+    basis, batches = prepare(first, 1, np.random.default_rng(0))
+    start = new_mixture(first, settings, basis)
+    run_em(start, batches, responsibilities=one_hot(np.arange(20) % 2, 2))
+    (batch,) = module.training_pass()
+    reached = []
+    for n_iterations in (0, 1, 50, 60):
+        mixture = new_mixture(rest, settings, module.basis, StartState.of(start))
+        improve_on_all_cells(mixture, module, n_iterations, 1e-4)
+        reached.append(float(mixture.posterior(batch).log_likelihood.mean()))
+    assert reached[0] + 1 < reached[1] <= reached[2] == reached[3]
