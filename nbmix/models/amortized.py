@@ -29,7 +29,7 @@ from nbmix.models.encoder_start import begin_near_posterior
 from nbmix.models.minibatch import ElboTerms, MinibatchModule, prior_where_empty
 from nbmix.models.networks import SparseEncoder
 from nbmix.models.offsets import step_offsets
-from nbmix.models.start_components import improve_on_all_cells
+from nbmix.models.start_components import improved_on_all_cells
 from nbmix.starts.base import StartState
 
 RATE = 1e-3  # of Adam for the encoder, in batches of 64 cells
@@ -75,7 +75,7 @@ class AmortizedMixture(MinibatchModule):
 
         ELBO_i = sum_k q_ik [ l_ik + ln pi_k - ln q_ik ],    q_i = encoder(x_i)
 
-    What the start has found on some of the cells is improved by EM on all of them, and the encoder begins
+    What the start has found on some of many cells is improved by EM on all of them, and the encoder begins
     near the posterior (``nbmix.models.encoder_start``). It then learns the exact posterior (cross entropy),
     so that the components are not pulled together while it still guesses, and at last both move.
 
@@ -125,11 +125,11 @@ class AmortizedMixture(MinibatchModule):
         em_iterations: Annotated[
             int,
             Setting(
-                "The largest number of iterations of EM on all cells that improve the start. With 0 its "
-                "components stay as they are.",
+                "The number of iterations of EM on all cells that improve the start, where there are over "
+                "10,000 cells.",
                 least=0,
             ),
-        ] = 10,
+        ] = 3,
         encoder_start: Annotated[
             str,
             Setting(
@@ -185,11 +185,15 @@ class AmortizedMixture(MinibatchModule):
         if names:
             self.encoder.know_origins(len(names))
 
+    def start_components(self, start: StartState, data: CountsDataModule) -> StartState:
+        found = super().start_components(start, data)
+        if not self.train_components:
+            return found
+        return improved_on_all_cells(found, data, self.mixture.settings, self.em_iterations)
+
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         super().begin(start, data)
         mixture = self.mixture
-        if self.train_components and self.em_iterations:
-            improve_on_all_cells(mixture, data, self.em_iterations, self.tolerance or StoppingRule.tolerance)
         if self.encoder_start == "components":
             sizes = data.training_data.size_factors
             begin_near_posterior(

@@ -111,11 +111,15 @@ class MinibatchModule(MixtureModule):
         return -terms.elbo.sum()
 
     def begin(self, start: StartState, data: CountsDataModule) -> None:
-        found = start_components(start, data, self.mixture.settings)
+        found = self.start_components(start, data)
         assert found.components is not None
         found.hand_to(self.mixture)
         self.join_evidence = found.join_evidence
         self.joins = None if found.join_evidence is None else found.join_evidence.tree()
+
+    def start_components(self, start: StartState, data: CountsDataModule) -> StartState:
+        """The components to begin at."""
+        return start_components(start, data, self.mixture.settings)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from nbmix.core.em_loop import StoppingRule, run_em
+from nbmix.core.em_loop import run_em
 from nbmix.core.mixture import E_STEPS_OF_GIVEN_COMPONENTS, Mixture
 from nbmix.core.settings import MixtureSettings
 from nbmix.data.module import CountsDataModule
@@ -51,21 +51,23 @@ def start_components(start: StartState, data: CountsDataModule, settings: Mixtur
     return start._replace(join_evidence=found.join_evidence, offsets=offsets)
 
 
-def improve_on_all_cells(
-    mixture: Mixture, data: CountsDataModule, max_iterations: int, tolerance: float
-) -> None:
-    """EM of a mixture without folds on all training cells, from the components that it has.
+def improved_on_all_cells(
+    start: StartState, data: CountsDataModule, settings: MixtureSettings, n_iterations: int
+) -> StartState:
+    """Components of a start after some iterations of cross-fitted EM on all training cells.
 
-    A start has mostly seen some of the cells. An iteration costs a fraction of an epoch of minibatches, and
-    brings components as far as many of these.
-
-    Args:
-        max_iterations: at most.
-        tolerance: EM ends once the objective rises by less, as a share of it.
+    Where a start may have seen all cells, since there are no more than ``START_CELLS``, it stays as it is. An
+    iteration costs a fraction of an epoch of minibatches, and brings components as far as many of these. It
+    is cross-fitted as that of starts is: without folds, components of few cells learn these by heart.
     """
-    mixture.attach(data.basis, float(data.training_data.size_factors.sum()), data.training_origin_cells)
-    stopping = StoppingRule(tolerance, patience=1)
-    run_em(mixture, list(data.training_pass()), max_iterations=max_iterations, stopping=stopping)
+    if data.training_rows.size <= START_CELLS or not n_iterations:
+        return start
+    n_origins, origin_cells = len(data.data.origin_names), data.training_origin_cells
+    mixture = Mixture(data.data.n_genes, replace(settings, folds=START_FOLDS), n_origins)
+    mixture.attach(data.basis, float(data.data.size_factors[data.training_rows].sum()), origin_cells)
+    start.hand_to(mixture)
+    run_em(mixture, data.batches_in_folds(START_FOLDS), max_iterations=n_iterations)
+    return StartState.of(mixture)._replace(join_evidence=start.join_evidence)
 
 
 def start_cells(

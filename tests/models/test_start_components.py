@@ -11,7 +11,7 @@ from nbmix.data.module import CountsDataModule
 from nbmix.models.start_components import (
     START_FOLDS,
     START_ITERATIONS,
-    improve_on_all_cells,
+    improved_on_all_cells,
     start_cells,
     start_components,
 )
@@ -78,17 +78,25 @@ def test_given_responsibilities_go_on_by_em_in_the_folds_of_a_fit():
     assert not torch.equal(found[3], found[4])
 
 
-def test_all_cells_improve_components_until_they_gain_too_little():
-    module = cells()
-    first, rest = (module.data.select_cells(rows) for rows in (np.arange(20), np.arange(60)))
+def test_many_cells_improve_components_that_some_have_found():
+    data = small_data(n_cells=10_100, n_genes=10)
+    module = CountsDataModule(lambda: data, validation_share=0.0)
+    module.setup()
     settings = MixtureSettings(2, folds=1)
-    basis, batches = prepare(first, 1, np.random.default_rng(0))
-    start = new_mixture(first, settings, basis)
-    run_em(start, batches, responsibilities=one_hot(np.arange(20) % 2, 2))
-    (batch,) = module.training_pass()
+    few = data.select_cells(np.arange(40))
+    basis, batches = prepare(few, 1, np.random.default_rng(0))
+    mixture = new_mixture(few, settings, basis)
+    run_em(mixture, batches, responsibilities=one_hot(np.arange(40) % 2, 2))
+    start = StartState.of(mixture)
+    assert improved_on_all_cells(start, module, settings, 0) is start
     reached = []
-    for n_iterations in (0, 1, 50, 60):
-        mixture = new_mixture(rest, settings, module.basis, StartState.of(start))
-        improve_on_all_cells(mixture, module, n_iterations, 1e-4)
-        reached.append(float(mixture.posterior(batch).log_likelihood.mean()))
-    assert reached[0] + 1 < reached[1] <= reached[2] == reached[3]
+    for state in (start, *(improved_on_all_cells(start, module, settings, n) for n in (1, 3))):
+        whole = new_mixture(data, settings, module.basis, state)
+        reached.append(sum(float(whole.posterior(b).log_likelihood.sum()) for b in module.training_pass()))
+    assert reached[0] + 1000 < reached[1] < reached[2]
+
+
+def test_components_of_few_cells_stay_those_of_the_start():
+    module, settings = cells(), MixtureSettings(2, folds=1)
+    start = StartState.of(new_mixture(module.data, settings, module.basis))
+    assert improved_on_all_cells(start, module, settings, 3) is start
