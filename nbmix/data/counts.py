@@ -70,6 +70,13 @@ class CountData:
         return self.counts.empty_rows() if self.is_backed else np.diff(self.counts.indptr) == 0
 
     @property
+    def gene_totals(self) -> np.ndarray:
+        """(genes,) float64, the counts of each gene in all cells."""
+        if self.is_backed:
+            return self.counts.gene_totals()
+        return np.asarray(self.counts.sum(0, dtype=np.float64)).ravel()
+
+    @property
     def origin_cells(self) -> np.ndarray | None:
         """(origins,) cells of each batch of the experiment; None where it is not known to have any."""
         return None if self.origins is None else np.bincount(self.origins, minlength=len(self.origin_names))

@@ -22,6 +22,7 @@ from nbmix.data.batches import CellBatches, CellsOnDevice, PreparedBatches
 from nbmix.data.counts import CountData
 from nbmix.data.read import read_h5ad
 from nbmix.data.sampler import LARGEST_BATCH, BatchSchedule, ShuffledBatches
+from nbmix.data.shuffled import PlannedBatches, ShuffledCells
 from nbmix.data.simulate import simulated_count_data
 from nbmix.data.tenx import read_tenx
 from nbmix.data.zheng import MIXTURES, read_zheng
@@ -99,11 +100,6 @@ class CountsDataModule(pl.LightningDataModule):
         if self.folds > self.training_rows.size:
             raise InputError(
                 f"model.folds={self.folds}: there are only {self.training_rows.size} cells to fit; use fewer"
-            )
-        if data.is_backed and self.shuffle:
-            raise InputError(
-                "data.backed=true: minibatches in random order need the counts in memory; choose model=em, "
-                "or set data.backed=false"
             )
         if data.is_backed:
             levels = data.counts.levels()
@@ -199,6 +195,8 @@ class CountsDataModule(pl.LightningDataModule):
 
     def training_pass(self) -> Iterator[CellBatch]:
         """This rank's training cells once, in large batches; those of an origin follow each other."""
+        if self.data.is_backed:
+            return iter(self._streamed(training=True, held_out=False, keep=False))
         return (self._cells.batch(rows) for _, rows in self._shares(self.training_rows, CELLS_A_BLOCK))
 
     def _shares(self, rows: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:
@@ -223,16 +221,29 @@ class CountsDataModule(pl.LightningDataModule):
             fold[self.validation_rows] = -1
         rank, world_size = self._rank
         return StreamedBatches(
-            self.data, self.basis, fold, self._block_size, rank=rank, world_size=world_size, keep=keep
+            self.data,
+            self.basis,
+            fold,
+            self._cells_to_predict,
+            rank=rank,
+            world_size=world_size,
+            keep=keep,
         )
 
     def train_dataloader(self) -> DataLoader[CellBatch]:
         if not self.shuffle:
             return DataLoader(self._training_blocks(), batch_size=None)
-        origins = self._training_origins
+        read = ShuffledCells(self.data, self.basis) if self.data.is_backed else None
         sampler = ShuffledBatches(
-            self.training_rows, self.batch_size, self.seed, *self._rank, origins=origins
+            self.training_rows,
+            self.batch_size,
+            self.seed,
+            *self._rank,
+            origins=self._training_origins,
+            blocks=None if read is None else read.blocks,
         )
+        if read is not None:
+            return DataLoader(read, batch_size=None, sampler=PlannedBatches(sampler))
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         cells = self._cells if device.type == "cpu" else CellsOnDevice(self.data, self.basis, device)
         return DataLoader(cells, batch_size=None, sampler=sampler)

@@ -16,6 +16,8 @@ STEPS_A_PASS = 64  # at least, where batches grow with the data
 
 EPOCH_CELLS = 32_768  # at most: how often held-out cells are asked whether it is enough
 
+BLOCKS_AT_ONCE = 16  # among whose cells those of a batch are drawn, where blocks are read
+
 
 class BatchSchedule(NamedTuple):
     """How random batches are dealt out, the one place that says so: cells of a batch, and of an epoch.
@@ -61,6 +63,8 @@ class ShuffledBatches(Sampler[np.ndarray]):
         seed: of the shuffling.
         rank, world_size: this process and how many there are.
         origins: (cells,) of the cells at ``rows``; None: all are of one.
+        blocks: (all cells,) the block of each that is read at once; None: all cells are at hand. Then blocks
+            come in random order, and cells that follow each other are of a few of them.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class ShuffledBatches(Sampler[np.ndarray]):
         world_size: int = 1,
         *,
         origins: np.ndarray | None = None,
+        blocks: np.ndarray | None = None,
     ) -> None:
+        self.blocks = blocks
         self.schedule, self.seed = BatchSchedule.of(batch_size, rows.size, world_size), seed
         self.rank, self.world_size = rank, world_size
         self.parts = by_origin(rows, origins)
@@ -81,21 +87,34 @@ class ShuffledBatches(Sampler[np.ndarray]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def _batches(self) -> list[np.ndarray]:
+    def with_rounds(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """The batches of this epoch, and in which round (all cells,) each cell is read; 0 without blocks."""
         which_pass, share = divmod(self.epoch, self.schedule.epochs_a_pass)
         generator = np.random.default_rng([self.seed, which_pass])
         batches: list[np.ndarray] = []
+        rounds = None if self.blocks is None else self._rounds(self.blocks, generator)
         for part in self.parts:
-            shares = np.array_split(generator.permutation(part), self.schedule.epochs_a_pass)
+            order = generator.permutation(part)
+            if rounds is not None:
+                order = order[np.argsort(rounds[order], kind="stable")]
+            shares = np.array_split(order, self.schedule.epochs_a_pass)
             # as many in every epoch: Lightning asks once; the first share is the largest
             n_batches = max(1, -(-shares[0].size // self.schedule.cells_a_batch))
             batches += np.array_split(shares[share], n_batches)
         if len(self.parts) > 1:
             batches = [batches[number] for number in generator.permutation(len(batches))]
-        return [cells[self.rank :: self.world_size] for cells in batches]
+        if rounds is not None:  # a batch comes once the last of its cells has been read
+            batches.sort(key=lambda cells: rounds[cells].max(initial=0))
+        shares = [cells[self.rank :: self.world_size] for cells in batches]
+        return shares, np.zeros(0, np.int64) if rounds is None else rounds
+
+    @staticmethod
+    def _rounds(blocks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """(all cells,) in which round of a pass each is read, BLOCKS_AT_ONCE random blocks in one."""
+        return (generator.permutation(int(blocks.max()) + 1) // BLOCKS_AT_ONCE)[blocks]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        yield from self._batches()  # at the first batch: Lightning sets a resumed epoch after iter()
+        yield from self.with_rounds()[0]  # at the first batch: Lightning sets a resumed epoch after iter()
 
     def __len__(self) -> int:
-        return len(self._batches())
+        return len(self.with_rounds()[0])

@@ -180,7 +180,7 @@ class DeepMixture(MinibatchModule):
     def begin(self, start: StartState, data: CountsDataModule) -> None:
         super().begin(start, data)
         training = data.training_data
-        totals = torch.from_numpy(np.asarray(training.counts.sum(0, dtype=np.float64)).ravel())
+        totals = torch.from_numpy(training.gene_totals)
         with torch.no_grad():
             share = (totals + 0.5) / (totals + 0.5).sum()  # half a count: a gene may be silent in these cells
             self.decoder.out.bias.copy_(torch.log(share))

@@ -39,7 +39,7 @@ def start_components(start: StartState, data: CountsDataModule, settings: Mixtur
     else:
         rows = np.sort(np.random.default_rng(data.seed).permutation(training.n_cells)[:START_CELLS])
         given, iterations = None, BLIND_ITERATIONS
-    seen = training.select_cells(rows)
+    seen = training.select_cells(rows).load()
     settings = replace(settings, folds=min(START_FOLDS, seen.n_cells))
     basis, batches = prepare(seen, settings.folds, data.fold_generator(), dtype=settings.torch_dtype)
     fitted = new_mixture(seen, settings, basis, start)
