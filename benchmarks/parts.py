@@ -91,9 +91,9 @@ def main() -> None:
     results = common.run_all(names, measure, arguments)
     if results is None:
         return
+    size = f"{arguments.cells:,} cells, a tenth held out, K = {arguments.components}"
     common.show(
-        f"{arguments.cells:,} cells, a tenth held out, K = {arguments.components}; "
-        f"{common.conditions(results)}",
+        f"{size}; {common.conditions(results)}",
         ("", "held-out nats", "less whole", "seconds", "CPU s", "first part CPU s", ""),
         rows(results),
     )

@@ -9,6 +9,8 @@ mixture of negative binomials at unequal depths. It is written once, a block of 
     backed, backed_plain    reading (the survey), and EM iterations on batches from the file, with and without
                             cross-fitting
     memory, memory_plain    the same on the first --memory-cells of it, in memory
+    amortized, amortized_memory
+                            steps of amortized inference on random batches of --batch-size cells, likewise
     command                 train.py data.backed=true for a few epochs, with prediction, scores and pictures
 
 Every measurement has a process of its own. Labels only make responsibilities that look like those of a fit;
@@ -40,7 +42,10 @@ if TYPE_CHECKING:
     from nbmix.data.counts import CountData
 
 PARTS = ("wait", *common.EM_PARTS)
-GROUPS = {"backed": ("backed", "backed_plain"), "memory": ("memory", "memory_plain")}
+GROUPS = {
+    "backed": ("backed", "backed_plain", "amortized"),
+    "memory": ("memory", "memory_plain", "amortized_memory"),
+}
 MEASUREMENTS = (*GROUPS["backed"], *GROUPS["memory"], "command")
 BLOCK_CELLS = 16384  # written at once
 CHUNK = 2**18  # entries of a chunk of the file
@@ -52,6 +57,8 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return build(arguments)
     if name == "command":
         return measure_command(arguments)
+    if name.startswith("amortized"):
+        return measure_steps(arguments, in_memory=name in GROUPS["memory"])
     return measure_iterations(arguments, in_memory=name in GROUPS["memory"], plain=name.endswith("plain"))
 
 
@@ -202,6 +209,31 @@ def measure_iterations(arguments: argparse.Namespace, *, in_memory: bool, plain:
     }
 
 
+def measure_steps(arguments: argparse.Namespace, *, in_memory: bool) -> dict[str, Any]:
+    """Amortized inference on as many random batches as --memory-cells fill."""
+    import h5py
+    import numpy as np
+
+    from nbmix.data.read import read_h5ad
+
+    path = path_of(arguments)
+    data = read_h5ad(path, backed=True)
+    reading_peak, n_cells = common.peak_gb(), min(arguments.memory_cells, data.n_cells)
+    if in_memory:
+        data = data.select_cells(np.arange(n_cells)).load()
+    with h5py.File(path, "r") as file:
+        nonzeros = int(file["X/indptr"][data.n_cells])
+    size = arguments.batch_size
+    steps = max(1, n_cells // size - 2)
+    timed = common.time_amortized_steps(data, size, arguments.components, steps=steps, seed=arguments.seed)
+    return timed | {
+        "read_peak_gb": reading_peak,
+        "steps": steps,
+        "seconds_per_nonzero": timed["mean_seconds"] / timed["cells_per_step"] / (nonzeros / data.n_cells),
+        "data": {"n_cells": data.n_cells, "n_genes": data.n_genes, "nonzeros": nonzeros},
+    }
+
+
 def time_batches(data: CountData, settings: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the parts of an EM iteration, medians over those that follow the first.
 
@@ -308,6 +340,17 @@ def rows(results: dict[str, dict[str, Any]]) -> list[list[Any]]:
             lines.append(["  before the first", result["before_first_epoch_seconds"], *[None] * 4])
             lines.append(["  from reading to prediction", result["metrics"]["seconds"], *[None] * 4])
             continue
+        if name.startswith("amortized"):  # means: blocks are waited for now and then
+            per_nonzero, found = 1e9 * result["seconds_per_nonzero"], f"{result['steps']} steps"
+            measured = (
+                result["mean_seconds"],
+                per_nonzero,
+                result["mean_cpu_seconds"],
+                result["peak_gb"],
+                found,
+            )
+            lines.append([f"{name}: a step of {result['cells_per_step']:.0f} cells", *measured])
+            continue
         seconds, nonzeros = result["seconds"], result["data"]["nonzeros"]
         folds = "folds=1, pseudo_cells=0" if name.endswith("plain") else "folds=5, pseudo_cells=auto"
         per_nonzero = 1e9 * result["seconds_per_nonzero"]
@@ -331,7 +374,7 @@ def ratios(results: dict[str, dict[str, Any]]) -> list[str]:
         if not {backed, memory} <= set(results) or common.failed({n: results[n] for n in (backed, memory)}):
             continue
         ratio = results[backed]["seconds_per_nonzero"] / results[memory]["seconds_per_nonzero"]
-        notes.append(f"{backed} takes {ratio:.2f} times as long a nonzero and iteration as {memory}")
+        notes.append(f"{backed} takes {ratio:.2f} times as long a nonzero as {memory}")
     return notes
 
 
@@ -342,6 +385,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.03, help="share of counts that are not 0")
     parser.add_argument("--components", type=int, default=10, help="K")
     parser.add_argument("--memory-cells", type=int, default=100_000, help="of memory and memory_plain")
+    parser.add_argument("--batch-size", type=int, default=1024, help="of amortized and amortized_memory")
     parser.add_argument("--iterations", type=int, default=3, help="of EM that are timed, after a first one")
     parser.add_argument("--epochs", type=int, default=3, help="of the command")
     parser.add_argument(

@@ -11,6 +11,7 @@ import nbmix
 from nbmix.data.module import CountsDataModule
 from nbmix.data.read import read_h5ad
 from nbmix.data.shuffled import cut_into_blocks
+from tests.helpers.running import NO_PICTURES, run_here
 
 N_CELLS = 400
 COUNTS = nbmix.simulate(n=N_CELLS, p=30, k=2, s=1e3, seed=2).counts
@@ -120,3 +121,21 @@ def test_held_out_cells_and_predictions_come_from_the_file_too(path):
     held_out = cells_in(rows_of(made.val_dataloader()))
     assert held_out == made.validation_rows.tolist()
     assert cells_in(rows_of(made.predict_dataloader())) == list(range(N_CELLS))
+
+
+@pytest.mark.parametrize("model", ["amortized", "gmvae"])
+def test_models_of_random_batches_fit_and_go_on_from_the_file(path, tmp_path, model):
+    settings = (
+        *("data=h5ad", f"data.path={path}", "data.backed=true", "+data.slab_nonzeros=1600"),
+        *(f"model={model}", "model.n_components=2", "start=labels", NO_PICTURES),
+    )
+    if model == "amortized":
+        settings += ("data.batch_key=donor",)
+    whole = run_here(tmp_path / "whole", *settings, "trainer.max_epochs=2")
+    run_here(tmp_path / "part", *settings, "trainer.max_epochs=1")
+    last = f"ckpt_path={tmp_path}/part/checkpoints/last.ckpt"
+    rest = run_here(tmp_path / "rest", *settings, "trainer.max_epochs=2", last)
+    assert {**rest, "seconds": 0} == {**whole, "seconds": 0}
+    assert np.isfinite(whole["heldout_log_likelihood"])
+    result = ad.read_h5ad(tmp_path / "rest" / "result.h5ad")
+    assert np.isfinite(result.obsm["X_nbmix"]).all()
