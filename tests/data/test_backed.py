@@ -492,7 +492,7 @@ def test_a_file_with_damage_inside(path, part):
     one_line(error)
 
 
-@pytest.mark.parametrize("choice", ["start=kmeans", "model=amortized", "start=topics"])
+@pytest.mark.parametrize("choice", ["start=kmeans", "start=topics"])
 def test_what_needs_the_counts_in_memory(source, tmp_path, choice):
     with pytest.raises(Exception, match=r"data\.backed=true: ") as error:
         run_here(tmp_path, *RUN, f"data.path={source}", "data.backed=true", choice)
