@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -184,8 +184,12 @@ class CountsDataModule(pl.LightningDataModule):
         )
         return PreparedBatches(self._cells, [(fold, self.training_rows[rows]) for fold, rows in blocks])
 
-    def batches_in_folds(self, folds: int) -> list[CellBatch]:
+    def batches_in_folds(self, folds: int) -> Iterable[CellBatch]:
         """All training cells, of all ranks, in large batches for EM with so many folds."""
+        if self.data.is_backed:
+            fold = np.full(self.data.n_cells, StreamedBatches.OUTSIDE)
+            fold[self.training_rows] = fold_members(self.training_rows.size, folds, self.fold_generator())
+            return StreamedBatches(self.data, self.basis, fold, CELLS_A_BLOCK)
         return self._in_folds(folds, CELLS_A_BLOCK).all()
 
     @property
