@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from nbmix.output.editing import merge, rename
     from nbmix.output.groups import regroup
     from nbmix.reclustering import recluster
+
+# Idle threads of torch sleep; else they spin for milliseconds after every operation, on the cores that
+# compiled loops run on. It is read once, when torch is imported, and changes no result.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = version("nbmix")
 __all__ = [

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from anndata.io import write_elem
 from matplotlib.figure import Figure
+from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nbmix.core.memory import give_back
@@ -237,7 +238,7 @@ def write_pictures(
             if isinstance(figure, Figure):
                 with whole_file(file) as part:
                     figure.savefig(part, dpi=DPI, format="png")
-                _log_figure(name, figure, file, loggers)
+                _log_picture(name, file, loggers)
                 content = file.read_bytes()
             else:
                 content = figure
@@ -246,11 +247,12 @@ def write_pictures(
     return shown
 
 
-def _log_figure(name: str, figure: Figure, file: Path, loggers: Sequence[Logger]) -> None:
+def _log_picture(name: str, file: Path, loggers: Sequence[Logger]) -> None:
     for logger in loggers:
         with sparing(file, f"picture {name} in {type(logger).__name__}", keep=True):
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(name, figure)
+                pixels = np.asarray(Image.open(file).convert("RGB"))  # a figure would be drawn again
+                logger.experiment.add_image(name, pixels, dataformats="HWC")
             elif isinstance(logger, WandbLogger):
                 import wandb
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbmix.data.checkpoint import SECTION, align_to_genes, load_checkpoint
+from nbmix.data.checkpoint import SECTION, align_to_genes, checksum, load_checkpoint
 from nbmix.errors import InputError
 
 GENES = np.array(["a", "b", "c"])
@@ -44,6 +44,11 @@ def test_files_that_are_no_checkpoint_of_ours(content, tmp_path):
 class Payload:
     def __reduce__(self):
         return (print, ("executed",))
+
+
+def test_the_checksum_is_that_of_files_that_are_there():
+    names = ["CD3E", "3'UTR", "\u00e9\udc80"]
+    assert checksum({"gene_names": names, "empty": [], "mixed": ["a", 1], "tuple": ("b",)}) == 2595648189
 
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path, capsys):
