@@ -145,28 +145,6 @@ class Basis(NamedTuple):
         return self._replace(nodes=self.nodes.to(device), levels=self.levels.to(device))
 
 
-class SomeGenes(NamedTuple):
-    """Some genes of a data set.
-
-    Attributes:
-        positions: (some,) int64, which these are, ascending.
-        rows: (genes,) int64, the place of each gene among them, -1 where it is none of them.
-    """
-
-    positions: Tensor
-    rows: Tensor
-
-    @classmethod
-    def where(cls, chosen: Tensor) -> SomeGenes:
-        """Those that are ``chosen``, (genes,) bool on the CPU."""
-        return cls(torch.nonzero(chosen)[:, 0], torch.where(chosen, torch.cumsum(chosen, 0) - 1, -1))
-
-
-def rows_of(genes: SomeGenes | None) -> np.ndarray:
-    """(genes,) rows as compiled loops take them; (0,) where all genes are asked for."""
-    return np.empty(0, np.int64) if genes is None else genes.rows.numpy()
-
-
 @dataclass(frozen=True)
 class CellBatch:
     """Some cells, ready for the products.
@@ -185,7 +163,7 @@ class CellBatch:
         constant: (cells,) float64, x_i+ ln s_i - sum_j ln G(x_ij + 1), nats.
         log_prior: (cells, components) float64 given ln pi_ik, or None.
         labels: (cells,) int64 codes of known labels (for logging alone), or None.
-        origin: what all these cells come from, see ``nbmix.core.offsets``; -1 for nothing known.
+        origins: (cells,) int64, what each cell comes from, see ``nbmix.core.offsets``; None: nothing known.
     """
 
     rows: Tensor
@@ -201,7 +179,7 @@ class CellBatch:
     constant: Tensor
     log_prior: Tensor | None = None
     labels: Tensor | None = None
-    origin: int = -1
+    origins: Tensor | None = None
 
     @classmethod
     def build(
@@ -215,7 +193,7 @@ class CellBatch:
         fold: int = -1,
         prior: np.ndarray | None = None,
         labels: np.ndarray | None = None,
-        origin: int = -1,
+        origins: np.ndarray | None = None,
         keep: bool = False,
     ) -> CellBatch:
         """Prepare cells of checked counts (cells, genes).
@@ -225,8 +203,8 @@ class CellBatch:
             basis: of data that holds these cells, on the CPU.
             pick: positions of the cells in ``counts``; all of them by default.
             rows: their positions in the whole data; by default ``pick``.
-            fold, origin: that they belong to.
-            prior, labels: (cells of the batch, ...) see the attributes.
+            fold: that they belong to.
+            prior, labels, origins: (cells of the batch, ...) see the attributes.
             keep: the batch will be used again, so its transpose is made now.
 
         Raises:
@@ -266,12 +244,26 @@ class CellBatch:
             totals * log_s + torch.from_numpy(constant),
             log_prior,
             None if labels is None else torch.from_numpy(labels),
-            origin,
+            None if origins is None else torch.from_numpy(origins),
         )
 
     @property
     def n_cells(self) -> int:
         return self.pairs.n_rows
+
+    @property
+    def origin(self) -> int:
+        """What all cells come from; -1 where nothing is known, or there is no cell.
+
+        Raises:
+            ValueError: they come from several.
+        """
+        if self.origins is None or not self.n_cells:
+            return -1
+        first = int(self.origins[0])
+        if bool((self.origins != first).any()):
+            raise ValueError("cells of several origins in one batch")
+        return first
 
     def given_log_prior(self, n_components: int) -> Tensor:
         """(cells, K) ln pi as the data gives it.

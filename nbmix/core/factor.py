@@ -34,18 +34,13 @@ import numpy as np
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
-from torch.nn.functional import pad
 
-from nbmix.core.batch import Basis, CellBatch, SomeGenes
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.cellwise import CellTables, SharedAxes, cell_log_likelihood, cell_tables
 from nbmix.core.em_loop import iterate
-from nbmix.core.factor_statistics import FactorStatistics, node_weights
-from nbmix.core.kernels.blocks import CELLS_AT_ONCE, GENES_AT_ONCE, UNROLLED
-from nbmix.core.kernels.factor import (
-    CellPairs,
-    LoadingProblem,
-    joint_rows,
-    loading_rows,
-)
+from nbmix.core.factor_statistics import FactorStatistics
+from nbmix.core.kernels.blocks import GENES_AT_ONCE
+from nbmix.core.kernels.factor import LoadingProblem, loading_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.m_step import NewtonMStep
 from nbmix.core.mixture import Posterior, log_weights_of
@@ -55,7 +50,6 @@ from nbmix.core.origins import CopyParameters, OriginOffsets
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.core.tables import pair_table, tabulate_nodes
 
 FIRST_LOADING_VARIANCE = 0.05  # as of ln mu between components
 
@@ -134,8 +128,7 @@ class FactorMixture:
         positive = size_factors[size_factors > 0]
         self.log_centre = float(np.log(positive).mean()) if positive.size else 0.0  # ln s_0
         self.copies: list[FactorCopy | None] = [None] * folds
-        self._pairs: dict[int, Tensor] = {}  # by fold, until parameters change
-        self._base_zeros: dict[int, Tensor] = {}
+        self._tables: dict[int, CellTables] = {}  # by fold, until parameters change
         self.origins: OriginOffsets | None = None
         if origin_cells is not None:
             shape = (folds, len(origin_cells), basis.levels.n_genes)
@@ -145,8 +138,7 @@ class FactorMixture:
 
     def take_over(self, other: FactorMixture, kept: np.ndarray) -> None:
         """Begin at some of another mixture's components, and its powers of depth, but at none of its axes."""
-        self._pairs.clear()
-        self._base_zeros.clear()
+        self._tables.clear()
         for fold in range(self.folds):
             copy = other._copy(fold)
             loadings, variance = copy.loadings.clone(), copy.loading_variance.clone()
@@ -163,70 +155,18 @@ class FactorMixture:
     def joint(self, batch: CellBatch) -> Tensor:
         """(cells, K, L) ln pi_k + ln h_l + ln p(x_i | k, z_l), by the copy that has not seen the cells."""
         copy = self._copy(batch.fold)
-        found = self._log_likelihood(batch, copy).view(batch.n_cells, self.n_components, self.n_levels)
+        if batch.fold not in self._tables:
+            self._tables[batch.fold] = self._tables_of(copy, batch.fold)
+        found = cell_log_likelihood(batch, self.basis, self._tables[batch.fold])
+        found = found.view(batch.n_cells, self.n_components, self.n_levels)
         log_prior = batch.given_log_prior(self.n_components) if self.given_weights else copy.log_weights
         return found + log_prior[..., None] + self.log_level_weights
 
-    def _log_likelihood(self, batch: CellBatch, copy: FactorCopy) -> Tensor:
-        """(cells, K L) float64: zeros by interpolation between the nodes, nonzeros one by one."""
-        levels = self.basis.levels
-        zero = self._zeros(batch, copy)
-        if self.origins is not None:
-            copy = _moved_by(copy, self.origins.of(batch.fold, batch.origin))
-        a, b = copy.components
-        gene, count = levels.gene[batch.used], levels.count[batch.used]
-        pair = self._pair_table(batch.fold, b)[batch.used] + count[:, None] * a.T[gene]
-        linear = torch.cat([pair, count[:, None] * copy.loadings[gene]], 1)  # (used, K + 1 + axes)
-        a_levels, b_levels = self._at_levels(copy)
-        found = torch.empty(batch.n_cells, len(a_levels), dtype=torch.float64)
-        of_cells = (batch.size_factors, self._depth(batch.size_factors))
-        parts = (batch.pairs.indptr, batch.pairs.indices, gene, count, linear, *of_cells)
-        cells = CellPairs(*(t.numpy() for t in parts))
-        power = copy.loadings[:, 0].contiguous().numpy()
-        rho = pad(torch.exp(a_levels - b_levels).T, (0, -len(a_levels) % UNROLLED)).contiguous().numpy()
-        arguments = (cells, power, rho, self.levels.numpy(), found.numpy())
-        over_rows(joint_rows, batch.n_cells, CELLS_AT_ONCE, *arguments)
-        return found - node_weights(batch) @ zero.T + batch.constant[:, None]
-
-    def _zeros(self, batch: CellBatch, copy: FactorCopy) -> Tensor:
-        """(K L, nodes) sum_j r ln(1 + S rho) for the cells of a batch."""
-        origins = self.origins
-        if origins is None or batch.origin < 0:
-            return self._sums_of_zeros(copy)
-        base = _moved_by(copy, origins.base[batch.fold])
-        if batch.fold not in self._base_zeros:
-            self._base_zeros[batch.fold] = self._sums_of_zeros(base)
-        moved = _moved_by(copy, origins.of(batch.fold, batch.origin))
-        loud = origins.loud(batch.fold, batch.origin).positions  # other genes are those of the base
-        changed = self._sums_of_zeros(moved, loud) - self._sums_of_zeros(base, loud)
-        return self._base_zeros[batch.fold] + changed
-
-    def _sums_of_zeros(self, copy: FactorCopy, genes: Tensor | None = None) -> Tensor:
-        """(K L, nodes) of some genes, or of all."""
-        log_nodes = self.basis.nodes.log_nodes
-        if genes is not None:
-            components = Components(*(t[:, genes].contiguous() for t in copy.components))
-            copy = replace(copy, components=components, loadings=copy.loadings[genes].contiguous())
-        nodes = padded_nodes(log_nodes + copy.loadings[:, :1] * (log_nodes - self.log_centre))
-        return tabulate_nodes(nodes, len(log_nodes), *self._at_levels(copy))[1]
-
-    def _pair_table(self, fold: int, b: Tensor) -> Tensor:
-        """That of a copy, which all origins share until the next M step."""
-        if self.origins is None:
-            return pair_table(self.basis.levels, b)
-        if fold not in self._pairs:
-            self._pairs[fold] = pair_table(self.basis.levels, b)
-        return self._pairs[fold]
-
-    def _depth(self, size_factors: Tensor) -> Tensor:
-        """(cells,) ln(s / s_0); 0 for an empty cell, which has nothing to multiply it with."""
-        return torch.where(size_factors > 0, torch.log(size_factors) - self.log_centre, 0.0)
-
-    def _at_levels(self, copy: FactorCopy) -> tuple[Tensor, Tensor]:
-        """(K L, genes) ln mu + v z_l, and ln r."""
-        a, b = copy.components
-        a = (a[:, None] + self.levels @ copy.loadings[:, 1:].T).flatten(0, 1)
-        return a, b.repeat_interleave(self.n_levels, 0)
+    def _tables_of(self, copy: FactorCopy, fold: int) -> CellTables:
+        axes, origins = SharedAxes(copy.loadings, self.levels, self.log_centre), self.origins
+        if origins is None:
+            return cell_tables(self.basis, copy.components, axes)
+        return cell_tables(self.basis, copy.components, axes, origins.offsets[fold], origins.base[fold])
 
     def all_joint(self, batches: Sequence[CellBatch]) -> Tensor:
         """``joint`` of the cells of all batches; rows as the batches number them."""
@@ -240,7 +180,7 @@ class FactorMixture:
         """Forget the statistics of the last iteration."""
         self.statistics.zero_()
         if self.origins is not None:
-            self.origins.reset(self.basis, self.n_components, self.statistics, self._of_origin)
+            self.origins.reset(self.basis, self.n_components, self.statistics)
 
     def meet(self, batches: Iterable[CellBatch], responsibilities: Tensor) -> None:
         """Learn first offsets from responsibilities (all rows, K, L), where there is nothing else yet."""
@@ -261,9 +201,6 @@ class FactorMixture:
         else:
             self.statistics.add(batch, responsibilities)
 
-    def _of_origin(self, genes: SomeGenes) -> FactorStatistics:
-        return FactorStatistics(self.basis, self.n_components, self.folds, self.n_levels, genes)
-
     def _of_copy(self, fold: int) -> CopyParameters:
         copy, (_, effects) = self._copy(fold), self._grid(self.basis)
         return CopyParameters(copy.components, Loadings(copy.loadings, effects, self.n_levels))
@@ -274,8 +211,7 @@ class FactorMixture:
         Returns:
             0: the objective is the log likelihood of cells that a copy has not seen.
         """
-        self._pairs.clear()
-        self._base_zeros.clear()
+        self._tables.clear()
         if self.origins is not None:
             self.origins.finish(self._of_copy, range(self.folds))
             for fold in range(self.folds):

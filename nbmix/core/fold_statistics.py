@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nbmix.core.batch import Basis, CellBatch, SomeGenes
+from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.statistics import SufficientStatistics
 
 
@@ -21,7 +21,6 @@ class FoldStatistics:
         n_components: K.
         folds: of the cells; with 1 the batches' own fold is of no account.
         dtype: of the bulk products.
-        genes: that statistics are of; None: of all.
         of_fold: the statistics of folds of which there were cells.
     """
 
@@ -29,7 +28,6 @@ class FoldStatistics:
     n_components: int
     folds: int
     dtype: torch.dtype
-    genes: SomeGenes | None = None
     of_fold: dict[int, SufficientStatistics] = field(default_factory=dict)
 
     def add(self, batch: CellBatch, responsibilities: Tensor) -> None:
@@ -38,7 +36,7 @@ class FoldStatistics:
             raise ValueError(f"a batch of fold {batch.fold} in a fit of {self.folds} folds")
         if batch.fold not in self.of_fold:
             self.of_fold[batch.fold] = self._zeros()
-        self.of_fold[batch.fold].add_batch_(batch, self.basis, responsibilities, self.dtype, self.genes)
+        self.of_fold[batch.fold].add_batch_(batch, self.basis, responsibilities, self.dtype)
 
     def total(self) -> SufficientStatistics:
         """Of all cells that this rank has met, made anew."""
@@ -75,4 +73,4 @@ class FoldStatistics:
 
     def _zeros(self) -> SufficientStatistics:
         device = self.basis.nodes.log_nodes.device
-        return SufficientStatistics.zeros(self.basis, self.n_components, device, self.genes)
+        return SufficientStatistics.zeros(self.basis, self.n_components, device)

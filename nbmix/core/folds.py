@@ -15,6 +15,8 @@ FEWEST_CELLS = FEWEST_CELLS_FOR_STEPS  # in a batch that is cut off for its size
 
 CUT_TOLERANCE = 1e-6  # of the nodes that are counted on when cells are cut into batches
 
+CELLS_A_PACK = 1000  # of origins that share blocks: as many as make up for what a block costs
+
 BATCH_CELLS = 400  # what a batch costs besides its cells, in cells: tables for its pairs
 
 
@@ -36,21 +38,39 @@ def fold_blocks(
 
     Args:
         size_factors: (cells,).
-        origins: (cells,) what each comes from; a block is of one origin, and those of an origin follow each
-            other. None: all are of one.
+        origins: (cells,) what each comes from; a block is of one pack of origins (``packs_of``), and those of
+            a pack follow each other. None: all are of one.
 
     Returns:
         (fold, sorted positions) of each block; the fold is -1 where folds = 1.
     """
     member = fold_members(size_factors.size, folds, generator)
     blocks = []
-    for of_origin in by_origin(np.arange(size_factors.size), origins):
+    packs = None if origins is None else packs_of(np.bincount(origins))[origins]
+    for of_pack in by_origin(np.arange(size_factors.size), packs):
         for fold in range(folds) if folds > 1 else [-1]:
-            rows = of_origin[member[of_origin] == fold]
+            rows = of_pack[member[of_pack] == fold]
             sizes = size_factors[rows]
             shares = fold_shares(rows, sizes, block_size, rank, world_size, fold=fold, folds=folds)
             blocks += [(fold, share) for share in shares]
     return blocks
+
+
+def packs_of(n_cells: np.ndarray) -> np.ndarray:
+    """(origins,) numbers of packs: origins that follow each other, until there are CELLS_A_PACK cells.
+
+    What is known of an origin is in memory until all of its cells have been met.
+
+    Args:
+        n_cells: (origins,) cells of each.
+    """
+    packs, pack, n_packed = np.zeros(len(n_cells), dtype=np.int64), 0, 0
+    for origin, n_here in enumerate(n_cells.tolist()):
+        packs[origin] = pack
+        n_packed += n_here
+        if n_packed >= CELLS_A_PACK:
+            pack, n_packed = pack + 1, 0
+    return packs
 
 
 def by_origin(rows: np.ndarray, origins: np.ndarray | None) -> list[np.ndarray]:

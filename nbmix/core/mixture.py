@@ -11,13 +11,14 @@ Cells may come from several batches, in which genes have offsets, see ``nbmix.co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nbmix.core.batch import Basis, CellBatch, SomeGenes
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.cellwise import CellTables, cell_log_likelihood, cell_tables
 from nbmix.core.expected_log_likelihood import expected_log_likelihood
 from nbmix.core.fold_statistics import FoldStatistics
 from nbmix.core.folds import copy_ranks
@@ -28,14 +29,12 @@ from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.settings import MixtureSettings
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.core.tables import LikelihoodTables, batch_log_likelihood, likelihood_tables, moved_tables
+from nbmix.core.tables import LikelihoodTables, batch_log_likelihood, likelihood_tables
 from nbmix.errors import InputError
 
 WHOLE_ROUNDS = 3  # M steps and updates of the prior that the copy of all cells takes to catch up
 
 E_STEPS_OF_GIVEN_COMPONENTS = 2  # that these are noticed in, where folds > 1
-
-MANY_GENES = 0.5  # share of the genes that it is not worth to tabulate beside the others
 
 PROBLEMS_AT_ONCE = 2_000_000  # (gene, component) pairs in an M step of several copies on a GPU: a few GB
 
@@ -77,8 +76,8 @@ class Mixture(nn.Module):
         # none, so that the state of a fit without origins does not speak of them
         self.origins = OriginOffsets(settings.folds, n_origins, n_genes) if n_origins else None
         self._basis: Basis | None = None
-        self._tables: dict[tuple[int, int], LikelihoodTables] = {}  # by copy and origin
-        self._base_tables: dict[int, LikelihoodTables] = {}  # by copy, see ``OriginOffsets.base``
+        self._tables: dict[int, LikelihoodTables] = {}  # by copy
+        self._cell_tables: dict[int, CellTables] = {}  # by copy
         self._statistics: FoldStatistics
         self.total_size = 1.0
         self.e_steps_until_comparable = 0  # whose copies still owe something to components from outside
@@ -161,31 +160,33 @@ class Mixture(nn.Module):
     def forget_tables(self) -> None:
         """To be called where parameters were changed from outside."""
         self._tables.clear()
-        self._base_tables.clear()
+        self._cell_tables.clear()
 
-    def tables(self, copy: int, origin: int = -1) -> LikelihoodTables:
-        """Of a copy, as cells of one origin see it."""
-        origin = -1 if self.origins is None else origin
-        if (copy, origin) not in self._tables:
-            whole = (self.settings.n_copies - 1, origin)
-            self._tables = {key: tables for key, tables in self._tables.items() if key == whole}
-            self._tables[copy, origin] = (
-                likelihood_tables(self.basis, *self.components(copy), self.settings.torch_dtype)
-                if self.origins is None or origin < 0
-                else self._tables_of_origin(self.origins, copy, origin)
-            )
-        return self._tables[copy, origin]
+    def tables(self, copy: int) -> LikelihoodTables:
+        """Of a copy, as cells of no origin see it."""
+        if copy not in self._tables:
+            last = self.settings.n_copies - 1
+            self._tables = {last: self._tables[last]} if last in self._tables else {}
+            dtype = self.settings.torch_dtype
+            self._tables[copy] = likelihood_tables(self.basis, *self.components(copy), dtype)
+        return self._tables[copy]
 
-    def _tables_of_origin(self, origins: OriginOffsets, copy: int, origin: int) -> LikelihoodTables:
-        """All but the genes that have an offset of their own there are tabulated once a copy."""
-        (a, b), base = self.components(copy), origins.base[copy]
-        if copy not in self._base_tables:
-            self._base_tables[copy] = likelihood_tables(self.basis, a + base, b, self.settings.torch_dtype)
-        tables, loud = self._base_tables[copy], origins.loud(copy, origin)
-        log_mean = self.components_of(copy, origin).log_mean
-        if a.device.type == "cpu" and loud.positions.numel() < MANY_GENES * a.shape[1]:
-            return moved_tables(tables, self.basis, a + base, log_mean, b, loud)
-        return likelihood_tables(self.basis, log_mean, b, self.settings.torch_dtype, tables.pair)
+    def likelihood_of(
+        self, components: Components, copy: int, *, by_origin: bool
+    ) -> Callable[[CellBatch], Tensor]:
+        """What gives the (cells, C) log likelihood of components (C, genes) in nats.
+
+        ``by_origin``: through the offsets of a copy, for batches whose cells have origins.
+        """
+        if self.origins is not None and by_origin:
+            of_cells = self._tables_of_cells(self.origins, components, copy)
+            return lambda batch: cell_log_likelihood(batch, self.basis, of_cells)
+        tables = likelihood_tables(self.basis, *components, self.settings.torch_dtype)
+        return lambda batch: batch_log_likelihood(batch, self.basis, tables)
+
+    def _tables_of_cells(self, origins: OriginOffsets, components: Components, copy: int) -> CellTables:
+        offsets, base = origins.offsets[copy], origins.base[copy]
+        return cell_tables(self.basis, components, offsets=offsets, base=base)
 
     @torch.no_grad()
     def posterior(self, batch: CellBatch, *, fold: int | None = None) -> Posterior:
@@ -208,7 +209,11 @@ class Mixture(nn.Module):
         if batch.n_cells == 0:  # one that is there for other ranks is worth no tables
             return self.log_weights.new_zeros(0, self.settings.n_components)
         copy = self.copy_for(batch.fold if fold is None else fold)
-        return batch_log_likelihood(batch, self.basis, self.tables(copy, batch.origin))
+        if self.origins is None or batch.origins is None:
+            return batch_log_likelihood(batch, self.basis, self.tables(copy))
+        if copy not in self._cell_tables:
+            self._cell_tables[copy] = self._tables_of_cells(self.origins, self.components(copy), copy)
+        return cell_log_likelihood(batch, self.basis, self._cell_tables[copy])
 
     def log_prior(self, batch: CellBatch, copy: int = -1) -> Tensor:
         """(cells, K) or (K,) ln pi."""
@@ -218,14 +223,11 @@ class Mixture(nn.Module):
 
     def reset_statistics(self) -> None:
         """Forget the statistics of the last iteration."""
-        self._statistics = self._no_statistics()
-        if self.origins is not None:
-            n_components = self.settings.n_components
-            self.origins.reset(self.basis, n_components, self._no_statistics(), self._no_statistics)
-
-    def _no_statistics(self, genes: SomeGenes | None = None) -> FoldStatistics:
         settings = self.settings
-        return FoldStatistics(self.basis, settings.n_components, settings.folds, settings.torch_dtype, genes)
+        n_components, dtype = settings.n_components, settings.torch_dtype
+        self._statistics = FoldStatistics(self.basis, n_components, settings.folds, dtype)
+        if self.origins is not None:
+            self.origins.reset(self.basis, n_components, self._statistics)
 
     @torch.no_grad()
     def collect(self, batch: CellBatch, responsibilities: Tensor) -> None:

@@ -19,6 +19,7 @@ components Q is concave in each offset, which takes a step of Newton on the stat
 
 An offset by which the cells of an origin gain next to nothing is left out: a small origin has few. Which may
 be worth one is told by sums over cells alone (``screened``), and statistics of an origin are of these genes.
+All cells are in the statistics of genes without offsets, from where those of an origin are moved.
 
 Every cross-fitting copy has offsets of its own, fitted without its fold, so that no cell judges itself.
 """
@@ -26,7 +27,7 @@ Every cross-fitting copy has offsets of its own, fitted without its fold, so tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -37,10 +38,11 @@ from torch import Tensor
 
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.kernels.blocks import GENES_AT_ONCE, LANES
-from nbmix.core.kernels.offsets import OffsetProblem, offset_rows, shifted_rows
+from nbmix.core.kernels.offsets import JudgedBy, SeenCells, SharedNodes, offset_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
 from nbmix.core.nodes import SizeFactorNodes, fewest_nodes
+from nbmix.core.origin_genes import OriginGenes
 from nbmix.core.parameters import START_LOG_INV_DISP, Components
 from nbmix.core.prior import mean_variance
 from nbmix.core.statistics import SufficientStatistics
@@ -116,6 +118,110 @@ class FittedOffset(NamedTuple):
     information: Tensor
 
 
+class OriginCells(NamedTuple):
+    """Statistics of genes of origins, on the CPU.
+
+    Attributes:
+        genes: which, a row each.
+        nodes: that the statistics are at.
+        rate: (folds, rows, K, L M) A, level by level where there are L levels.
+        node: (copies, origins, K, L M) R, of the cells that each copy sees.
+        without: (copies,) int64, the fold that each copy does not see; -1: none.
+    """
+
+    genes: OriginGenes
+    nodes: SizeFactorNodes
+    rate: Tensor
+    node: Tensor
+    without: Tensor
+
+    @classmethod
+    def of_one(cls, seen: SufficientStatistics, nodes: SizeFactorNodes) -> OriginCells:
+        """All genes of one origin, which one copy sees."""
+        genes = OriginGenes.where(torch.ones(1, len(seen.rate), dtype=torch.bool))
+        return cls(genes, nodes, seen.rate[None], seen.node[None, None], torch.tensor([-1]))
+
+    def as_arrays(self) -> SeenCells:
+        sums = (self.rate.flatten(2), self.node.flatten(2))
+        parts = (self.genes.first, self.genes.origin, *sums, self.without, self.nodes.log_nodes)
+        return SeenCells(*(t.contiguous().numpy() for t in parts))
+
+
+class Judge(NamedTuple):
+    """What offsets of copies are judged by.
+
+    Attributes:
+        gammas, loadings: of the components of each copy.
+        variance, base: (copies, genes) tau^2, and the offset of a gene where it has none of its own.
+        least_gain: nats, by which all cells of an origin have to gain by another offset than ``base``.
+        longest: bound of a step.
+    """
+
+    gammas: Sequence[GammaRates]
+    loadings: Sequence[Loadings]
+    variance: Tensor
+    base: Tensor
+    least_gain: float = -1.0
+    longest: float = LONGEST_OFFSET_STEP
+
+    @classmethod
+    def none(cls, base: Tensor) -> Judge:
+        """Takes no step; ``base`` (copies, genes)."""
+        n_copies, nothing = len(base), GammaRates(*torch.ones(2, 0, 0, dtype=torch.float64))
+        loadings = Loadings.none(0, 0)
+        return cls([nothing] * n_copies, [loadings] * n_copies, torch.ones_like(base), base, longest=0.0)
+
+    def as_arrays(self) -> JudgedBy:
+        stacked = (torch.stack(parts) for parts in zip(*self.gammas, strict=True))
+        loadings = torch.stack([of_copy.of_genes for of_copy in self.loadings])
+        parts = (*stacked, loadings, self.loadings[0].effects, 1 / self.variance, self.base)
+        arrays = (t.double().contiguous().numpy() for t in parts)
+        return JudgedBy._make([*arrays, self.longest, LARGEST_OFFSET, self.least_gain])
+
+
+class SharedStatistics(NamedTuple):
+    """What copies see of all origins, every gene at nodes of its own; on the CPU.
+
+    Attributes:
+        nodes: of every gene.
+        rate, node: (copies, genes, K, L N); of no copy where cells are to go nowhere.
+        have_cells: they have all cells, at the offsets ``Judge.base``.
+    """
+
+    nodes: SizeFactorNodes
+    rate: Tensor
+    node: Tensor
+    have_cells: bool = True
+
+    @classmethod
+    def none(cls) -> SharedStatistics:
+        nodes, sums = torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, 0, 0, 0, dtype=torch.float64)
+        return cls(SizeFactorNodes(nodes, nodes.flatten()), sums, sums)
+
+    def as_arrays(self) -> SharedNodes:
+        sums = (t.view(*t.shape[:2], t.shape[2] * t.shape[3]) for t in (self.rate, self.node))
+        nodes = (t.contiguous() for t in self.nodes)
+        return SharedNodes._make([*(t.numpy() for t in (*nodes, *sums)), self.have_cells])
+
+
+def step_and_move(cells: OriginCells, judge: Judge, offset: Tensor, shared: SharedStatistics) -> Tensor:
+    """A step of Newton on the offsets of some genes of some origins, whose cells then move by them.
+
+    Args:
+        cells: that copies see.
+        judge: by which a step is taken.
+        offset: (copies, rows) float64, changed in place.
+        shared: where cells are moved, in place.
+
+    Returns:
+        (copies, rows) information on the offsets: minus the second derivative of Q.
+    """
+    information = torch.zeros_like(offset)
+    arrays = (cells.as_arrays(), judge.as_arrays(), offset.numpy(), information.numpy(), shared.as_arrays())
+    over_rows(offset_rows, len(cells.genes.first) - 1, GENES_AT_ONCE, *arrays)
+    return information
+
+
 def offset_step(
     seen: SufficientStatistics,
     nodes: SizeFactorNodes,
@@ -131,14 +237,10 @@ def offset_step(
         gammas: of the components.
         offset, variance: (genes,) d, and tau^2.
     """
-    found, information = offset.double().clone().contiguous(), torch.empty_like(offset, dtype=torch.float64)
-    log_nodes = nodes.log_nodes.repeat(loadings.n_levels)
-    parts = (log_nodes, loadings.effects, loadings.of_genes, seen.rate, seen.node, 1 / variance)
-    arrays = [t.double().contiguous().numpy() for t in parts]
-    problem = OffsetProblem._make([*arrays, LONGEST_OFFSET_STEP, LARGEST_OFFSET])
-    rates = (t.numpy() for t in gammas)
-    over_rows(offset_rows, found.numel(), GENES_AT_ONCE, *rates, problem, found.numpy(), information.numpy())
-    return FittedOffset(found, information)
+    found = offset.double().clone()[None]
+    judge = Judge([gammas], [loadings], variance[None], torch.zeros_like(found))
+    information = step_and_move(OriginCells.of_one(seen, nodes), judge, found, SharedStatistics.none())
+    return FittedOffset(found[0], information[0])
 
 
 def zeros_of_genes(levels: CountLevels, n_components: int, n_nodes: int) -> SufficientStatistics:
@@ -154,32 +256,18 @@ def add_shifted_(
     offset: Tensor,
     nodes: SizeFactorNodes,
     to_nodes: SizeFactorNodes,
-    *,
-    base: Tensor | None = None,
-    genes: Tensor | None = None,
-    n_levels: int = 1,
 ) -> None:
-    """Add the statistics of cells with these offsets (rows,) to those of all origins, on the CPU.
+    """Add the statistics of cells with these offsets (genes,) to those of all origins, on the CPU.
 
     Args:
         total: at ``to_nodes``, every gene's own (``zeros_of_genes``).
-        seen: at ``nodes``, a row for every gene that is added.
-        base: (rows,) offsets with which ``total`` has these cells, or is to have them: they are moved from
-            there, and pairs and weights stay as they are.
-        genes: (rows,) which genes these are; None: all.
+        seen: at ``nodes``.
     """
-    genes = torch.arange(len(offset)) if genes is None else genes
-    none = torch.empty(0, dtype=torch.float64)
-    of_nodes, of_seen, of_total = (
-        tuple(t.contiguous().numpy() for t in tensors)
-        for tensors in ((nodes.log_nodes, *to_nodes), (seen.rate, seen.node[None]), (total.rate, total.node))
-    )
-    moved, begin = (t.double().contiguous().numpy() for t in (offset, none if base is None else base))
-    arguments = (genes.numpy(), moved, begin, of_nodes, n_levels, of_seen, of_total)
-    over_rows(shifted_rows, moved.size, GENES_AT_ONCE, *arguments)
-    if base is None:
-        total.pair += seen.pair
-        total.weight += seen.weight
+    d = offset.double()[None].contiguous()
+    shared = SharedStatistics(to_nodes, total.rate[None], total.node[None], have_cells=False)
+    step_and_move(OriginCells.of_one(seen, nodes), Judge.none(d), d, shared)
+    total.pair += seen.pair
+    total.weight += seen.weight
 
 
 def quieted(offset: Tensor, base: Tensor, information: Tensor) -> Tensor:
@@ -232,13 +320,30 @@ def mean_offset(offsets: Tensor, n_cells: Tensor) -> Tensor:
     return (n_cells.double() @ offsets) / n_cells.sum()
 
 
-def gene_totals(batch: CellBatch, basis: Basis, cells: Tensor | None = None) -> Tensor:
-    """(genes,) sums of counts, on the CPU; (genes, columns) where ``cells`` has columns of weights."""
+def gene_totals(batch: CellBatch, basis: Basis, cells: Tensor) -> Tensor:
+    """(genes, columns) sums of counts, weighted by ``cells`` (cells, columns) float64; on the CPU."""
     here, levels = batch.to("cpu"), basis.levels.to("cpu")
-    weights = torch.ones(here.n_cells, 1, dtype=torch.float64) if cells is None else cells
-    summed = here.turned().matmul(weights) * levels.count[here.used][:, None]  # (used, columns)
-    by_gene = summed.new_zeros(levels.n_genes, weights.shape[1]).index_add_(0, levels.gene[here.used], summed)
-    return by_gene[:, 0] if cells is None else by_gene
+    summed = here.turned().matmul(cells) * levels.count[here.used][:, None]  # (used, columns)
+    return summed.new_zeros(levels.n_genes, cells.shape[1]).index_add_(0, levels.gene[here.used], summed)
+
+
+class Members(NamedTuple):
+    """The origins (some,) that cells come from, and (cells, some) float64 1 where a cell does; on the CPU."""
+
+    origins: Tensor
+    share: Tensor
+
+    @classmethod
+    def of(cls, batch: CellBatch, n_origins: int) -> Members:
+        """Of the cells of a batch.
+
+        Raises:
+            ValueError: one comes from none of so many origins.
+        """
+        if batch.origins is None or not 0 <= int(batch.origins.min()) <= int(batch.origins.max()) < n_origins:
+            raise ValueError(f"a batch of an unknown origin in a fit of {n_origins} origins")
+        origins, place = batch.origins.cpu().unique(return_inverse=True)
+        return cls(origins, torch.eye(len(origins), dtype=torch.float64)[place])
 
 
 def summed_over_ranks(tensor: Tensor, device: torch.device) -> Tensor:
@@ -296,12 +401,12 @@ class OriginMargins:
                 continue
             here = batch.to("cpu")
             fold, q = max(here.fold, 0), responsibilities[here.rows].double().cpu()
-            cells = torch.cat([q, torch.ones(len(q), 1, dtype=torch.float64)], 1)
-            by_gene = gene_totals(here, basis, cells)  # (genes, K + 1)
+            origins, share = Members.of(here, n_origins)
+            by_gene = gene_totals(here, basis, torch.cat([q, share], 1))  # (genes, K + some)
             margins.of_component[fold] += by_gene[:, :n_components].T
-            margins.of_origin[fold, here.origin] += by_gene[:, n_components]
-            margins.size[fold, here.origin] += here.size_factors @ q
-            margins.n_cells[fold, here.origin] += here.n_cells
+            margins.of_origin[fold, origins] += by_gene[:, n_components:].T
+            margins.size[fold, origins] += (share * here.size_factors[:, None]).T @ q
+            margins.n_cells[fold, origins] += share.sum(0)
         return margins
 
     def summed_over_ranks(self, device: torch.device) -> OriginMargins:

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nbmix.core.batch import Basis, CellBatch, SomeGenes
+from nbmix.core.batch import Basis, CellBatch
+from nbmix.core.folds import packs_of
 from nbmix.core.offsets import (
     FIRST_OFFSET_VARIANCE,
     LARGEST_OFFSET,
+    LEAST_GAIN,
     SCREENED_GAIN,
     GammaRates,
+    Judge,
     Loadings,
+    Members,
+    OriginCells,
     OriginMargins,
+    SharedStatistics,
     add_shifted_,
     gene_totals,
     mean_offset,
-    offset_step,
     offset_variance,
-    quieted,
     screened,
     spanning_offsets,
+    step_and_move,
     summed_over_ranks,
-    zeros_of_genes,
 )
+from nbmix.core.origin_genes import OriginGenes
+from nbmix.core.origin_statistics import OriginStatistics
 from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
 
@@ -52,6 +57,13 @@ class CopyParameters(NamedTuple):
     loadings: Loadings | None = None
 
 
+class Told(NamedTuple):
+    """What genes of origins have told of their offsets: by copy, (rows,) the information on them."""
+
+    genes: OriginGenes
+    information: dict[int, Tensor]
+
+
 @dataclass
 class _Collected:
     """Statistics of one iteration.
@@ -60,36 +72,40 @@ class _Collected:
         basis: of the cells.
         fit_basis: the same with nodes that reach as far as offsets.
         whole: statistics of all origins, without offsets.
-        make: empty statistics by fold, of some genes.
-        genes: of each origin, that may be worth an offset in a copy; statistics by origin are of these.
-        by_origin: of origins that are not complete yet.
-        n_met: cells of each origin so far.
+        shape: (folds, K, L).
+        may_matter: (origins, genes) bool, which may be worth an offset in a copy.
+        packs: (origins,) pack of each, see ``nbmix.core.folds``.
+        of_pack: statistics of those genes, of packs that are not complete yet.
+        n_met: (origins,) cells so far.
         size: (folds, origins, K) sum of q_ik s_i.
-        of_copy: what each copy may see, every gene at nodes of its own: at first what offsets have changed of
-            complete origins.
-        information: by copy and origin, on the offsets of its genes.
-        gammas: of the components of each copy, which stay the same until the M step.
+        shared: what copies see, every gene at nodes of its own: at first what offsets have changed of
+            complete packs.
+        gammas: of the components of copies, which stay the same until the M step.
+        told: of complete packs.
+        seen: what each copy may see of all cells.
     """
 
     basis: Basis
     fit_basis: Basis
     whole: OfFolds
-    make: Callable[[SomeGenes], OfFolds]
-    genes: list[SomeGenes]
+    shape: tuple[int, int, int]
+    may_matter: Tensor
+    packs: Tensor
     n_met: Tensor
     size: Tensor
-    by_origin: dict[int, OfFolds] = field(default_factory=dict)
-    of_copy: dict[int, SufficientStatistics] = field(default_factory=dict)
-    information: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    of_pack: dict[int, OriginStatistics] = field(default_factory=dict)
+    shared: SharedStatistics | None = None
     gammas: dict[int, GammaRates] = field(default_factory=dict)
+    told: list[Told] = field(default_factory=list)
+    seen: dict[int, SufficientStatistics] = field(default_factory=dict)
 
 
 class OriginOffsets(nn.Module):
     """Offsets d_gj of every copy of a mixture, see ``nbmix.core.offsets``.
 
-    What an origin's cells say is collected fold by fold. Once all of them have been met, every copy takes a
-    step on its offsets by those that it may see, and adds their statistics to its own, moved by the offsets:
-    so one origin at a time is in memory where its batches follow each other. Over several ranks all wait for
+    What the cells of a pack of origins say is collected fold by fold. Once all of them have been met, every
+    copy takes a step on its offsets by those that it may see, and has their statistics moved by the offsets:
+    so one pack at a time is in memory where its batches follow each other. Over several ranks all wait for
     the M step.
 
     Args:
@@ -100,7 +116,7 @@ class OriginOffsets(nn.Module):
     Attributes:
         offsets: (copies, origins, genes) float64, natural logarithm.
         variance: (copies, genes) float64, tau^2.
-        base: (copies, genes) offset of genes in all origins where they have none of their own (``quieted``).
+        base: (copies, genes) offset of genes in all origins where they have none of their own.
         may_matter: (copies, origins, genes) uint8, 1 where a gene may be worth an offset (``screened``).
         n_cells: (origins,) cells of the fit; None where nothing is fitted.
         are_first: there are no components yet by which offsets could be judged.
@@ -127,7 +143,9 @@ class OriginOffsets(nn.Module):
         self._collected: _Collected
         self._counts: Tensor | None = None  # (folds, origins, genes) sum of x_ij, once all cells were met
         self._counted: Tensor | None = None  # the same, so far
-        self._room: dict[int, SufficientStatistics] = {}  # new memory costs more than filling the last one's
+        # new memory costs more than filling the last one's
+        self._shared_room: SharedStatistics | None = None
+        self._rooms: list[Tensor] = []
         self.register_load_state_dict_pre_hook(_without_screening)
 
     @property
@@ -165,10 +183,6 @@ class OriginOffsets(nn.Module):
         self._counts = other._counts
         self.are_first = False
 
-    def loud(self, copy: int, origin: int) -> SomeGenes:
-        """Genes that have an offset of their own in an origin."""
-        return SomeGenes.where((self.offsets[copy, origin] != self.base[copy]).cpu())
-
     @staticmethod
     def within_bounds(offsets: Tensor) -> Tensor:
         """Offsets as large as they may be."""
@@ -203,47 +217,53 @@ class OriginOffsets(nn.Module):
         self.base.zero_()
         self.are_first = True
 
-    def reset(
-        self, basis: Basis, n_components: int, whole: OfFolds, make: Callable[[SomeGenes], OfFolds]
-    ) -> None:
+    def reset(self, basis: Basis, n_components: int, whole: OfFolds) -> None:
         """Forget the statistics of the last iteration.
 
         Args:
             basis: of the cells.
             n_components: K.
             whole: empty statistics, for cells of all origins.
-            make: empty ones of some genes, for the cells of one origin.
         """
         all_offsets = torch.cat([self.offsets, self.base[:, None]], 1)
         reaching = basis._replace(nodes=spanning_offsets(basis.nodes, all_offsets))
-        genes = [SomeGenes.where(chosen) for chosen in self.may_matter.cpu().bool().any(0)]
-        n_met = torch.zeros(self.n_origins, dtype=torch.int64)
-        size = torch.zeros(self.folds, self.n_origins, n_components, dtype=torch.float64)
-        self._collected = _Collected(basis, reaching, whole, make, genes, n_met, size)
+        self._collected = _Collected(
+            basis,
+            reaching,
+            whole,
+            (self.folds, n_components, self.n_levels),
+            self.may_matter.cpu().bool().any(0),
+            self._packs,
+            torch.zeros(self.n_origins, dtype=torch.int64),
+            torch.zeros(self.folds, self.n_origins, n_components, dtype=torch.float64),
+        )
         if self._counts is None:
             self._counted = torch.zeros(self.folds, self.n_origins, self.n_genes, dtype=torch.float64)
 
     def add(self, batch: CellBatch, q: Tensor, parameters: Callable[[int], CopyParameters]) -> None:
-        """Add cells of one origin; ``parameters`` of a copy are what its offsets are judged by."""
-        if not 0 <= batch.origin < self.n_origins:
-            raise ValueError(f"a batch of origin {batch.origin} in a fit of {self.n_origins} origins")
-        now, origin = self._collected, batch.origin
+        """Add cells; ``parameters`` of a copy are what its offsets are judged by."""
+        now, fold = self._collected, max(batch.fold, 0)
+        origins, share = Members.of(batch, self.n_origins)
         now.whole.add(batch, q)
-        fold = max(batch.fold, 0)
-        of_components = q if q.ndim == 2 else q.sum(2)
-        now.size[fold, origin] += (batch.size_factors @ of_components.double()).cpu()
+        of_components = (q if q.ndim == 2 else q.sum(2)).double().cpu()
+        now.size[fold, origins] += (share * batch.size_factors.cpu()[:, None]).T @ of_components
         if self._counted is not None:
-            self._counted[fold, origin] += gene_totals(batch, now.basis)
-        now.n_met[origin] += batch.n_cells
-        if not len(now.genes[origin].positions):
-            return
-        if origin not in now.by_origin:
-            now.by_origin[origin] = now.make(now.genes[origin])
-        now.by_origin[origin].add(batch, q)
-        is_complete = self.n_cells is not None and now.n_met[origin] == self.n_cells[origin]
-        if is_complete and not _are_several_ranks():
-            raw = now.by_origin.pop(origin)
-            self._finish(origin, raw, raw.total(), range(self.n_copies), parameters)
+            self._counted[fold, origins] += gene_totals(batch, now.basis, share).T
+        now.n_met[origins] += share.sum(0).long()
+        for pack in now.packs[origins].unique().tolist():
+            if pack not in now.of_pack:
+                now.of_pack[pack] = self._of_pack(pack)
+            now.of_pack[pack].add(batch, q)
+            here = now.packs == pack
+            assert self.n_cells is not None
+            if bool((now.n_met == self.n_cells.cpu())[here].all()) and not _are_several_ranks():
+                self._finish(pack, range(self.n_copies), parameters)
+
+    def _of_pack(self, pack: int) -> OriginStatistics:
+        """Zeros, of genes that may be worth an offset in an origin of the pack."""
+        now = self._collected
+        genes = OriginGenes.where(now.may_matter & (now.packs == pack)[:, None])
+        return OriginStatistics(now.basis, genes, now.shape, self._rooms.pop() if self._rooms else None)
 
     def finish(
         self,
@@ -251,7 +271,7 @@ class OriginOffsets(nn.Module):
         copies: Sequence[int],
         fitters: Sequence[int] | None = None,
     ) -> None:
-        """Bring in all origins that still wait.
+        """Bring in all packs that still wait.
 
         Args:
             parameters: of each copy.
@@ -259,17 +279,10 @@ class OriginOffsets(nn.Module):
             fitters: the rank that fits each copy, where there are several.
         """
         now = self._collected
-        for origin in range(self.n_origins):
-            raw = now.by_origin.pop(origin, None)
-            if not len(now.genes[origin].positions) or (raw is None and fitters is None):
-                continue
-            raw = now.make(now.genes[origin]) if raw is None else raw
-            total = raw.total()
+        for pack in now.packs.unique().tolist() if fitters is not None else list(now.of_pack):
             if fitters is not None:
-                raw.sum_over_ranks_(total, fitters)
-            if float(total.weight.sum()) == 0:
-                continue
-            self._finish(origin, raw, total, copies, parameters)
+                now.of_pack.setdefault(pack, self._of_pack(pack)).sum_over_ranks_()
+            self._finish(pack, copies, parameters)
         total = now.whole.total()
         if fitters is not None:
             now.whole.sum_over_ranks_(total, fitters)
@@ -279,20 +292,17 @@ class OriginOffsets(nn.Module):
                 self._counts = summed_over_ranks(self._counts, self.offsets.device)
         if fitters is not None:
             now.size = summed_over_ranks(now.size, self.offsets.device)
-        nodes, to_nodes = now.basis.nodes.to("cpu"), now.fit_basis.nodes.to("cpu")
-        for copy in copies:
-            seen = self._seen_by(copy, now.whole, total)
-            base = self.base[copy].cpu()
-            add_shifted_(self._room_for(copy), seen, base, nodes, to_nodes, n_levels=self.n_levels)
+        shared = self._shared(len(copies))
+        for place, copy in enumerate(copies):
+            own = shared._replace(rate=shared.rate[place : place + 1], node=shared.node[place : place + 1])
+            self._see_whole(copy, total, own)
             if not self.are_first:
                 self._screen(copy, self._gammas_of(copy, parameters))
         self.are_first = False
 
     def seen(self, copy: int) -> SufficientStatistics:
         """What a copy may see, of all origins, every gene at nodes of its own; until the next iteration."""
-        found, device = self._collected.of_copy.pop(copy), self.offsets.device
-        self._room[copy] = found
-        return SufficientStatistics(*(t.to(device) for t in found.tensors()))
+        return self._collected.seen.pop(copy)
 
     def centre(self, copy: int) -> Tensor:
         """Take the mean over cells off the offsets of a copy, and return it, (genes,)."""
@@ -307,30 +317,51 @@ class OriginOffsets(nn.Module):
     ) -> tuple[SufficientStatistics, Basis]:
         """Of cells with responsibilities (all rows, K), moved by the offsets of the copy of all cells.
 
+        Args:
+            batches: where those of a pack of origins follow each other, few of these are in memory at a time.
+
         Returns:
             Sums with every gene's nodes of its own, on the CPU, and the basis with these nodes.
         """
-        offsets, nodes = self.offsets[-1].cpu(), basis.nodes.to("cpu")
-        none = torch.zeros_like(offsets[0])
-        moved = basis._replace(nodes=spanning_offsets(nodes, torch.cat([offsets, none[None]])))
-        total: SufficientStatistics | None = None
+        offsets, base, nodes = self.offsets[-1].cpu(), self.base[[-1]].cpu(), basis.nodes.to("cpu")
+        moved = spanning_offsets(nodes, torch.cat([offsets, base, torch.zeros_like(base)]))
+        sums = torch.zeros(
+            2, 1, *offsets.shape[1:], q.shape[1], moved.log_nodes.shape[1], dtype=torch.float64
+        )
+        shared = SharedStatistics(moved, *sums)
+        whole, waiting = SufficientStatistics.zeros(basis, q.shape[1], "cpu"), dict[int, OriginStatistics]()
+        are_of_origins = False
 
-        def bring_in(seen: SufficientStatistics, origin: int) -> None:
-            nonlocal total
-            if total is None:
-                total = zeros_of_genes(basis.levels, q.shape[1], moved.nodes.log_nodes.shape[1])
-            add_shifted_(total, seen, none if origin < 0 else offsets[origin], nodes, moved.nodes)
+        def bring_in() -> None:
+            for of_pack in waiting.values():
+                cells = of_pack.seen_without([None])
+                step_and_move(cells, Judge.none(base), offsets[cells.genes.chosen][None], shared)
+            waiting.clear()
 
-        seen, origin = SufficientStatistics.zeros(basis, q.shape[1], "cpu"), -1
         for batch in batches:
-            if batch.origin != origin and float(seen.weight.sum()) > 0:
-                bring_in(seen, origin)
-                seen = SufficientStatistics.zeros(basis, q.shape[1], "cpu")
-            origin = batch.origin
-            seen.add_batch_(batch, basis, q[batch.rows])
-        bring_in(seen, origin)
-        assert total is not None
-        return total, moved
+            whole.add_batch_(batch, basis, q[batch.rows])
+            if batch.origins is None or not batch.n_cells:
+                continue
+            are_of_origins, packs = True, self._packs[batch.origins].unique().tolist()
+            if not waiting.keys() >= set(packs):
+                bring_in()
+            for pack in packs:
+                if pack not in waiting:
+                    genes = OriginGenes.where((offsets != base) & (self._packs == pack)[:, None])
+                    waiting[pack] = OriginStatistics(basis, genes, (1, q.shape[1], 1))
+                waiting[pack].add(batch, q[batch.rows])
+        bring_in()
+        begin = base[0] if are_of_origins else torch.zeros_like(base[0])
+        found = SufficientStatistics(shared.rate[0], whole.pair * 0, shared.node[0], whole.weight * 0)
+        add_shifted_(found, whole, begin, nodes, moved)
+        return found, basis._replace(nodes=moved)
+
+    @property
+    def _packs(self) -> Tensor:
+        """(origins,) number of each one's pack; where cells were not counted each is alone."""
+        if self.n_cells is None:
+            return torch.arange(self.n_origins)
+        return torch.from_numpy(packs_of(self.n_cells.cpu().numpy()))
 
     def _gammas_of(self, copy: int, parameters: Callable[[int], CopyParameters]) -> GammaRates:
         now = self._collected
@@ -346,64 +377,64 @@ class OriginOffsets(nn.Module):
         offsets, variance, base = (t[copy].cpu() for t in (self.offsets, self.variance, self.base))
         mean_size = float(now.size.sum() / self.n_cells.sum())
         gain, information = screened(counts, size, mean_size, gammas, offsets, variance)
-        for origin, genes in enumerate(now.genes):
-            if (copy, origin) in now.information:
-                information[origin, genes.positions] = now.information[copy, origin]
+        for genes, told in now.told:
+            information[genes.chosen] = told[copy]
         may_matter = (gain > SCREENED_GAIN) | (offsets != base)
         self.may_matter[copy] = may_matter.to(self.may_matter)
         self.variance[copy] = offset_variance(offsets, information, variance).to(self.variance)
 
-    def _seen_by(self, copy: int, of_folds: OfFolds, total: SufficientStatistics) -> SufficientStatistics:
-        """``total`` less the fold that a copy does not see, on the CPU."""
-        fold = self.without(copy)
-        part = None if fold is None else of_folds.of(fold)
-        if part is not None:
-            total = total - part
-        return SufficientStatistics(*(t.cpu() for t in total.tensors()))
-
-    def _room_for(self, copy: int) -> SufficientStatistics:
-        """Sums of what a copy sees in this iteration, at nodes of every gene's own."""
+    def _shared(self, n_copies: int) -> SharedStatistics:
+        """Sums of what the copies of this rank see in this iteration, at nodes of every gene's own."""
         now = self._collected
-        if copy not in now.of_copy:
-            n_components, n_nodes = now.size.shape[2], now.fit_basis.nodes.log_nodes.shape[1]
-            room, width = self._room.pop(copy, None), self.n_levels * n_nodes
-            if room is not None and room.rate.shape == (self.n_genes, n_components, width):
-                for tensor in room.tensors():
-                    tensor.zero_()
-            else:
-                room = zeros_of_genes(now.basis.levels, n_components, width)
-            now.of_copy[copy] = room
-        return now.of_copy[copy]
+        if now.shared is None:
+            nodes, (_, n_components, n_levels) = now.fit_basis.nodes.to("cpu"), now.shape
+            shape = (n_copies, self.n_genes, n_components, n_levels * nodes.log_nodes.shape[1])
+            room = self._shared_room
+            if room is None or room.rate.shape != shape:
+                room = SharedStatistics(nodes, *torch.zeros(2, *shape, dtype=torch.float64))
+            room.rate.zero_()
+            room.node.zero_()
+            self._shared_room = now.shared = room._replace(nodes=nodes)
+        return now.shared
 
-    def _finish(
-        self,
-        origin: int,
-        raw: OfFolds,
-        total: SufficientStatistics,
-        copies: Sequence[int],
-        parameters: Callable[[int], CopyParameters],
-    ) -> None:
-        """Step on the offsets of an origin all of whose cells have been met, and move their statistics."""
+    def _see_whole(self, copy: int, total: SufficientStatistics, shared: SharedStatistics) -> None:
+        """Let a copy see ``total`` less its fold where genes have no offsets, beside what these have changed.
+
+        Args:
+            shared: of this copy alone.
+        """
+        now, fold = self._collected, self.without(copy)
+        part = None if fold is None else now.whole.of(fold)
+        whole = total if part is None else total - part
+        rate, pair, node, weight = whole.tensors()
+        whole = SufficientStatistics(rate.cpu(), pair.cpu(), node.cpu(), weight.cpu())
+        cells, base = OriginCells.of_one(whole, now.basis.nodes.to("cpu")), self.base[[copy]].cpu()
+        step_and_move(cells, Judge.none(base), base.clone(), shared._replace(have_cells=False))
+        seen = (shared.rate[0], pair, shared.node[0], weight)
+        now.seen[copy] = SufficientStatistics(*(t.to(self.offsets.device) for t in seen))
+
+    def _finish(self, pack: int, copies: Sequence[int], parameters: Callable[[int], CopyParameters]) -> None:
+        """Step on the offsets of a pack all of whose cells have been met, and move their statistics."""
         now = self._collected
-        nodes, to_nodes = now.basis.nodes.to("cpu"), now.fit_basis.nodes.to("cpu")
-        genes = now.genes[origin].positions
-        for copy in copies:
-            seen = self._seen_by(copy, raw, total)
-            offset, base = self.offsets[copy, origin].cpu()[genes], self.base[copy].cpu()[genes]
-            if not self.are_first:
-                gammas = GammaRates(*(t[genes] for t in self._gammas_of(copy, parameters)))
-                loadings = parameters(copy).loadings
-                if loadings is None:
-                    loadings = Loadings.none(len(genes), nodes.log_nodes.numel())
-                else:
-                    loadings = loadings._replace(of_genes=loadings.of_genes[genes])
-                variance = self.variance[copy].cpu()[genes]
-                offset, information = offset_step(seen, nodes, gammas, offset, variance, loadings)
-                offset = quieted(offset, base, information)
-                self.offsets[copy, origin, genes.to(self.offsets.device)] = offset.to(self.offsets)
-                now.information[copy, origin] = information
-            add = partial(add_shifted_, base=base, genes=genes, n_levels=self.n_levels)
-            add(self._room_for(copy), seen, offset, nodes, to_nodes)
+        told = now.of_pack.pop(pack)
+        genes, which = told.genes, list(copies)
+        if not genes.n_rows or not which:
+            return
+        cells = told.seen_without([self.without(copy) for copy in which])
+        judge = Judge.none(self.base[which].cpu())
+        if not self.are_first:
+            gammas = [self._gammas_of(copy, parameters) for copy in which]
+            none = Loadings.none(self.n_genes, cells.rate.shape[3])
+            loadings = [parameters(copy).loadings or none for copy in which]
+            judge = Judge(gammas, loadings, self.variance[which].cpu(), judge.base, LEAST_GAIN)
+        at = tuple(t.to(self.offsets.device) for t in genes.chosen)
+        offset = torch.stack([self.offsets[copy][at] for copy in which]).cpu()
+        information = step_and_move(cells, judge, offset, self._shared(len(which)))
+        self._rooms.append(told.room)
+        if not self.are_first:
+            for copy, found in zip(which, offset.to(self.offsets.device), strict=True):
+                self.offsets[copy][at] = found
+            now.told.append(Told(genes, dict(zip(which, information, strict=True))))
 
 
 def _without_screening(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

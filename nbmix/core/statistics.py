@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nbmix.core.batch import Basis, CellBatch, SomeGenes, rows_of
+from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.kernels.blocks import GENES_AT_ONCE
 from nbmix.core.kernels.sparse import gathered_rows
 from nbmix.core.kernels.threads import over_rows
@@ -23,8 +23,8 @@ class SufficientStatistics:
     depend on the number of cells.
 
     Attributes:
-        rate: (genes, K, nodes) float64, A = sum_i w_im q_ik x_ij; of some genes, ``SomeGenes``, their rows.
-        pair: (pairs, K) float64, B = sum_i q_ik [x_ij = c]; of some genes alone (0, K).
+        rate: (genes, K, nodes) float64, A = sum_i w_im q_ik x_ij.
+        pair: (pairs, K) float64, B = sum_i q_ik [x_ij = c].
         node: (K, nodes) float64, R = sum_i w_im q_ik; (genes, K, nodes) where genes have nodes of their own
             (``nbmix.core.offsets``).
         weight: (K,) float64, sum_i q_ik, in cells.
@@ -41,15 +41,14 @@ class SufficientStatistics:
         basis: Basis,
         n_components: int,
         device: torch.device | str,
-        genes: SomeGenes | None = None,
         n_levels: int = 1,
     ) -> SufficientStatistics:
-        """Zeros for all genes, or for some; with nodes level by level where there are levels."""
+        """Zeros; with nodes level by level where there are levels."""
         n_nodes, levels = n_levels * basis.nodes.log_nodes.numel(), basis.levels
         make = partial(torch.zeros, dtype=torch.float64, device=device)
         return cls(
-            make(levels.n_genes if genes is None else len(genes.positions), n_components, n_nodes),
-            make(0 if genes is not None else levels.n_pairs, n_components),
+            make(levels.n_genes, n_components, n_nodes),
+            make(levels.n_pairs, n_components),
             make(n_components, n_nodes),
             make(n_components),
         )
@@ -67,12 +66,8 @@ class SufficientStatistics:
         basis: Basis,
         q: Tensor,
         dtype: torch.dtype = torch.float32,
-        genes: SomeGenes | None = None,
     ) -> SufficientStatistics:
-        """Add a batch's: its pairs are summed at its own nodes, which then spread to those of the basis.
-
-        ``genes``: as these zeros were made with.
-        """
+        """Add a batch's: its pairs are summed at its own nodes, which then spread to those of the basis."""
         n_components, n_own = q.shape[1], batch.weights.shape[1]
         spread = q.double()[:, :, None] * batch.weights[:, None, :]  # (cells, K, own nodes)
         of_cells = spread.flatten(1)
@@ -81,43 +76,30 @@ class SufficientStatistics:
             of_cells[:, : n_components * n_own] = spread.flatten(1)
         summed = batch.turned().matmul(of_cells)  # (used, K own nodes or more)
         if q.device.type == "cpu":
-            self._gather(batch, basis, summed, genes)
+            self._gather(batch, basis, summed)
         else:
-            self._gather_in_torch(batch, basis, summed[:, : n_components * n_own], genes)
+            self._gather_in_torch(batch, basis, summed[:, : n_components * n_own])
         self.node += spread.sum(0) @ batch.to_own
         self.weight += q.double().sum(0)
         return self
 
-    def _gather(self, batch: CellBatch, basis: Basis, summed: Tensor, genes: SomeGenes | None) -> None:
+    def _gather(self, batch: CellBatch, basis: Basis, summed: Tensor) -> None:
         """Add ``summed`` (used, K own nodes or more) to its genes and pairs."""
         levels = basis.levels
         sums = (summed.contiguous().numpy(), batch.to_own.contiguous().numpy())
         into = (self.rate.numpy(), self.pair.numpy())
-        over_rows(
-            gathered_rows,
-            levels.n_genes,
-            GENES_AT_ONCE,
-            batch.used.numpy(),
-            levels.places(),
-            rows_of(genes),
-            *sums,
-            *into,
-        )
+        arguments = (batch.used.numpy(), levels.places(), *sums, *into)
+        over_rows(gathered_rows, levels.n_genes, GENES_AT_ONCE, *arguments)
 
-    def _gather_in_torch(
-        self, batch: CellBatch, basis: Basis, summed: Tensor, genes: SomeGenes | None
-    ) -> None:
+    def _gather_in_torch(self, batch: CellBatch, basis: Basis, summed: Tensor) -> None:
         """As ``_gather``, of (used, K own nodes)."""
-        n_genes, n_components = basis.levels.n_genes, self.rate.shape[1]
+        n_genes, n_components = self.rate.shape[:2]
         gene, count = basis.levels.gene[batch.used], basis.levels.count[batch.used]
         # the weights of a cell sum to 1
-        if genes is None:
-            self.pair[batch.used] += summed.unflatten(1, (n_components, -1)).sum(2)
+        self.pair[batch.used] += summed.unflatten(1, (n_components, -1)).sum(2)
         by_gene = summed.new_zeros(n_genes, summed.shape[1])
         by_gene.index_add_(0, gene, summed * count[:, None].to(summed.dtype))
-        if genes is not None:
-            by_gene = by_gene[genes.positions.to(by_gene.device)]
-        own = by_gene.view(len(self.rate) * n_components, -1) @ batch.to_own.to(summed.dtype)
+        own = by_gene.view(n_genes * n_components, -1) @ batch.to_own.to(summed.dtype)
         self.rate += own.view_as(self.rate)
 
     def tensors(self) -> list[Tensor]:

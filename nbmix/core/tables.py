@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from nbmix.core.batch import Basis, CellBatch, SomeGenes, nodes_of_genes
+from nbmix.core.batch import Basis, CellBatch, nodes_of_genes
 from nbmix.core.kernels.blocks import GENES_AT_ONCE, LINE, PAIRS_AT_ONCE
 from nbmix.core.kernels.tables import PairTerms, grown_rows, pair_rows, split_table_rows, step_table_rows
 from nbmix.core.kernels.threads import over_rows
 from nbmix.core.levels import CountLevels
-from nbmix.core.nodes import node_softplus, padded_nodes
+from nbmix.core.nodes import node_softplus
 from nbmix.core.special import level_terms, tail_terms
 
 FLOAT32_NATS = 8e-5  # half a float32 ulp of the summed steps; the error seen is up to ten times that
@@ -52,7 +52,6 @@ class LikelihoodTables(NamedTuple):
         zero: (K, nodes) float64, sum_j r ln(1 + S_m rho).
         largest: bound on what one count of any gene adds, in either direction.
         dtype: that products run in.
-        moved: what some genes have in place of ``grown``, whose log mean is another one; None: no genes.
     """
 
     log_mean: Tensor
@@ -61,42 +60,6 @@ class LikelihoodTables(NamedTuple):
     zero: Tensor
     largest: float
     dtype: torch.dtype
-    moved: MovedGenes | None = None
-
-
-class MovedGenes(NamedTuple):
-    """Some genes, and their rows of ``LikelihoodTables.grown``."""
-
-    genes: SomeGenes
-    grown: Tensor
-
-
-def moved_tables(
-    tables: LikelihoodTables,
-    basis: Basis,
-    before: Tensor,
-    log_mean: Tensor,
-    log_inv_disp: Tensor,
-    genes: SomeGenes,
-) -> LikelihoodTables:
-    """The tables of components (K, genes) whose ``log_mean`` is another one in some genes alone, on the CPU.
-
-    Args:
-        tables: of means ``before``, and of ``log_inv_disp``.
-        genes: those that differ.
-    """
-    some = genes.positions
-    a, b = log_mean[:, some].contiguous(), log_inv_disp[:, some].contiguous()
-    nodes = np.tile(padded_nodes(basis.nodes.log_nodes), (some.numel(), 1))
-    grown, zero = tabulate_nodes(nodes, basis.nodes.log_nodes.numel(), a, b)
-    zero_before = torch.einsum("jkm,kj->km", tables.grown[some], torch.exp(b))
-    longest = float((a - before[:, some]).abs().max()) if some.numel() else 0.0
-    return tables._replace(
-        log_mean=log_mean.T.contiguous(),
-        zero=tables.zero - zero_before + zero,
-        largest=tables.largest + 2 * longest,  # of ln mu, and of ln(1 + S rho)
-        moved=MovedGenes(genes, grown),
-    )
 
 
 def likelihood_tables(
@@ -104,16 +67,15 @@ def likelihood_tables(
     log_mean: Tensor,
     log_inv_disp: Tensor,
     dtype: torch.dtype = torch.float32,
-    pair: Tensor | None = None,
 ) -> LikelihoodTables:
-    """Tabulate components (K, genes), for products that run in ``dtype``; ``pair`` where it is known."""
+    """Tabulate components (K, genes), for products that run in ``dtype``."""
     a, b = log_mean.detach().double(), log_inv_disp.detach().double()
     if a.device.type == "cpu":
         grown, zero = tabulate_nodes(nodes_of_genes(basis), basis.nodes.log_nodes.numel(), a, b)
     else:
         grown = node_softplus(basis.nodes, a.T, b.T)
         zero = torch.einsum("jkm,kj->km", grown, torch.exp(b))
-    pair = pair_table(basis.levels, b) if pair is None else pair
+    pair = pair_table(basis.levels, b)
     return LikelihoodTables(a.T.contiguous(), grown, pair, zero, largest_value(basis, a, b), dtype)
 
 
@@ -162,55 +124,28 @@ def batch_log_likelihood(
 
     ``step_nats`` bounds the rounding of float32 sums of steps between nodes: see ``_pair_sums_in_float32``.
     """
-    if tables.moved is None:
-        rates = Rates(basis.levels.gene, tables.log_mean[:, :, None] - tables.grown @ batch.to_own.T)
-    else:
-        rates = _rates_of_used(batch, basis, tables, tables.moved)
+    rate = tables.log_mean[:, :, None] - tables.grown @ batch.to_own.T  # (genes, K, own nodes)
     if tables.dtype == torch.float32:
-        summed = _pair_sums_in_float32(batch, basis, rates, tables, step_nats)
+        summed = _pair_sums_in_float32(batch, basis, rate, tables, step_nats)
     else:
-        summed = _pair_sums(batch, basis, rates, tables.pair)
-    summed = summed.view(batch.n_cells, *rates.rate.shape[1:])
+        summed = _pair_sums(batch, basis, rate, tables.pair)
+    summed = summed.view(batch.n_cells, *rate.shape[1:])
     zero = tables.zero @ batch.to_own.T  # (K, own nodes)
     return torch.einsum("ikm,im->ik", summed - zero, batch.weights) + batch.constant[:, None]
 
 
-class Rates(NamedTuple):
-    """ln mu - ln(1 + S rho) at the nodes of a batch.
-
-    Attributes:
-        rows: (pairs,) int64, where in ``rate`` the gene of a pair is.
-        rate: (rows, K, own nodes).
-    """
-
-    rows: Tensor
-    rate: Tensor
-
-
-def _rates_of_used(batch: CellBatch, basis: Basis, tables: LikelihoodTables, moved: MovedGenes) -> Rates:
-    """Of the genes that the batch has counts of, which are few where it is small."""
-    gene = basis.levels.gene
-    is_used = torch.zeros(basis.levels.n_genes, dtype=torch.bool)
-    is_used[gene[batch.used]] = True
-    used = SomeGenes.where(is_used)
-    grown, row = tables.grown[used.positions], moved.genes.rows[used.positions]
-    grown[row >= 0] = moved.grown[row[row >= 0]]
-    rate = tables.log_mean[used.positions][:, :, None] - grown @ batch.to_own.T
-    return Rates(used.rows[gene], rate)
-
-
-def _pair_sums(batch: CellBatch, basis: Basis, rates: Rates, pair: Tensor) -> Tensor:
+def _pair_sums(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor) -> Tensor:
     """(cells, K own nodes) float64 sums over the cells' pairs of c [ln mu - ln(1 + S rho)] + D(c, r)."""
-    return batch.pairs.matmul(_pair_values(batch, basis, rates, pair))
+    return batch.pairs.matmul(_pair_values(batch, basis, rate, pair))
 
 
-def _pair_values(batch: CellBatch, basis: Basis, rates: Rates, pair: Tensor) -> Tensor:
-    row, count = rates.rows[batch.used], basis.levels.count[batch.used]
-    return (rates.rate[row] * count[:, None, None] + pair[batch.used, :, None]).flatten(1)
+def _pair_values(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor) -> Tensor:
+    gene, count = basis.levels.gene[batch.used], basis.levels.count[batch.used]
+    return (rate[gene] * count[:, None, None] + pair[batch.used, :, None]).flatten(1)
 
 
 def _pair_sums_in_float32(
-    batch: CellBatch, basis: Basis, rates: Rates, tables: LikelihoodTables, step_nats: float
+    batch: CellBatch, basis: Basis, rate: Tensor, tables: LikelihoodTables, step_nats: float
 ) -> Tensor:
     """``_pair_sums`` by float32 products, without their loss of digits.
 
@@ -218,7 +153,6 @@ def _pair_sums_in_float32(
     of a power of two, so coarse that float32 sums of them are exact, and a small rest. The other nodes add
     small steps to these. Where a bound on the rounding of the steps passes ``step_nats`` all values are cut.
     """
-    rate = rates.rate
     _, n_components, n_own = rate.shape
     if batch.used.numel() == 0:
         return rate.new_zeros(batch.n_cells, n_components * n_own)
@@ -228,11 +162,11 @@ def _pair_sums_in_float32(
     n_steps = n_own - 1
     parts = (n_components, n_components, n_components * n_steps, n_steps, n_steps, 1)
     if steps_will_do:
-        summed = batch.pairs.matmul(step_table(batch, basis, rates, tables.pair, unit))
+        summed = batch.pairs.matmul(step_table(batch, basis, rate, tables.pair, unit))
         coarse_first, rest_first, steps, coarse, rest, bound = summed[:, : sum(parts)].split(parts, 1)
         steps_will_do = float(bound.amax()) * torch.finfo(torch.float32).eps / 2 <= step_nats
     if not steps_will_do:
-        summed = batch.pairs.matmul(split_table(batch, basis, rates, tables.pair, unit))
+        summed = batch.pairs.matmul(split_table(batch, basis, rate, tables.pair, unit))
         width = n_components * n_own
         return summed[:, :width].double() + summed[:, width : 2 * width]
     first = coarse_first.double() + rest_first
@@ -240,15 +174,14 @@ def _pair_sums_in_float32(
     return torch.cat([first[:, :, None], first[:, :, None] + others], 2).flatten(1)
 
 
-def step_table(batch: CellBatch, basis: Basis, rates: Rates, pair: Tensor, unit: float) -> Tensor:
+def step_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
     """(used, columns) float32 in whole lines, see ``nbmix.core.kernels.tables.step_table_rows``."""
-    rate = rates.rate
     _, n_components, n_own = rate.shape
     table = rows_in_lines(rate, batch.used.numel(), 2 * n_components + (n_components + 2) * (n_own - 1) + 1)
     if rate.device.type == "cpu":
-        _fill(step_table_rows, batch, basis, rates, pair, unit, table)
+        _fill(step_table_rows, batch, basis, rate, pair, unit, table)
         return table
-    values = _pair_values(batch, basis, rates, pair).view(-1, n_components, n_own)
+    values = _pair_values(batch, basis, rate, pair).view(-1, n_components, n_own)
     first = torch.round(values[:, :, 0] / unit) * unit
     steps = values[:, :, 1:] - values[:, :, :1]
     means = steps.mean(1)
@@ -258,14 +191,13 @@ def step_table(batch: CellBatch, basis: Basis, rates: Rates, pair: Tensor, unit:
     return _set_rows(table, first, values[:, :, 0] - first, rests, coarse, means - coarse, bound)
 
 
-def split_table(batch: CellBatch, basis: Basis, rates: Rates, pair: Tensor, unit: float) -> Tensor:
+def split_table(batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float) -> Tensor:
     """(used, 2 K nodes) float32 in whole lines: coarse parts, then rests."""
-    rate = rates.rate
     table = rows_in_lines(rate, batch.used.numel(), 2 * rate.shape[1] * rate.shape[2])
     if rate.device.type == "cpu":
-        _fill(split_table_rows, batch, basis, rates, pair, unit, table)
+        _fill(split_table_rows, batch, basis, rate, pair, unit, table)
         return table
-    values = _pair_values(batch, basis, rates, pair)
+    values = _pair_values(batch, basis, rate, pair)
     coarse = torch.round(values / unit) * unit
     return _set_rows(table, coarse, values - coarse)
 
@@ -282,8 +214,8 @@ def _set_rows(table: Tensor, *columns: Tensor) -> Tensor:
 
 
 def _fill(
-    kernel: Any, batch: CellBatch, basis: Basis, rates: Rates, pair: Tensor, unit: float, table: Tensor
+    kernel: Any, batch: CellBatch, basis: Basis, rate: Tensor, pair: Tensor, unit: float, table: Tensor
 ) -> None:
-    parts = (batch.used, rates.rows, basis.levels.count, rates.rate.contiguous(), pair)
+    parts = (batch.used, basis.levels.gene, basis.levels.count, rate.contiguous(), pair)
     terms = PairTerms(*(t.numpy() for t in parts))
     over_rows(kernel, len(table), PAIRS_AT_ONCE, terms, unit, table.numpy())

@@ -13,12 +13,12 @@ import scipy.sparse as sp
 from torch.utils.data import Dataset
 
 from nbmix.core.batch import Basis, CellBatch
-from nbmix.core.folds import by_origin, fold_shares
+from nbmix.core.folds import by_origin, fold_shares, packs_of
 from nbmix.core.kernels.threads import side_by_side
 from nbmix.core.levels import CountCensus, CountLevels
 from nbmix.core.memory import give_back
 from nbmix.core.raw_counts import check_counts
-from nbmix.data.batches import label_codes, origin_of
+from nbmix.data.batches import label_codes, origins_of
 from nbmix.data.counts import CountData
 from nbmix.data.files import check_structure, reading
 from nbmix.errors import InputError
@@ -240,12 +240,15 @@ class StreamedBatches(Dataset[CellBatch]):
         self.slabs = data.counts.plan()
         self.blocks: list[tuple[int, int, np.ndarray]] = []  # slab, fold, positions
         folds = int(fold.max(initial=0)) + 1
+        packs = data.origins
+        if packs is not None and folds > 0:  # without folds any model may have made the fit, see the module
+            packs = packs_of(np.bincount(packs))[packs]
         for slab, rows in enumerate(self.slabs):
-            for of_origin in by_origin(rows, None if data.origins is None else data.origins[rows]):
-                for number in np.unique(fold[of_origin]):
+            for of_pack in by_origin(rows, None if packs is None else packs[rows]):
+                for number in np.unique(fold[of_pack]):
                     if number == self.OUTSIDE:
                         continue
-                    members = of_origin[fold[of_origin] == number]
+                    members = of_pack[fold[of_pack] == number]
                     sizes, part = data.size_factors[members], int(number)
                     shares = fold_shares(members, sizes, batch_size, rank, world_size, fold=part, folds=folds)
                     self.blocks += [(slab, part, share) for share in shares]
@@ -293,6 +296,6 @@ class StreamedBatches(Dataset[CellBatch]):
             fold=fold,
             prior=None if data.prior is None else data.prior[rows],
             labels=None if self.codes is None else self.codes[rows],
-            origin=origin_of(data, rows),
+            origins=origins_of(data, rows),
             keep=self.keep,
         )

@@ -22,18 +22,9 @@ def label_codes(data: CountData) -> np.ndarray | None:
     return np.unique(data.labels, return_inverse=True)[1].astype(np.int64)
 
 
-def origin_of(data: CountData, rows: np.ndarray) -> int:
-    """The batch of the experiment that all cells at ``rows`` come from; -1 where nothing is known of any.
-
-    Raises:
-        ValueError: they come from several.
-    """
-    if data.origins is None or not rows.size:
-        return -1
-    origins = data.origins[rows]
-    if (origins != origins[0]).any():
-        raise ValueError("cells of several origins in one batch")
-    return int(origins[0])
+def origins_of(data: CountData, rows: np.ndarray) -> np.ndarray | None:
+    """(rows,) the batch of the experiment that each cell comes from; None where nothing is known of any."""
+    return None if data.origins is None else data.origins[rows].astype(np.int64)
 
 
 class CellBatches(Dataset[CellBatch]):
@@ -57,7 +48,7 @@ class CellBatches(Dataset[CellBatch]):
             keep=keep,
             prior=None if data.prior is None else data.prior[rows],
             labels=None if self.codes is None else self.codes[rows],
-            origin=origin_of(data, rows),
+            origins=origins_of(data, rows),
         )
 
 
@@ -100,7 +91,7 @@ class CellsOnDevice(Dataset[CellBatch]):
             constant=whole.constant[own],
             log_prior=None if whole.log_prior is None else whole.log_prior[own],
             labels=None if whole.labels is None else whole.labels[own],
-            origin=origin_of(self.data, rows),
+            origins=None if whole.origins is None else whole.origins[own],
         )
 
 

@@ -285,7 +285,8 @@ class CountsDataModule(pl.LightningDataModule):
             self._held_out = None
             return DataLoader(self._streamed(training=True, held_out=True, keep=False), batch_size=None)
         training: PreparedBatches | StreamedBatches
-        if self.shuffle:
+        # networks are told one origin at a time; without folds any model may have made the fit
+        if self.shuffle or (self.folds == 1 and self.data.origins is not None):
             blocks = self._shares(self.training_rows, self._cells_to_predict)
             training = PreparedBatches(self._cells, blocks, keep=False)
         else:

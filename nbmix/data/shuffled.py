@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.data.backed import BackedCounts, Slab
-from nbmix.data.batches import label_codes, origin_of
+from nbmix.data.batches import label_codes, origins_of
 from nbmix.data.counts import CountData
 from nbmix.data.sampler import BLOCKS_AT_ONCE, ShuffledBatches
 
@@ -104,7 +104,7 @@ class ShuffledCells(Dataset[CellBatch]):
             rows=rows,
             prior=None if data.prior is None else data.prior[rows],
             labels=None if self.codes is None else self.codes[rows],
-            origin=origin_of(data, rows),
+            origins=origins_of(data, rows),
             keep=True,
         )
 

@@ -31,7 +31,7 @@ noise is that of thousands of genes that are alike in all kinds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,6 @@ from nbmix.core.batch import CellBatch
 from nbmix.core.joins import group_components
 from nbmix.core.mixture import Mixture
 from nbmix.core.parameters import Components
-from nbmix.core.tables import LikelihoodTables, batch_log_likelihood, likelihood_tables
 
 AMBIGUOUS_BELOW = math.log(9)  # odds of 9 to 1: a probability of 0.9 among two groups
 
@@ -120,17 +119,18 @@ def misfits(
     """
     found = np.full(len(log_likelihood), np.nan)
     device = mixture.log_mean.device
-    known: tuple[int, int, LikelihoodTables] | None = None
+    known: tuple[tuple[int, bool], Callable[[CellBatch], Tensor]] | None = None
     for each in batches:
         if not each.n_cells:
             continue
         batch, copy = each.to(device), mixture.copy_for(each.fold)
-        if known is None or known[:2] != (copy, each.origin):
-            others = other_components(mixture.components_of(copy, each.origin), mixture.log_weights[copy])
+        by_origin = each.origins is not None
+        if known is None or known[0] != (copy, by_origin):
+            # an offset that all components share is one of what they are averaged to
+            others = other_components(mixture.components(copy), mixture.log_weights[copy])
             others = Components(*(t.to(device) for t in others))
-            tables = likelihood_tables(mixture.basis, *others, mixture.settings.torch_dtype)
-            known = copy, each.origin, tables
-        of_others = batch_log_likelihood(batch, mixture.basis, known[2])  # (cells, 1 + C)
+            known = (copy, by_origin), mixture.likelihood_of(others, copy, by_origin=by_origin)
+        of_others = known[1](batch)  # (cells, 1 + C)
         halves = torch.logsumexp(of_others[:, 1:] + mixture.log_prior(batch, copy), 1)
         either = torch.logaddexp(of_others[:, 0], halves).cpu() - math.log(2)
         rows = each.rows.cpu()

@@ -250,7 +250,7 @@ class DeepMixture(MinibatchModule):
 
     def _teacher(self, batch: CellBatch) -> Tensor:
         """(cells, K) the exact responsibilities under the mixture."""
-        if self.mixture.origins is not None:  # tables are kept for one origin
+        if self.mixture.origins is not None:
             return self.exact_posterior(batch)
         return self.mixture.posterior(batch).responsibilities
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from nbmix.core.batch import SomeGenes
 from nbmix.core.factor_statistics import FactorStatistics
 from tests.helpers.mixtures import awkward_data, random_q
 
@@ -19,16 +18,3 @@ def test_a_total_without_a_fold_is_that_of_the_other_cells():
     for one, other in zip(whole.without(1, whole.total()).tensors(), others.total().tensors(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     assert all(float(t.abs().sum()) == 0 for s in whole.zero_().of_fold for t in s.tensors())
-
-
-def test_statistics_of_some_genes_are_their_rows():
-    data, q = awkward_data(folds=3, block_size=10), random_q(90, 6).view(90, 2, 3)
-    chosen = torch.arange(data.basis.levels.n_genes) % 3 == 1
-    whole = FactorStatistics(data.basis, 2, 3, 3)
-    some = FactorStatistics(data.basis, 2, 3, 3, SomeGenes.where(chosen))
-    for batch in data.batches:
-        whole.add(batch, q[batch.rows])
-        some.add(batch, q[batch.rows])
-    torch.testing.assert_close(some.total().rate, whole.total().rate[chosen], rtol=0, atol=0)
-    torch.testing.assert_close(some.total().node, whole.total().node, rtol=0, atol=0)
-    assert some.total().pair.shape == (0, 2)

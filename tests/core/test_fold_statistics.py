@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nbmix.core.batch import SomeGenes
 from nbmix.core.fold_statistics import FoldStatistics
 from nbmix.core.statistics import SufficientStatistics
 from tests.helpers.mixtures import awkward_data, random_q
@@ -36,21 +35,6 @@ def test_a_fold_of_which_no_cell_was_met_leaves_the_total_as_it_is():
     total = statistics.total()
     for one, other in zip(statistics.without(1, total).tensors(), total.tensors(), strict=True):
         assert torch.equal(one, other)
-
-
-def test_statistics_of_some_genes_are_their_rows():
-    data, q = awkward_data(folds=3, block_size=10), random_q(90, 3)
-    chosen = torch.arange(data.basis.levels.n_genes) % 3 == 1
-    genes = SomeGenes.where(chosen)
-    whole = FoldStatistics(data.basis, 3, 3, torch.float64)
-    some = FoldStatistics(data.basis, 3, 3, torch.float64, genes)
-    for batch in data.batches:
-        whole.add(batch, q[batch.rows])
-        some.add(batch, q[batch.rows])
-    found, wanted = some.total(), whole.total()
-    torch.testing.assert_close(found.rate, wanted.rate[chosen], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found.node, wanted.node, rtol=1e-12, atol=1e-12)
-    assert found.pair.shape == (0, 3)
 
 
 def test_a_batch_outside_the_folds_is_refused():

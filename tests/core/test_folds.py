@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from nbmix.core.folds import CUT_TOLERANCE, copy_ranks, fold_blocks
+from nbmix.core.folds import CELLS_A_PACK, CUT_TOLERANCE, copy_ranks, fold_blocks, packs_of
 from nbmix.core.nodes import SizeFactorNodes
 
 
@@ -150,3 +150,15 @@ def test_fold_blocks_follow_their_generator():
 
     np.testing.assert_array_equal(draw(1), draw(1))
     assert not np.array_equal(draw(1), draw(2))
+
+
+def test_small_origins_share_a_pack_and_large_ones_have_their_own():
+    n_cells = np.array([CELLS_A_PACK // 2, CELLS_A_PACK // 2, 3 * CELLS_A_PACK, 5, 7])
+    packs = packs_of(n_cells)
+    assert packs.tolist() == [0, 0, 1, 2, 2]
+    origins = np.random.default_rng(0).permutation(np.repeat(np.arange(5), n_cells))
+    blocks = fold_blocks(some_sizes(origins.size), 3, 400, np.random.default_rng(1), origins=origins)
+    of_blocks = [np.unique(packs[origins[rows]]) for _, rows in blocks]
+    assert all(packs.size == 1 for packs in of_blocks)
+    assert np.all(np.diff([int(packs[0]) for packs in of_blocks]) >= 0)
+    assert sorted(np.concatenate([rows for _, rows in blocks])) == list(range(origins.size))

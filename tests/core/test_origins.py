@@ -36,7 +36,7 @@ def test_e_step_is_that_of_scipy_with_every_copys_own_offsets(cells, fit):
     mixture, _ = fit
     for batch in cells.batches()[:4]:
         a, b = (t.numpy() for t in mixture.components(batch.fold))
-        d = mixture.origins.offsets[batch.fold, batch.origin].numpy()
+        d = mixture.origins.offsets[batch.fold, batch.origins].numpy()[:, None]
         rows, r = batch.rows.numpy(), np.exp(b)
         x, s = cells.counts[rows].toarray()[:, None], cells.s[rows, None, None]
         expected = scipy.stats.nbinom.logpmf(x, r, 1 / (1 + s * np.exp(a + d) / r)).sum(2)

@@ -4,17 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from nbmix.core.batch import FLOAT32_NODE_NATS, Basis, CellBatch, Precision, SomeGenes
+from nbmix.core.batch import FLOAT32_NODE_NATS, Basis, CellBatch, Precision
 from nbmix.core.kernels.blocks import LINE
 from nbmix.core.levels import CountLevels
 from nbmix.core.nodes import NODE_TOLERANCE, SizeFactorNodes
 from nbmix.core.tables import (
     FEWEST_CELLS_FOR_STEPS,
     FLOAT32_NATS,
-    Rates,
     batch_log_likelihood,
     likelihood_tables,
-    moved_tables,
     split_table,
     step_table,
 )
@@ -136,26 +134,11 @@ def test_the_nodes_of_float32_are_fewer_and_lose_no_more_than_they_may(depth, un
     assert 0 < (found[0] - found[1]).abs().max() < FLOAT32_NODE_NATS
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_tables_with_some_means_moved_are_those_of_the_moved_means(problem, dtype):
-    a, b = problem.log_mean, problem.log_inv_disp
-    chosen = torch.arange(a.shape[1]) % 4 == 0
-    moved = torch.where(chosen, a + 0.7, a)
-    before = likelihood_tables(problem.basis, a, b, dtype)
-    tables = moved_tables(before, problem.basis, a, moved, b, SomeGenes.where(chosen))
-    wanted = likelihood_tables(problem.basis, moved, b, dtype)
-    assert tables.largest >= wanted.largest / 1.01
-    for rows in (np.arange(40), np.array([3]), np.array([7, 20])):
-        part = CellBatch.build(problem.counts[rows], problem.size_factors[rows], problem.basis)
-        found, full = (batch_log_likelihood(part, problem.basis, t) for t in (tables, wanted))
-        torch.testing.assert_close(found, full, rtol=1e-12, atol=1e-9 if dtype == torch.float64 else 1e-3)
-
-
 def test_rows_of_float32_tables_begin_at_cache_lines(problem):
-    rates = Rates(problem.basis.levels.gene, torch.zeros(25, 3, 2, dtype=torch.float64))
+    rate = torch.zeros(25, 3, 2, dtype=torch.float64)
     pair = torch.zeros(problem.basis.levels.n_pairs, 3, dtype=torch.float64)
     for make in (step_table, split_table):
-        table = make(problem.batch, problem.basis, rates, pair, 2.0**-10)
+        table = make(problem.batch, problem.basis, rate, pair, 2.0**-10)
         assert table.data_ptr() % (4 * LINE) == table.stride(0) % LINE == 0
 
 

@@ -56,8 +56,8 @@ class BatchedCells:
         return [self.batch(rows, fold, known=by_origin) for fold, rows in blocks]
 
     def batch(self, rows, fold=-1, *, known=True):
-        origin = int(self.origins[rows[0]]) if known else -1
-        return CellBatch.build(self.counts, self.s, self.basis, pick=rows, fold=fold, origin=origin)
+        origins = self.origins[rows] if known else None
+        return CellBatch.build(self.counts, self.s, self.basis, pick=rows, fold=fold, origins=origins)
 
     def mixture(self, folds=5, **settings):
         settings = MixtureSettings(self.n_components, folds=folds, dtype="float64", **settings)

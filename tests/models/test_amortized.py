@@ -227,13 +227,13 @@ def test_the_encoder_is_told_the_origin(of_origins):
     model, module, _ = of_origins
     with torch.no_grad():
         for batch in module.predict_dataloader():
-            other = replace(batch, origin=(batch.origin + 1) % 3)
+            other = replace(batch, origins=(batch.origins + 1) % 3)
             assert not torch.allclose(model.log_q(batch), model.log_q(other), atol=0.1)
 
 
 def test_cells_of_an_unknown_origin_get_the_exact_posterior(of_origins):
     model, module, _ = of_origins
-    batch = replace(next(iter(module.predict_dataloader())), origin=-1)
+    batch = replace(next(iter(module.predict_dataloader())), origins=None)
     said, exact = model.predict_step(batch, 0), model.mixture.posterior(batch)
     torch.testing.assert_close(said.responsibilities, exact.responsibilities, rtol=1e-5, atol=1e-12)
     torch.testing.assert_close(said.elbo, said.log_likelihood)

@@ -49,46 +49,34 @@ def _add_summed(c, summed, by_node, of_pair):
 
 
 @ordered
-def gathered_rows(begin, end, used, places, rows, summed, to_all, rate, pair):
-    """Add a batch's sums to rate (rows, K, nodes) and pair (pairs, K) of the genes begin..end.
+def gathered_rows(begin, end, used, places, summed, to_all, rate, pair):
+    """Add a batch's sums to rate (genes, K, nodes) and pair (pairs, K) of the genes begin..end.
 
-    used: the pairs of the batch. places: ``PairPlaces``. rows: (genes,) the row of each gene in ``rate``, -1
-    where it has none; (0,) where all have theirs. summed: (used, K own nodes or more) of q w. to_all: (own
-    nodes, nodes), how sums at the batch's nodes spread to those of all. pair: (0, K) where pairs are not
-    asked for.
+    used: the pairs of the batch. places: ``PairPlaces``. summed: (used, K own nodes or more) of q w. to_all:
+    (own nodes, nodes), how sums at the batch's nodes spread to those of all.
     """
     first, high_first, high_count = places.first, places.high_first, places.high_count
     n_low, n_components = first[-1], rate.shape[1]
-    by_node, no_pair = np.empty((n_components, to_all.shape[0])), np.zeros(n_components)
-    counts_pairs = pair.shape[0] > 0
+    by_node = np.empty((n_components, to_all.shape[0]))
     low = _at_or_after(used, first[begin], 0, used.size)
     high = _at_or_after(used, n_low + high_first[begin], 0, used.size)
     for j in range(begin, end):
-        row = rows[j] if rows.size > 0 else j
         has_low = low < used.size and used[low] < first[j + 1]
         if not has_low and not (high < used.size and used[high] < n_low + high_first[j + 1]):
             continue
-        is_there = False
         by_node[:] = 0.0
         while low < used.size and used[low] < first[j + 1]:
-            if row >= 0:
-                of_pair = pair[used[low]] if counts_pairs else no_pair
-                _add_summed(float(used[low] - first[j] + 1), summed[low], by_node, of_pair)
-                is_there = True
+            _add_summed(float(used[low] - first[j] + 1), summed[low], by_node, pair[used[low]])
             low += 1
         while high < used.size and used[high] < n_low + high_first[j + 1]:
-            if row >= 0:
-                of_pair = pair[used[high]] if counts_pairs else no_pair
-                _add_summed(high_count[used[high] - n_low], summed[high], by_node, of_pair)
-                is_there = True
+            _add_summed(high_count[used[high] - n_low], summed[high], by_node, pair[used[high]])
             high += 1
-        if is_there:
-            for k in range(n_components):
-                into = rate[row, k]
-                for m in range(to_all.shape[0]):
-                    value, spread = by_node[k, m], to_all[m]
-                    for n in range(into.size):
-                        into[n] += value * spread[n]
+        for k in range(n_components):
+            into = rate[j, k]
+            for m in range(to_all.shape[0]):
+                value, spread = by_node[k, m], to_all[m]
+                for n in range(into.size):
+                    into[n] += value * spread[n]
 
 
 @ordered

@@ -163,3 +163,39 @@ def interpolation_weights(size_factors, log_nodes, barycentric, weights):
         else:
             for m in range(log_nodes.size):
                 weights[i, m] /= total
+
+
+@ordered
+def zero_change_rows(begin, end, first, origin, nodes, rho, r, moved, base, change):
+    """What moving genes begin..end changes in sum_j r ln(1 + S_m rho), origin by origin.
+
+    first: (genes + 1,) where the rows of each gene begin, each of one ``origin`` (rows,). nodes: (genes, M or
+    more) S_m. rho, r: (genes, K). moved: (origins, genes) and base: (genes,) natural logarithms, the second
+    of what is there already. change: (chunks, origins, K, M), one chunk of these genes.
+    """
+    n_components, n_nodes = rho.shape[1], change.shape[3]
+    width = n_components * n_nodes
+    reach, before = np.empty(width), np.empty(width)
+    logs = log_buffers(width)
+    into = change[begin // GENES_AT_ONCE].reshape((-1, width))
+    for j in range(begin, end):
+        if first[j] == first[j + 1]:
+            continue
+        for k in range(n_components):
+            for m in range(n_nodes):
+                reach[k * n_nodes + m] = nodes[j, m] * rho[j, k]
+        scale = math.exp(base[j])
+        for q in range(width):
+            logs.x[q] = reach[q] * scale
+        log1p_and_share(width, logs.x, logs.grown, logs.share, logs.y, logs.bits)
+        for q in range(width):
+            before[q] = logs.grown[q]
+        for row in range(first[j], first[j + 1]):
+            scale, out = math.exp(moved[origin[row], j]), into[origin[row]]
+            for q in range(width):
+                logs.x[q] = reach[q] * scale
+            log1p_and_share(width, logs.x, logs.grown, logs.share, logs.y, logs.bits)
+            for k in range(n_components):
+                for m in range(n_nodes):
+                    q = k * n_nodes + m
+                    out[q] += r[j, k] * (logs.grown[q] - before[q])

@@ -1,4 +1,4 @@
-"""Statistics that are moved to other nodes."""
+"""Offsets of genes, and statistics that are moved to other nodes by them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,42 @@ import pytest
 import torch
 
 from nbmix.core.kernels.blocks import LANES
-from nbmix.core.kernels.offsets import shifted_rows
+from nbmix.core.kernels.offsets import JudgedBy, SeenCells, SharedNodes, offset_rows
 from nbmix.core.nodes import SizeFactorNodes
+
+FOLDS, K, NODES = 2, 2, 5
 
 
 @pytest.mark.parametrize("n_levels", [1, 3])
 def test_moved_statistics_integrate_polynomials_of_moved_nodes(n_levels):
     rng = np.random.default_rng(0)
-    log_nodes, offset = np.linspace(-1, 1, 5), np.array([0.0, 0.4, -0.3])
+    # gene 0 has rows for both origins, gene 1 none, gene 2 for the second
+    first, origin, gene = np.array([0, 2, 2, 3]), np.array([0, 1, 1]), [0, 0, 2]
+    log_nodes, width = np.linspace(-1, 1, NODES), K * n_levels * NODES
+    rate, node = rng.random((FOLDS, 3, width)), rng.random((2, 2, width))
+    rate[:, 2] = 0.0
+    cells = SeenCells(first, origin, rate, node, np.array([1, -1]), log_nodes)
+    base = rng.normal(0, 0.1, (2, 3))
+    offset = np.array([[0.0, 0.4, -0.3], [0.2, 0.0, 0.1]])
+    offset[1, 1] = base[1, 0]  # it stays where it is
     reach = torch.full((3,), 2.0, dtype=torch.float64)
     to_nodes, barycentric = (t.numpy() for t in SizeFactorNodes.of_genes(-reach, reach, LANES))
-    rate, node = rng.random((3, 2, 5 * n_levels)), rng.random((1, 2, 5 * n_levels))
-    rate[2] = 0.0
-    to_rate, to_node = np.zeros((2, 3, 2, LANES * n_levels))
-    nodes, seen, total = (log_nodes, to_nodes, barycentric), (rate, node), (to_rate, to_node)
-    none, base = np.empty(0), np.array([0.0, 0.1, -0.3])
-    # as with the base, and then moved from there
-    shifted_rows(0, 3, np.arange(3), base, none, nodes, n_levels, seen, total)
-    shifted_rows(0, 3, np.arange(3), offset, base, nodes, n_levels, seen, total)
+    shared = SharedNodes(to_nodes, barycentric, *np.zeros((2, 2, 3, K * n_levels * LANES)), True)
+    none = np.empty((2, 0, 0))
+    judged = JudgedBy(none, none, none, none[0], np.ones((2, 3)), base, 0.0, 3.0, 0.0)
+    begun = offset.copy()
+    offset_rows(0, 3, cells, judged, offset, np.zeros((2, 3)), shared)
+    np.testing.assert_array_equal(offset, begun)
+    assert not shared.rate[:, 1].any() and not shared.rate[:, 2].any()
+    seen = np.stack([rate[0], rate.sum(0)])
     for power in range(LANES):
-        for j in range(3):
-            moved = np.tile((log_nodes + offset[j]) ** power, n_levels)
-            to = np.tile(to_nodes[j] ** power, n_levels)
-            np.testing.assert_allclose(to_rate[j] @ to, rate[j] @ moved, atol=1e-10)
-            np.testing.assert_allclose(to_node[j] @ to, node[0] @ moved, atol=1e-10)
+        for copy in range(2):
+            moved, of_node = np.zeros((2, 3))
+            for row in range(3):
+                to = (log_nodes + offset[copy, row]) ** power
+                change = np.tile(to - (log_nodes + base[copy, gene[row]]) ** power, K * n_levels)
+                moved[gene[row]] += seen[copy, row] @ change
+                of_node[gene[row]] += node[copy, origin[row]] @ change
+            to = np.tile(to_nodes**power, K * n_levels)
+            np.testing.assert_allclose((shared.rate[copy] * to).sum(1), moved, atol=1e-10)
+            np.testing.assert_allclose((shared.node[copy] * to).sum(1), of_node, atol=1e-10)
