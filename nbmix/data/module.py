@@ -176,20 +176,17 @@ class CountsDataModule(pl.LightningDataModule):
             if self.data.is_backed:
                 self._fixed = self._streamed(training=True, held_out=False, keep=True)
                 return self._fixed
-            self._fixed = self._in_folds(self.folds, self._block_size, rank, world_size)
+            blocks = fold_blocks(
+                self.data.size_factors[self.training_rows],
+                self.folds,
+                self._block_size,
+                self.fold_generator(),
+                rank=rank,
+                world_size=world_size,
+                origins=self._training_origins,
+            )
+            self._fixed = PreparedBatches(self._cells, [(f, self.training_rows[rows]) for f, rows in blocks])
         return self._fixed
-
-    def _in_folds(self, folds: int, block_size: int, rank: int = 0, world_size: int = 1) -> PreparedBatches:
-        """Batches of a rank's training cells, each within one fold."""
-        sizes, origins = self.data.size_factors[self.training_rows], self._training_origins
-        blocks = fold_blocks(
-            sizes, folds, block_size, self.fold_generator(), rank=rank, world_size=world_size, origins=origins
-        )
-        return PreparedBatches(self._cells, [(fold, self.training_rows[rows]) for fold, rows in blocks])
-
-    def batches_in_folds(self, folds: int) -> list[CellBatch]:
-        """All training cells, of all ranks, in large batches for EM with so many folds."""
-        return self._in_folds(folds, CELLS_A_BLOCK).all()
 
     @property
     def _training_origins(self) -> np.ndarray | None:
