@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import numpy as np
@@ -173,34 +173,30 @@ class CountsDataModule(pl.LightningDataModule):
             if self.data.is_backed:
                 self._fixed = self._streamed(training=True, held_out=False, keep=True)
                 return self._fixed
-            self._fixed = self._in_folds(self.folds, self._block_size, rank, world_size)
+            blocks = fold_blocks(
+                self.data.size_factors[self.training_rows],
+                self.folds,
+                self._block_size,
+                self.fold_generator(),
+                rank=rank,
+                world_size=world_size,
+                origins=self._training_origins,
+            )
+            self._fixed = PreparedBatches(self._cells, [(f, self.training_rows[rows]) for f, rows in blocks])
         return self._fixed
-
-    def _in_folds(self, folds: int, block_size: int, rank: int = 0, world_size: int = 1) -> PreparedBatches:
-        """Batches of a rank's training cells, each within one fold."""
-        sizes, origins = self.data.size_factors[self.training_rows], self._training_origins
-        blocks = fold_blocks(
-            sizes, folds, block_size, self.fold_generator(), rank=rank, world_size=world_size, origins=origins
-        )
-        return PreparedBatches(self._cells, [(fold, self.training_rows[rows]) for fold, rows in blocks])
-
-    def batches_in_folds(self, folds: int) -> Iterable[CellBatch]:
-        """All training cells, of all ranks, in large batches for EM with so many folds."""
-        if self.data.is_backed:
-            fold = np.full(self.data.n_cells, StreamedBatches.OUTSIDE)
-            fold[self.training_rows] = fold_members(self.training_rows.size, folds, self.fold_generator())
-            return StreamedBatches(self.data, self.basis, fold, CELLS_A_BLOCK)
-        return self._in_folds(folds, CELLS_A_BLOCK).all()
 
     @property
     def _training_origins(self) -> np.ndarray | None:
         """(training cells,) which batch of the experiment each is of; None where nothing is known of any."""
         return None if self.data.origins is None else self.data.origins[self.training_rows]
 
-    def training_pass(self) -> Iterator[CellBatch]:
-        """This rank's training cells once, in large batches; those of an origin follow each other."""
+    def training_pass(self) -> Iterable[CellBatch]:
+        """This rank's training cells once, in large batches; those of an origin follow each other.
+
+        Those of a file can be iterated over again, and are then read anew.
+        """
         if self.data.is_backed:
-            return iter(self._streamed(training=True, held_out=False, keep=False))
+            return self._streamed(training=True, held_out=False, keep=False)
         return (self._cells.batch(rows) for _, rows in self._shares(self.training_rows, CELLS_A_BLOCK))
 
     def _shares(self, rows: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:

@@ -129,7 +129,7 @@ class AmortizedMixture(MinibatchModule):
                 "10,000 cells.",
                 least=0,
             ),
-        ] = 3,
+        ] = 1,
         encoder_start: Annotated[
             str,
             Setting(

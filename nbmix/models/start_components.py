@@ -54,19 +54,21 @@ def start_components(start: StartState, data: CountsDataModule, settings: Mixtur
 def improved_on_all_cells(
     start: StartState, data: CountsDataModule, settings: MixtureSettings, n_iterations: int
 ) -> StartState:
-    """Components of a start after some iterations of cross-fitted EM on all training cells.
+    """Components of a start after some iterations of EM on all training cells, without folds.
 
-    Where a start may have seen all cells, since there are no more than ``START_CELLS``, it stays as it is. An
-    iteration costs a fraction of an epoch of minibatches, and brings components as far as many of these. It
-    is cross-fitted as that of starts is: without folds, components of few cells learn these by heart.
+    Where a start may have seen all cells, as there are no more than ``START_CELLS``, it stays as it is. One
+    iteration costs a fraction of an epoch of minibatches, and brings components as far as many of these; most
+    of its responsibilities are of cells that the start has not seen. With more of them components of few
+    cells learn these by heart.
     """
     if data.training_rows.size <= START_CELLS or not n_iterations:
         return start
     n_origins, origin_cells = len(data.data.origin_names), data.training_origin_cells
-    mixture = Mixture(data.data.n_genes, replace(settings, folds=START_FOLDS), n_origins)
+    mixture = Mixture(data.data.n_genes, replace(settings, folds=1), n_origins)
     mixture.attach(data.basis, float(data.data.size_factors[data.training_rows].sum()), origin_cells)
     start.hand_to(mixture)
-    run_em(mixture, data.batches_in_folds(START_FOLDS), max_iterations=n_iterations)
+    cells = data.training_pass()
+    run_em(mixture, cells if data.data.is_backed else list(cells), max_iterations=n_iterations)
     return StartState.of(mixture)._replace(join_evidence=start.join_evidence)
 
 
