@@ -217,7 +217,7 @@ def measure_command(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         if name == "amortized_epoch":
             # epochs of the encoder alone are cheaper, so one of them and then whole ones
             command += ["model.encoder_epochs=1", f"trainer.max_epochs={1 + arguments.epochs}"]
-            command.append("model.tolerance=null")  # so many, whatever they gain
+            command.append("model.heldout_tolerance=null")  # so many, whatever they gain
         if name != "command" and arguments.batch_size:
             command.append(f"data.batch_size={arguments.batch_size}")
         if name == "command":

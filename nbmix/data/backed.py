@@ -241,7 +241,8 @@ class StreamedBatches(Dataset[CellBatch]):
         self.blocks: list[tuple[int, int, np.ndarray]] = []  # slab, fold, positions
         folds = int(fold.max(initial=0)) + 1
         packs = data.origins
-        if packs is not None and folds > 0:  # without folds any model may have made the fit, see the module
+        # without folds any model may have made the fit, see the module
+        if packs is not None and (fold >= 0).any():
             packs = packs_of(np.bincount(packs))[packs]
         for slab, rows in enumerate(self.slabs):
             for of_pack in by_origin(rows, None if packs is None else packs[rows]):

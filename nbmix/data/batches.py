@@ -65,13 +65,16 @@ class CellsOnDevice(Dataset[CellBatch]):
     """
 
     def __init__(self, data: CountData, basis: Basis, device: torch.device | str) -> None:
-        labels = label_codes(data)
-        whole = CellBatch.build(data.counts, data.size_factors, basis, prior=data.prior, labels=labels)
-        self.data, self._begin, self._whole = (
-            data,
-            whole.pairs.indptr.numpy().astype(np.int64),
-            whole.to(device),
+        whole = CellBatch.build(
+            data.counts,
+            data.size_factors,
+            basis,
+            prior=data.prior,
+            labels=label_codes(data),
+            origins=data.origins,
         )
+        self._begin = whole.pairs.indptr.numpy().astype(np.int64)  # on the CPU, which knows sizes
+        self._whole = whole.to(device)
 
     def __getitem__(self, rows: np.ndarray) -> CellBatch:
         whole, begin = self._whole, self._begin[rows]

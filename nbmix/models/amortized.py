@@ -95,7 +95,7 @@ class AmortizedMixture(MinibatchModule):
     in_python: ClassVar[bool] = True
     defaults: ClassVar[FitDefaults] = FitDefaults("subsample", max_epochs=20, batch_size="auto")
     free_to_change: ClassVar[frozenset[str]] = frozenset(
-        {"lr", "components_lr", "em_iterations", "encoder_start", "encoder_epochs", "tolerance"}
+        {"lr", "components_lr", "em_iterations", "encoder_start", "encoder_epochs", "heldout_tolerance"}
     )
     gradient_norms: ClassVar[Sequence[str]] = ("encoder", "mixture.log_mean", "mixture.log_inv_disp")
 
@@ -145,7 +145,7 @@ class AmortizedMixture(MinibatchModule):
                 least=0,
             ),
         ] = 5,
-        tolerance: Annotated[
+        heldout_tolerance: Annotated[
             float | None,
             Setting(
                 "The smallest rise of the ELBO of held-out cells that counts, as a share of it. With null "
@@ -166,7 +166,7 @@ class AmortizedMixture(MinibatchModule):
         self.has_auto_lr = isinstance(lr, str)
         self.em_iterations, self.encoder_start = em_iterations, encoder_start
         self.encoder_epochs, self.train_components = encoder_epochs, train_components
-        self.tolerance = tolerance
+        self.heldout_tolerance = heldout_tolerance
         self.held_out_elbo: list[float] = []  # after each epoch, nats per cell
         self.encoder = SparseEncoder(len(self.gene_names), n_fitted, n_hidden)
         self.mixture.requires_grad_(train_components)
@@ -232,10 +232,10 @@ class AmortizedMixture(MinibatchModule):
     @property
     def _phases(self) -> Phases:
         """How far the fit is, as held-out cells say."""
-        if self.tolerance is None:
+        if self.heldout_tolerance is None:
             return Phases(self.encoder_epochs)
         patience = max(1, EPOCH_CELLS * self.data.schedule.epochs_a_pass // self.data.training_rows.size)
-        return phases(self.held_out_elbo, self.encoder_epochs, self.tolerance, patience)
+        return phases(self.held_out_elbo, self.encoder_epochs, self.heldout_tolerance, patience)
 
     def on_train_start(self) -> None:
         super().on_train_start()

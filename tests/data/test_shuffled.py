@@ -123,16 +123,6 @@ def test_held_out_cells_and_predictions_come_from_the_file_too(path):
     assert cells_in(rows_of(made.predict_dataloader())) == list(range(N_CELLS))
 
 
-def test_folds_of_em_are_those_in_memory(path):
-    backed, memory = ({}, {})
-    for found, made in ((backed, module(path)), (memory, module(path, backed=False))):
-        batches = made.batches_in_folds(3)
-        for _ in range(2):  # iterations
-            found |= {row: batch.fold for batch in batches for row in batch.rows.tolist()}
-        assert sorted(found) == made.training_rows.tolist()
-    assert backed == memory
-
-
 @pytest.mark.parametrize("model", ["amortized", "gmvae"])
 def test_models_of_random_batches_fit_and_go_on_from_the_file(path, tmp_path, model):
     settings = (

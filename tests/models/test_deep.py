@@ -284,7 +284,8 @@ def told(kind, problem):
 
 
 def test_likelihood_in_an_origin_is_that_of_the_means_there(problem):
-    model, batch = told(GMVAE, problem), replace(problem.batch, origin=1)
+    of_second = torch.ones(problem.batch.n_cells, dtype=torch.int64)
+    model, batch = told(GMVAE, problem), replace(problem.batch, origins=of_second)
     z, log_size = torch.randn(40, 3, dtype=torch.float64), torch.log(batch.size_factors)
     with torch.no_grad():
         shared, cells = model.shared_log_likelihood(batch, log_size)

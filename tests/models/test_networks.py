@@ -99,7 +99,8 @@ def test_a_layer_is_told_the_origin_of_its_cells(problem):
     untold = trunk(problem.batch, problem.basis.levels)
     trunk.know_origins(3)
     trunk.double()
-    batches = [replace(problem.batch, origin=origin) for origin in (-1, 0, 1, 2)]
+    of_origin = [None, *(torch.full((problem.batch.n_cells,), origin) for origin in range(3))]
+    batches = [replace(problem.batch, origins=origins) for origins in of_origin]
     for batch in batches:
         torch.testing.assert_close(trunk(batch, problem.basis.levels), untold)
     torch.nn.init.normal_(trunk.of_origin.weight)

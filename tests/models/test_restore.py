@@ -111,7 +111,17 @@ def test_other_cells_or_another_split_of_them_cannot_go_on(other, tmp_path):
     "kind, changed",
     [
         (MixtureEM, {"tolerance": 1e-3, "patience": 5}),
-        (AmortizedMixture, {"lr": 0.1, "components_lr": 0.1, "encoder_epochs": 1}),
+        (
+            AmortizedMixture,
+            {
+                "lr": 0.1,
+                "components_lr": 0.1,
+                "em_iterations": 0,
+                "encoder_start": "random",
+                "encoder_epochs": 1,
+                "heldout_tolerance": None,
+            },
+        ),
         *((deep, {"lr": 0.1, "start_epochs": 1, "kl_epochs": 1, "n_draws": 2}) for deep in (VAEC, GMVAE)),
     ],
 )
