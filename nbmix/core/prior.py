@@ -45,8 +45,10 @@ DISP_VARIANCES = (0.1, 4.0)
 SLOPE_VARIANCE = 1.0  # of t_1 around 0: with few genes there is no trend
 
 
-def first_prior(seen: SufficientStatistics, basis: Basis, total_size: float) -> GenePrior:
-    """Around the pooled gene, before any component is known."""
+def first_prior(
+    seen: SufficientStatistics, basis: Basis, total_size: float, variance: float = FIRST_VARIANCE
+) -> GenePrior:
+    """Around the pooled gene, before any component is known; ``variance`` is what tau^2 begins at."""
     pooled = seen.pooled()
     fitted = NewtonMStep()(pooled, basis, moment_components(pooled, basis, total_size), total_size)
     centre = fitted.components.log_mean[0]
@@ -54,7 +56,7 @@ def first_prior(seen: SufficientStatistics, basis: Basis, total_size: float) -> 
     trend = torch.stack([START_LOG_INV_DISP * one, 0 * one, one])
     return GenePrior(
         centre,
-        torch.full_like(centre, FIRST_VARIANCE),
+        torch.full_like(centre, variance),
         torch.full_like(centre, START_LOG_INV_DISP),
         one,
         trend,

@@ -45,6 +45,8 @@ from nbmix.core.statistics import SufficientStatistics
 from nbmix.errors import InputError
 
 PRIOR_ROUNDS = 10  # M steps and updates of a prior that the fit did not learn; it moves by 1 % in the last
+# where tau^2 begins: at a factor of e, too wide for a difference to be taken for dispersion instead
+FIRST_VARIANCE = 1.0
 MARKERS_SHOWN = 60  # of all groups together, in a picture that can be read
 LOWER_BOUND = 1.96  # standard errors: what the rank counts of a fold change is below it in 1 case of 40
 
@@ -209,7 +211,7 @@ def _fit(
     m_step = NewtonMStep()
     learned = prior is not None
     if prior is None:
-        prior = first_prior(statistics, basis, total_size)
+        prior = first_prior(statistics, basis, total_size, FIRST_VARIANCE)
     if components is None:
         n_components = statistics.weight.numel()
         components = Components(*(t.repeat(n_components, 1) for t in (prior.log_mean, prior.log_inv_disp)))

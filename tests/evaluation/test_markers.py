@@ -434,3 +434,19 @@ def test_as_many_markers_as_can_be_read(n_groups, n_genes):
         }
     )
     assert len(top_markers(table, None, [str(k) for k in range(n_groups)])) == n_genes * n_groups
+
+
+def test_what_a_few_cells_lack_is_no_dispersion():
+    """Six platelets with hardly a ribosomal count, beside 600 cells that are full of them."""
+    rng = np.random.default_rng(0)
+    mean = np.tile(rng.gamma(1.0, 1.0, 80), (606, 1))
+    mean[:, :20] = 15.0
+    mean[600:, :20] = 0.7
+    drawn = rng.poisson(mean * rng.gamma(10.0, 0.1, mean.shape)).astype(np.float32)
+    q = np.repeat(np.eye(2), [600, 6], axis=0)
+    statistics, basis = collect(sp.csr_matrix(drawn), np.ones(606), torch.as_tensor(q))
+    found = find_markers(statistics, basis, 606.0).from_rest
+    total = np.stack([drawn[:600].mean(0), drawn[600:].mean(0)])[:, :20]
+    error = found.log2_fold_change[0, :20].numpy() - np.log2(total[0] / total[1])
+    assert (np.abs(error) < 1 + found.standard_error[0, :20].numpy() / np.log(2)).all()
+    assert (found.log2_fold_change[0, :20] > 2).all()
