@@ -95,7 +95,11 @@ def of_nbmix(arguments: argparse.Namespace) -> dict[str, Any]:
     cells.setup()
     n_components = n_to_join(arguments.components)
     model = AmortizedMixture(
-        data.gene_names, n_components=n_components, components_per_group=1, encoder_epochs=0, heldout_tolerance=None
+        data.gene_names,
+        n_components=n_components,
+        components_per_group=1,
+        encoder_epochs=0,
+        heldout_tolerance=None,
     )
     q = common.partition(data, n_components, 0).numpy()
     means = np.maximum(data.counts.T @ q, 0.01).T / (q.T @ data.size_factors)[:, None]
