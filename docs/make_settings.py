@@ -8,6 +8,7 @@ line without a setting. docs/settings.md then has every key of conf/.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,7 +167,8 @@ def page() -> str:
             if any(key.meaning for key in choice.keys):
                 text += _table(choice.keys)
             elif choice.keys:
-                text.append(f"It sets {', '.join(f'`{key.name}={key.default}`' for key in choice.keys)}.\n")
+                named = ", ".join(f"`{key.name}={key.default}`" for key in choice.keys)
+                text.append(textwrap.fill(f"It sets {named}.", 120, break_on_hyphens=False) + "\n")
     text.append(
         "## `wandb sweep conf/wandb_sweep.yaml`\n\n"
         "This is a file of Weights & Biases. Comments in it say what it does.\n"

@@ -354,7 +354,6 @@ def test_table_of_markers(case):
         np.testing.assert_array_equal(rows["share_nearest"], own)
 
 
-@pytest.mark.skipif(not PBMC.exists(), reason="the shared data is not here")
 def test_sets_of_components_are_compared_as_components_are(case):
     problem, q, _, _ = case
     statistics, basis = collect(problem.counts, problem.size_factors, torch.as_tensor(q))
@@ -384,6 +383,7 @@ def test_a_table_of_a_comparison_has_the_best_marker_first(case):
     assert sorted(table["gene"]) == sorted(names)
 
 
+@pytest.mark.skipif(not PBMC.exists(), reason="the shared data is not here")
 def test_known_markers_lead_their_populations():
     data = read_h5ad(PBMC)
     names, codes = np.unique(data.labels, return_inverse=True)
