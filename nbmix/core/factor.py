@@ -136,6 +136,11 @@ class FactorMixture:
             self.origins.n_cells = torch.from_numpy(origin_cells)
         self.statistics = FactorStatistics(basis, n_components, folds, self.n_levels)
 
+    @property
+    def prior(self) -> GenePrior:
+        """Of the components, as the copy without the first fold has it."""
+        return self._copy(0).prior
+
     def take_over(self, other: FactorMixture, kept: np.ndarray) -> None:
         """Begin at some of another mixture's components, and its powers of depth, but at none of its axes."""
         self._tables.clear()

@@ -26,7 +26,7 @@ from nbmix.core.m_step import MStepProblem, NewtonMStep, moment_components
 from nbmix.core.offsets import OriginMargins
 from nbmix.core.origins import CopyParameters, OriginOffsets
 from nbmix.core.parameters import Components, GenePrior
-from nbmix.core.prior import first_prior, update_prior
+from nbmix.core.prior import first_prior, of_typical_genes, update_prior
 from nbmix.core.settings import MixtureSettings
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.core.tables import LikelihoodTables, batch_log_likelihood, likelihood_tables
@@ -152,6 +152,16 @@ class Mixture(nn.Module):
         is a cell's log likelihood one that it did not help to.
         """
         return self.settings.folds == 1 or self.e_steps_until_comparable == 0
+
+    def set_prior(self, prior: GenePrior) -> None:
+        """What is known of the prior, if it is learned, before a fit begins at responsibilities.
+
+        Only what holds for the typical gene is taken.
+        """
+        if self.settings.learns_prior:
+            unknown = self.log_mean.data[0, 0] * 0
+            for copy in range(self.settings.n_copies):
+                self._keep_prior(copy, of_typical_genes(prior, unknown))
 
     def copy_for(self, fold: int) -> int:
         """The copy that has not seen cells of ``fold``; the one of all cells for fold -1 (new cells)."""
@@ -375,9 +385,14 @@ class Mixture(nn.Module):
         """What the M step of a copy works on; its weights are fitted here."""
         settings, basis, prior = self.settings, self._fit_basis, self.gene_prior(copy)
         are_given = self.e_steps_until_comparable == E_STEPS_OF_GIVEN_COMPONENTS
-        if settings.learns_prior and (prior is None or are_given):
+        if settings.learns_prior and (prior is None or are_given or not warm):
             first = first_prior(seen, basis, self.total_size)
-            prior = first if prior is None else prior._replace(log_mean=first.log_mean)
+            if prior is None:
+                prior = first
+            elif warm:
+                prior = prior._replace(log_mean=first.log_mean)
+            else:
+                prior = of_typical_genes(prior, first.log_mean)
         if settings.weights == "learned":
             extra = WEIGHT_PSEUDO_CELLS if settings.pseudo_cells != 0 else 0.0
             self.log_weights.data[copy] = log_weights_of(seen, extra)
@@ -387,7 +402,9 @@ class Mixture(nn.Module):
         if not warm:
             begin = moment_components(seen, basis, self.total_size)
             if prior is not None:  # a silent gene's mean is nowhere near where the prior holds it
-                begin = Components(prior.log_mean.expand_as(begin.log_mean), begin.log_inv_disp)
+                begin = Components(
+                    *(t.expand_as(begin.log_mean) for t in (prior.log_mean, prior.log_inv_disp))
+                )
         return MStepProblem(seen, begin, prior)
 
     def gene_prior(self, copy: int = -1) -> GenePrior | None:

@@ -34,9 +34,15 @@ FIRST_VARIANCE = 0.05  # of ln mu between components: a typical fold change of a
 
 TYPICAL_GENE_WEIGHT = 1.0  # components' worth
 
-ROUNDS = 10  # of EM on the variances, which cost nothing beside an M step
+EXTRAPOLATIONS = 4  # of EM on tau^2, each from two of its steps
 
-LARGEST_STEP = 1.0  # of b_j and of the trend, at once
+LARGEST_SHARE = 0.95  # of a step of EM that is left in the next, where extrapolation goes by it
+
+ROUNDS = 5  # of steps on dispersions, which cost little beside an M step
+
+LARGEST_FALL = 5.0  # of ln tau^2 in a call
+
+LARGEST_STEP = 1.0  # up of ln tau^2, and of b_j and the trend, in a call
 
 # sigma^2 and omega^2: with less of it components that are still alike, and so dispersed alike, as all cells
 # together are, could not part; more of it would follow genes that say nothing
@@ -66,17 +72,22 @@ def first_prior(
 def of_more_genes(prior: GenePrior, log_mean: Tensor, positions: Tensor) -> GenePrior:
     """A prior of more genes, whose pooled ones are ``log_mean`` (all genes,); its own stand at ``positions``.
 
-    A new gene varies as the typical one does, and is dispersed as the trend says.
+    A new gene is as ``of_typical_genes`` says.
     """
-    more = GenePrior(
-        log_mean.clone(),
-        torch.full_like(log_mean, float(prior.log_mean_variance.log().mean().exp())),
-        _line(prior._replace(log_mean=log_mean)),
-        *prior[3:],
-    )
+    more = of_typical_genes(prior, log_mean)
     for old, new in zip(prior[:3], more[:3], strict=True):
         new[positions] = old
     return more
+
+
+def of_typical_genes(prior: GenePrior, log_mean: Tensor) -> GenePrior:
+    """A prior of other genes, whose pooled ones are ``log_mean`` (other genes,).
+
+    They vary as the typical one does, and are dispersed as the trend says.
+    """
+    typical = float(prior.log_mean_variance.log().mean().exp())
+    line = _line(prior._replace(log_mean=log_mean))
+    return GenePrior(log_mean.clone(), torch.full_like(log_mean, typical), line, *prior[3:])
 
 
 def update_prior(fit: FittedComponents, prior: GenePrior) -> GenePrior:
@@ -98,48 +109,64 @@ def update_prior(fit: FittedComponents, prior: GenePrior) -> GenePrior:
 
 
 def mean_variance(off: Tensor, information: Tensor, variance: Tensor) -> Tensor:
-    """(genes,) tau^2 from shrunken offsets (K, genes)."""
+    """(genes,) tau^2 from offsets (K, genes) that were shrunken under ``variance``."""
     own = 1 / information  # variance
     square_off = (off * (1 + own / variance)) ** 2  # as they were before the prior shrank them
-    n_components = off.shape[0]
+    n_components, begin = off.shape[0], variance.log()
     weight, square = torch.empty_like(own), torch.empty_like(own)  # to be filled each time
-    for _ in range(ROUNDS):
-        torch.add(variance, own, out=weight)
-        torch.div(variance, weight, out=weight)
+
+    def em_step(log_variance: Tensor) -> Tensor:
+        now = torch.exp(log_variance)
+        torch.add(now, own, out=weight)
+        torch.div(now, weight, out=weight)
         torch.mul(weight, square_off, out=square)
         total = square.add_(own).mul_(weight).sum(0)  # of E[x^2]
         typical = (total / n_components).log().mean().exp()
-        variance = (total + TYPICAL_GENE_WEIGHT * typical) / (n_components + TYPICAL_GENE_WEIGHT)
-    return variance
+        return ((total + TYPICAL_GENE_WEIGHT * typical) / (n_components + TYPICAL_GENE_WEIGHT)).log()
+
+    at, low, high = begin, begin - LARGEST_FALL, begin + LARGEST_STEP
+    for _ in range(EXTRAPOLATIONS):
+        one = em_step(at)
+        two = em_step(one)
+        share = torch.where(one == at, 0.0, (two - one) / (one - at)).clamp(0, LARGEST_SHARE)
+        at = (two + (two - one) * share / (1 - share)).clamp(low, high)
+    return torch.exp(at)
 
 
 def dispersion_prior(
     log_inv_disp: Tensor, information: Tensor, prior: GenePrior
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(genes,) b, () sigma^2 and (3,) trend from ln r and the information H on it, (K, genes) each."""
-    b, variance = prior.log_inv_disp, prior.log_inv_disp_variance
-    t_0, t_1, around = prior.trend
-    tiny = torch.finfo(b.dtype).tiny
-    z = (log_inv_disp - b) / variance
-    w = information / (1 + variance * information)
-    of_gene = w.sum(0)  # on b
-    step = (z.sum(0) + (_line(prior) - b) / around) / (of_gene + 1 / around)
-    step = step.clamp(-LARGEST_STEP, LARGEST_STEP)
-    b, z = b + step, z - w * step
-    # that b was fitted to them too takes a part of the spread
-    variance = _fisher_step(variance, z, w, w - w**2 / (of_gene + 1 / around))
+    begin, tiny = prior, torch.finfo(log_inv_disp.dtype).tiny
+    # (d - b) H for a likelihood around d, whose H may vanish
+    pull = (log_inv_disp - begin.log_inv_disp) * (1 / begin.log_inv_disp_variance + information)
+    for _ in range(ROUNDS):
+        b, variance = prior.log_inv_disp, prior.log_inv_disp_variance
+        t_0, t_1, around = prior.trend
+        shrinkage = 1 / (1 + variance * information)
+        w = information * shrinkage
+        z = pull * shrinkage - w * (b - begin.log_inv_disp)
+        of_gene = w.sum(0)  # on b
+        step = (z.sum(0) + (_line(prior) - b) / around) / (of_gene + 1 / around)
+        step = step.clamp(-LARGEST_STEP / ROUNDS, LARGEST_STEP / ROUNDS)
+        b, z = b + step, z - w * step
+        # that b was fitted to them too takes a part of the spread
+        variance = _fisher_step(variance, z, w, w - w**2 / (of_gene + 1 / around))
 
-    z = z.sum(0)  # where b is as fitted, that is (b - line) / omega^2
-    w = of_gene / (1 + around * of_gene)
-    total = w.sum().clamp(min=tiny)
-    middle = (w * prior.log_mean).sum() / total
-    off = prior.log_mean - middle
-    rise = (z.sum() / total).clamp(-LARGEST_STEP, LARGEST_STEP)
-    tilt = ((z * off).sum() - t_1 / SLOPE_VARIANCE) / ((w * off**2).sum() + 1 / SLOPE_VARIANCE)
-    tilt = tilt.clamp(-LARGEST_STEP, LARGEST_STEP)
-    z = z - w * (rise + tilt * off)
-    around = _fisher_step(around, z, w, w)
-    return b, variance, torch.stack([t_0 + rise - tilt * middle, t_1 + tilt, around])
+        shrinkage = 1 / (1 + around * of_gene)  # with b integrated out, too
+        w = of_gene * shrinkage
+        z = z.sum(0) * shrinkage + w * (b - _line(prior))
+        total = w.sum().clamp(min=tiny)
+        middle = (w * prior.log_mean).sum() / total
+        off = prior.log_mean - middle
+        rise = (z.sum() / total).clamp(-LARGEST_STEP / ROUNDS, LARGEST_STEP / ROUNDS)
+        tilt = ((z * off).sum() - t_1 / SLOPE_VARIANCE) / ((w * off**2).sum() + 1 / SLOPE_VARIANCE)
+        tilt = tilt.clamp(-LARGEST_STEP / ROUNDS, LARGEST_STEP / ROUNDS)
+        z = z - w * (rise + tilt * off)
+        around = _fisher_step(around, z, w, w)
+        trend = torch.stack([t_0 + rise - tilt * middle, t_1 + tilt, around])
+        prior = prior._replace(log_inv_disp=b, log_inv_disp_variance=variance, trend=trend)
+    return prior.log_inv_disp, prior.log_inv_disp_variance, prior.trend
 
 
 def _line(prior: GenePrior) -> Tensor:
@@ -149,5 +176,6 @@ def _line(prior: GenePrior) -> Tensor:
 
 def _fisher_step(variance: Tensor, z: Tensor, w: Tensor, expected: Tensor) -> Tensor:
     """() next value of a variance; z has slopes, w their information, and ``expected`` E z^2."""
+    most = 2.0 ** (1 / ROUNDS)
     step = (z**2 - expected).sum() / (w**2).sum().clamp(min=torch.finfo(w.dtype).tiny)
-    return (variance + step).clamp(variance / 2, variance * 2).clamp(*DISP_VARIANCES)
+    return (variance + step).clamp(variance / most, variance * most).clamp(*DISP_VARIANCES)

@@ -23,9 +23,10 @@ from nbmix.errors import InputError
 class StartState(NamedTuple):
     """Where a fit begins: responsibilities of the cells (cells, K), or components, or both.
 
-    ``log_weights`` (K,) and what has been learned of the ``prior`` may come with components, and what cells
-    say of their joins that they have not seen; and where cells come from several batches ``offsets`` of these
-    (origins, genes) and their variance (genes,).
+    ``log_weights`` (K,) may come with components, and what cells say of their joins that they have not seen;
+    and where cells come from several batches ``offsets`` of these (origins, genes) and their variance
+    (genes,). What has been learned of the ``prior`` may come with either; with responsibilities it can be of
+    other genes.
     """
 
     responsibilities: Tensor | None = None
@@ -50,8 +51,10 @@ class StartState(NamedTuple):
         return cls(None, mixture.components(), log_weights, prior, evidence, offsets)
 
     def hand_to(self, mixture: Mixture) -> None:
-        """Have a mixture begin at the components, if there are any."""
+        """Have a mixture begin at the components, if there are any, and at what is known of the prior."""
         if self.components is None:
+            if self.prior is not None:
+                mixture.set_prior(self.prior)
             return
         mixture.set_components(self.components, self.log_weights, self.prior)
         if mixture.origins is not None:

@@ -147,8 +147,8 @@ def choose_n_components(
         min(allowed.most, most),
     )
     fitted = replace(settings, n_components=recommended)
-    q = torch.softmax(joints[recommended], 1)
-    start = random_start.to_all_cells(search, q, data, fitted, generator)
+    found = StartState(torch.softmax(joints[recommended], 1))
+    start = random_start.to_all_cells(search, found, data, fitted, generator)
     return Choice(candidates, curve, errors, recommended, start)
 
 

@@ -109,8 +109,9 @@ class RandomStart:
             fewer = search.go_on(fewer, ITERATIONS_OF_FEWER)
             if not gains(best, fewer):
                 best = fewer
-        q = torch.softmax(best.component_joint, 1)
-        return self.to_all_cells(search, q, data, replace(settings, n_components=q.shape[1]), generator)
+        found = StartState(torch.softmax(best.component_joint, 1), prior=best.model.prior)
+        settings = replace(settings, n_components=found.n_components)
+        return self.to_all_cells(search, found, data, settings, generator)
 
     def search(
         self, data: CountData, generator: np.random.Generator, *, weights_are_given: bool = False
@@ -149,7 +150,7 @@ class RandomStart:
     def to_all_cells(
         self,
         search: Search,
-        q: Tensor,
+        found: StartState,
         data: CountData,
         settings: MixtureSettings,
         generator: np.random.Generator,
@@ -157,18 +158,18 @@ class RandomStart:
         """What a search over ``data`` found, as a start for all of its cells.
 
         Args:
-            q: (cells of the search, K) responsibilities.
+            found: responsibilities (cells of the search, K), and maybe the prior.
 
         Returns:
             These where the search saw all cells; else components that a few iterations, with all genes, fit
             to its cells and then to ``refine_cells``.
         """
         if search.cells.n_cells == data.n_cells:
-            return StartState(q)
+            return found
         say("taking the start to all genes")
         folds = min(self.folds, max(2, search.cells.n_cells))
         settings = replace(settings, folds=folds, pseudo_cells="auto", m_step=NewtonMStep())
-        found = _iterate(search.cells, settings, StartState(q), generator)
+        found = _iterate(search.cells, settings, found, generator)
         if self.max_cells < self.refine_cells <= data.n_cells / 2:
             found = _iterate(choose_cells(data, self.refine_cells, generator), settings, found, generator)
         return found
