@@ -17,7 +17,8 @@ means are (McCarthy, Chen & Smyth 2012):
 What a likelihood of curvature H adds to the marginal one of b_j, with ln r_kj integrated out, has slope
 z = (ln r_kj - b_j) / sigma^2 at the fitted ln r_kj, and information w = H / (1 + sigma^2 H). Neither divides
 by H, which vanishes where a gene is nearly Poisson. b_j and the trend take Newton's step, variances Fisher's,
-sum (z^2 - E z^2) / sum w^2.
+sum (z^2 - E z^2) / sum w^2. The trend sees b_j integrated out, too: with W = sum_k w its slope of a gene is
+(sum_k z + W (b_j - t_0 - t_1 m_j)) / (1 + omega^2 W).
 """
 
 from __future__ import annotations
