@@ -1,15 +1,21 @@
 """Marker genes of the components, with their uncertainty, from sufficient statistics alone.
 
-The counts and the prior leave a normal posterior of every component's ln mu, gene by gene: its centre is
-where Q (``nbmix.core.expected_log_likelihood``) with the log prior is highest, its precision the curvature
-there,
+Around the pooled gene m_j, with the tau_j^2 that ``nbmix.core.prior`` learns from all components, most
+differences are normal, and some are far larger, as where one component alone has a gene (the contaminated
+normal of Tukey 1960, in Contributions to Probability and Statistics, 448-485):
 
-    ln mu_kj ~ N(a_kj, V_kj),    1 / V_kj = I_kj + 1 / tau_j^2,    I = aa - ab^2 / (bb + 1 / sigma^2)
+    ln mu_kj ~ (1 - e) N(m_j, tau_j^2) + e N(m_j, 9 tau_j^2),    e = 1 / 20.
 
-with (aa, ab, bb) the entries of -Q'' in (ln mu, ln r), so that ln r is integrated out, and the prior N(m_j,
-tau_j^2) around the pooled gene that ``nbmix.core.prior`` learns from all components. K components and the
-typical gene are all that is known of tau^2, which widens V by 1 + (V / tau^2) 2 / (K - 1): to the variance of
-Student's t with K + 1 degrees of freedom where the prior alone speaks, and not at all where the counts do.
+Under either part, v its variance, counts and prior leave a normal posterior of ln mu: its centre a is where Q
+(``nbmix.core.expected_log_likelihood``) with the log prior is highest, its precision the curvature there,
+
+    1 / V = I + 1 / v,    I = aa - ab^2 / d,    d = bb + 1 / sigma^2,
+
+with (aa, ab, bb) the entries of -Q'' in (ln mu, ln r), so that ln r is integrated out. The part's evidence is
+in proportion to sqrt(V / (v d)) exp(Q + ln prior) at the centre (Laplace); the posterior's mean and variance
+are those of the two parts together, weighted by share times evidence. K components and the typical gene are
+all that is known of tau^2, which widens V by 1 + (V / v) 2 / (K - 1): to the variance of Student's t with
+K + 1 degrees of freedom where the prior alone speaks, and not at all where the counts do.
 
 Differences that few counts speak for are shrunk, and need no correction for the number of genes looked at:
 the local false sign rate of a difference d ~ N(e, v) is the probability that d has not the sign of e
@@ -17,7 +23,7 @@ the local false sign rate of a difference d ~ N(e, v) is the probability that d 
 
     lfsr = Phi(-|e| / sqrt(v)).
 
-A normal prior takes no difference to be exactly 0; among those with a small lfsr some can be, more than the
+The prior takes no difference to be exactly 0; among those with a small lfsr some can be, more than the
 rate says where most genes differ nowhere. And all is given the responsibilities, with cells as independent
 draws. So the standard errors know nothing of doubt about a cell's assignment, of differences between donors
 or batches, nor that components which were found in these very counts differ in them for that reason alone.
@@ -36,9 +42,9 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from nbmix.core.batch import Basis
-from nbmix.core.expected_log_likelihood import curvature, expected_log_likelihood
+from nbmix.core.expected_log_likelihood import expected_log_likelihood
 from nbmix.core.levels import CountLevels
-from nbmix.core.m_step import NewtonMStep, moment_components, sizes_of_components
+from nbmix.core.m_step import FittedComponents, NewtonMStep, moment_components, sizes_of_components
 from nbmix.core.parameters import Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.statistics import SufficientStatistics
@@ -47,6 +53,7 @@ from nbmix.errors import InputError
 PRIOR_ROUNDS = 10  # M steps and updates of a prior that the fit did not learn; it moves by 1 % in the last
 # where tau^2 begins: at a factor of e, too wide for a difference to be taken for dispersion instead
 FIRST_VARIANCE = 1.0
+WIDE_SHARE, WIDE_FACTOR = 0.05, 9.0  # e, and of tau^2
 MARKERS_SHOWN = 60  # of all groups together, in a picture that can be read
 LOWER_BOUND = 1.96  # standard errors: what the rank counts of a fold change is below it in 1 case of 40
 
@@ -132,23 +139,24 @@ def find_markers(
     The means are refitted with the prior, so that centre and curvature belong together whatever the
     components were fitted by. A component without cells has those of the prior.
     """
-    components, prior = _fit(statistics, basis, total_size, components, prior)
-    variance = _variance(statistics, basis, components, prior, statistics.weight.numel())
-    log_mean, sizes = components.log_mean, statistics.weight
+    begin, prior = _fit(statistics, basis, total_size, components, prior)
+    sizes = statistics.weight
+    known = _posterior(statistics, basis, total_size, begin, prior, sizes.numel())
+    log_mean, variance = known.components.log_mean, known.variance
     share, share_rest = _shares(statistics, basis.levels)
     if sizes.numel() == 1:
         unknown = Contrast(torch.full_like(log_mean, torch.nan), torch.full_like(log_mean, torch.nan))
         nearest = torch.tensor([-1])
         return Markers(log_mean, variance.sqrt(), share, share_rest, nearest, unknown, unknown)
-    nearest = _nearest(statistics, basis, components)
-    rest = _rest(statistics, basis, total_size, components, prior)
+    nearest = _nearest(statistics, basis, known.components)
+    rest = _rest(statistics, basis, total_size, begin, prior)
     return Markers(
         log_mean,
         variance.sqrt(),
         share,
         share_rest,
         nearest,
-        Contrast(log_mean - rest.mean, (variance + rest.variance).sqrt()),
+        Contrast(log_mean - rest.components.log_mean, (variance + rest.variance).sqrt()),
         Contrast(log_mean - log_mean[nearest], (variance + variance[nearest]).sqrt()),
     )
 
@@ -189,13 +197,14 @@ def compare_sets(
         sets: positions of the first set and of the second, with cells; none is in both.
     """
     n_components = statistics.weight.numel()
-    components, prior = _fit(statistics, basis, total_size, components, prior)
+    begin, prior = _fit(statistics, basis, total_size, components, prior)
     members = torch.zeros(2, n_components, dtype=torch.float64)
     for number, positions in enumerate(sets):
         members[number, list(positions)] = 1
     summed = statistics.summed(members)
-    begin = _begin(members * statistics.weight, summed.weight, components, prior)
-    log_mean, variance = _as_components(summed, basis, total_size, begin, prior, n_components)
+    begin = _begin(members * statistics.weight, summed.weight, begin, prior)
+    known = _posterior(summed, basis, total_size, begin, prior, n_components)
+    log_mean, variance = known.components.log_mean, known.variance
     share, _ = _shares(summed, basis.levels)
     contrast = Contrast(log_mean[0] - log_mean[1], variance.sum(0).sqrt())
     return Comparison(log_mean[0], variance[0].sqrt(), share[0], share[1], contrast)
@@ -208,8 +217,8 @@ def _fit(
     components: Components | None,
     prior: GenePrior | None,
 ) -> tuple[Components, GenePrior]:
-    m_step = NewtonMStep()
-    learned = prior is not None
+    """Components fitted with the prior's first part, and the prior, learned here if it is not given."""
+    m_step, learned = NewtonMStep(), prior is not None
     if prior is None:
         prior = first_prior(statistics, basis, total_size, FIRST_VARIANCE)
     if components is None:
@@ -222,24 +231,52 @@ def _fit(
     return m_step(statistics, basis, components, total_size, prior).components, prior
 
 
-def _variance(
+class _Posterior(NamedTuple):
+    """Of ln mu, (K, genes) each.
+
+    Attributes:
+        components: the means; of ln r those of the two parts' centres.
+        variance: of ln mu.
+    """
+
+    components: Components
+    variance: Tensor
+
+
+def _posterior(
     statistics: SufficientStatistics,
     basis: Basis,
-    components: Components,
+    total_size: float,
+    begin: Components,
     prior: GenePrior,
     n_components: int,
-) -> Tensor:
-    """(K, genes) posterior variance of ln mu, with ln r integrated out.
+) -> _Posterior:
+    """Under both parts of the prior; tau^2 is known from ``n_components`` and one."""
+    of_part = []
+    for share, factor in ((1 - WIDE_SHARE, 1.0), (WIDE_SHARE, WIDE_FACTOR)):
+        part = prior._replace(log_mean_variance=factor * prior.log_mean_variance)
+        fitted = NewtonMStep()(statistics, basis, begin, total_size, part)
+        begin = fitted.components
+        variance, log_evidence = _laplace(fitted, part, n_components)
+        of_part.append((*begin, variance, log_evidence + math.log(share)))
+    log_mean, log_inv_disp, variance, log_weight = map(torch.stack, zip(*of_part, strict=True))
+    weight = torch.softmax(log_weight, 0)
+    mean = (weight * log_mean).sum(0)
+    spread = (weight * (variance + (log_mean - mean) ** 2)).sum(0)
+    return _Posterior(Components(mean, (weight * log_inv_disp).sum(0)), spread)
 
-    ``n_components`` and one are the numbers that tau^2 is known from.
-    """
-    curve = curvature(statistics, basis, components)  # without the prior: what the counts alone say
-    about_disp = (-curve.hess_bb).clamp(min=0) + 1 / prior.log_inv_disp_variance
-    information = (-curve.hess_aa - curve.hess_ab**2 / about_disp).clamp(min=0)
-    variance = 1 / (information + 1 / prior.log_mean_variance)
-    if n_components == 1:
-        return variance
-    return variance * (1 + variance / prior.log_mean_variance * (2 / (n_components - 1)))
+
+def _laplace(fitted: FittedComponents, prior: GenePrior, n_components: int) -> tuple[Tensor, Tensor]:
+    """(K, genes) posterior variance of ln mu under a normal prior, and log evidence less a constant."""
+    curve = fitted.curvature
+    of_mean, of_disp = 1 / prior.log_mean_variance, 1 / prior.log_inv_disp_variance
+    about_disp = (-curve.hess_bb - of_disp).clamp(min=0) + of_disp
+    information = (-curve.hess_aa - of_mean - curve.hess_ab**2 / about_disp).clamp(min=0)
+    variance = 1 / (information + of_mean)
+    log_evidence = curve.value + torch.log(variance * of_mean / about_disp) / 2
+    if n_components > 1:
+        variance = variance * (1 + variance * of_mean * (2 / (n_components - 1)))
+    return variance, log_evidence
 
 
 def _shares(statistics: SufficientStatistics, levels: CountLevels) -> tuple[Tensor, Tensor]:
@@ -259,25 +296,20 @@ def _all_others(n_components: int) -> Tensor:
     return 1 - torch.eye(n_components, dtype=torch.float64)
 
 
-class _Normal(NamedTuple):
-    mean: Tensor
-    variance: Tensor
-
-
 def _rest(
     statistics: SufficientStatistics,
     basis: Basis,
     total_size: float,
     components: Components,
     prior: GenePrior,
-) -> _Normal:
+) -> _Posterior:
     """Posterior of ln mu, (K, genes), of the cells that are not of a component, as those of one component.
 
     A sum over the other components would follow what little is known of those with few cells.
     """
     others, members = statistics.others(), _all_others(statistics.weight.numel())
     begin = _begin(members * statistics.weight, others.weight, components, prior)
-    return _as_components(others, basis, total_size, begin, prior, len(members))
+    return _posterior(others, basis, total_size, begin, prior, len(members))
 
 
 def _begin(cells: Tensor, total: Tensor, components: Components, prior: GenePrior) -> Components:
@@ -289,19 +321,6 @@ def _begin(cells: Tensor, total: Tensor, components: Components, prior: GenePrio
     log_mean = torch.log(weights @ torch.exp(components.log_mean))
     log_mean = log_mean.nan_to_num(neginf=float(prior.log_mean.min()))
     return Components(log_mean, weights @ components.log_inv_disp)
-
-
-def _as_components(
-    summed: SufficientStatistics,
-    basis: Basis,
-    total_size: float,
-    begin: Components,
-    prior: GenePrior,
-    n_components: int,
-) -> _Normal:
-    """Posterior of ln mu, (sets, genes), of cells seen as those of one component; see ``_variance``."""
-    fitted = NewtonMStep()(summed, basis, begin, total_size, prior).components
-    return _Normal(fitted.log_mean, _variance(summed, basis, fitted, prior, n_components))
 
 
 def _nearest(statistics: SufficientStatistics, basis: Basis, components: Components) -> Tensor:
