@@ -14,8 +14,8 @@ Under either part, v its variance, counts and prior leave a normal posterior of 
 with (aa, ab, bb) the entries of -Q'' in (ln mu, ln r), so that ln r is integrated out. The part's evidence is
 in proportion to sqrt(V / (v d)) exp(Q + ln prior) at the centre (Laplace); the posterior's mean and variance
 are those of the two parts together, weighted by share times evidence. K components and the typical gene are
-all that is known of tau^2, which widens V by 1 + (V / v) 2 / (K - 1): to the variance of Student's t with
-K + 1 degrees of freedom where the prior alone speaks, and not at all where the counts do.
+all that is known of tau^2, which widens V of the first part by 1 + (V / tau^2) 2 / (K - 1): to the variance
+of Student's t with K + 1 degrees of freedom where the prior alone speaks, not at all where the counts do.
 
 Differences that few counts speak for are shrunk, and need no correction for the number of genes looked at:
 the local false sign rate of a difference d ~ N(e, v) is the probability that d has not the sign of e
@@ -139,9 +139,9 @@ def find_markers(
     The means are refitted with the prior, so that centre and curvature belong together whatever the
     components were fitted by. A component without cells has those of the prior.
     """
-    begin, prior = _fit(statistics, basis, total_size, components, prior)
+    fitted, prior = _fit(statistics, basis, total_size, components, prior)
     sizes = statistics.weight
-    known = _posterior(statistics, basis, total_size, begin, prior, sizes.numel())
+    known = _posterior(statistics, basis, total_size, fitted, prior, sizes.numel())
     log_mean, variance = known.components.log_mean, known.variance
     share, share_rest = _shares(statistics, basis.levels)
     if sizes.numel() == 1:
@@ -149,7 +149,7 @@ def find_markers(
         nearest = torch.tensor([-1])
         return Markers(log_mean, variance.sqrt(), share, share_rest, nearest, unknown, unknown)
     nearest = _nearest(statistics, basis, known.components)
-    rest = _rest(statistics, basis, total_size, begin, prior)
+    rest = _rest(statistics, basis, total_size, fitted.components, prior)
     return Markers(
         log_mean,
         variance.sqrt(),
@@ -197,13 +197,13 @@ def compare_sets(
         sets: positions of the first set and of the second, with cells; none is in both.
     """
     n_components = statistics.weight.numel()
-    begin, prior = _fit(statistics, basis, total_size, components, prior)
+    fitted, prior = _fit(statistics, basis, total_size, components, prior)
     members = torch.zeros(2, n_components, dtype=torch.float64)
     for number, positions in enumerate(sets):
         members[number, list(positions)] = 1
     summed = statistics.summed(members)
-    begin = _begin(members * statistics.weight, summed.weight, begin, prior)
-    known = _posterior(summed, basis, total_size, begin, prior, n_components)
+    begin = _begin(members * statistics.weight, summed.weight, fitted.components, prior)
+    known = _of_sets(summed, basis, total_size, begin, prior, n_components)
     log_mean, variance = known.components.log_mean, known.variance
     share, _ = _shares(summed, basis.levels)
     contrast = Contrast(log_mean[0] - log_mean[1], variance.sum(0).sqrt())
@@ -216,8 +216,8 @@ def _fit(
     total_size: float,
     components: Components | None,
     prior: GenePrior | None,
-) -> tuple[Components, GenePrior]:
-    """Components fitted with the prior's first part, and the prior, learned here if it is not given."""
+) -> tuple[FittedComponents, GenePrior]:
+    """Fit with the prior's first part, and the prior, learned here if it is not given."""
     m_step, learned = NewtonMStep(), prior is not None
     if prior is None:
         prior = first_prior(statistics, basis, total_size, FIRST_VARIANCE)
@@ -228,7 +228,7 @@ def _fit(
         for _ in range(PRIOR_ROUNDS):
             fitted = m_step(statistics, basis, components, total_size, prior)
             components, prior = fitted.components, update_prior(fitted, prior)
-    return m_step(statistics, basis, components, total_size, prior).components, prior
+    return m_step(statistics, basis, components, total_size, prior), prior
 
 
 class _Posterior(NamedTuple):
@@ -247,36 +247,33 @@ def _posterior(
     statistics: SufficientStatistics,
     basis: Basis,
     total_size: float,
-    begin: Components,
+    usual: FittedComponents,
     prior: GenePrior,
     n_components: int,
 ) -> _Posterior:
-    """Under both parts of the prior; tau^2 is known from ``n_components`` and one."""
-    of_part = []
-    for share, factor in ((1 - WIDE_SHARE, 1.0), (WIDE_SHARE, WIDE_FACTOR)):
-        part = prior._replace(log_mean_variance=factor * prior.log_mean_variance)
-        fitted = NewtonMStep()(statistics, basis, begin, total_size, part)
-        begin = fitted.components
-        variance, log_evidence = _laplace(fitted, part, n_components)
-        of_part.append((*begin, variance, log_evidence + math.log(share)))
-    log_mean, log_inv_disp, variance, log_weight = map(torch.stack, zip(*of_part, strict=True))
-    weight = torch.softmax(log_weight, 0)
-    mean = (weight * log_mean).sum(0)
-    spread = (weight * (variance + (log_mean - mean) ** 2)).sum(0)
-    return _Posterior(Components(mean, (weight * log_inv_disp).sum(0)), spread)
+    """From the fit with the prior's first part; tau^2 is known from ``n_components`` and one."""
+    wide_prior = prior._replace(log_mean_variance=WIDE_FACTOR * prior.log_mean_variance)
+    wide = NewtonMStep()(statistics, basis, usual.components, total_size, wide_prior)
+    variance, log_evidence = _laplace(usual, prior)
+    if n_components > 1:
+        variance = variance * (1 + variance / prior.log_mean_variance * (2 / (n_components - 1)))
+    wide_variance, wide_evidence = _laplace(wide, wide_prior)
+    share = torch.sigmoid(wide_evidence - log_evidence + math.log(WIDE_SHARE / (1 - WIDE_SHARE)))
+    mean = Components(
+        *(torch.lerp(a, b, share) for a, b in zip(usual.components, wide.components, strict=True))
+    )
+    apart = wide.components.log_mean - usual.components.log_mean
+    return _Posterior(mean, torch.lerp(variance, wide_variance, share) + share * (1 - share) * apart**2)
 
 
-def _laplace(fitted: FittedComponents, prior: GenePrior, n_components: int) -> tuple[Tensor, Tensor]:
+def _laplace(fitted: FittedComponents, prior: GenePrior) -> tuple[Tensor, Tensor]:
     """(K, genes) posterior variance of ln mu under a normal prior, and log evidence less a constant."""
     curve = fitted.curvature
     of_mean, of_disp = 1 / prior.log_mean_variance, 1 / prior.log_inv_disp_variance
     about_disp = (-curve.hess_bb - of_disp).clamp(min=0) + of_disp
     information = (-curve.hess_aa - of_mean - curve.hess_ab**2 / about_disp).clamp(min=0)
     variance = 1 / (information + of_mean)
-    log_evidence = curve.value + torch.log(variance * of_mean / about_disp) / 2
-    if n_components > 1:
-        variance = variance * (1 + variance * of_mean * (2 / (n_components - 1)))
-    return variance, log_evidence
+    return variance, curve.value + torch.log(variance * of_mean / about_disp) / 2
 
 
 def _shares(statistics: SufficientStatistics, levels: CountLevels) -> tuple[Tensor, Tensor]:
@@ -309,7 +306,7 @@ def _rest(
     """
     others, members = statistics.others(), _all_others(statistics.weight.numel())
     begin = _begin(members * statistics.weight, others.weight, components, prior)
-    return _posterior(others, basis, total_size, begin, prior, len(members))
+    return _of_sets(others, basis, total_size, begin, prior, len(members))
 
 
 def _begin(cells: Tensor, total: Tensor, components: Components, prior: GenePrior) -> Components:
@@ -321,6 +318,19 @@ def _begin(cells: Tensor, total: Tensor, components: Components, prior: GenePrio
     log_mean = torch.log(weights @ torch.exp(components.log_mean))
     log_mean = log_mean.nan_to_num(neginf=float(prior.log_mean.min()))
     return Components(log_mean, weights @ components.log_inv_disp)
+
+
+def _of_sets(
+    summed: SufficientStatistics,
+    basis: Basis,
+    total_size: float,
+    begin: Components,
+    prior: GenePrior,
+    n_components: int,
+) -> _Posterior:
+    """Of the cells of each set, (sets, genes), seen as those of one component; see ``_posterior``."""
+    fitted = NewtonMStep()(summed, basis, begin, total_size, prior)
+    return _posterior(summed, basis, total_size, fitted, prior, n_components)
 
 
 def _nearest(statistics: SufficientStatistics, basis: Basis, components: Components) -> Tensor:

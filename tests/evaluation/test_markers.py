@@ -76,35 +76,42 @@ def case():
     return problem, q.numpy(), prior, markers
 
 
+def reference_posterior(loss, begin, variance, spread, widening):
+    """Mean and variance of ln mu under both parts of the prior; ``loss(ab, v)`` is minus ln of the joint."""
+    parts = []
+    for share, v, wider in ((0.95, variance, widening), (0.05, 9 * variance, 0)):
+        options = {"xatol": 1e-6, "fatol": 1e-9}
+        at = minimize(loss, begin, args=(v,), method="Nelder-Mead", options=options).x
+        (aa, ab), (_, bb) = second_differences(lambda x, v=v: loss(x, v), at)
+        about_disp = max(bb, 1 / spread)  # towards Poisson Q is convex: counts are taken to say nothing of r
+        own = 1 / (max(aa - 1 / v - ab**2 / about_disp, 0) + 1 / v)
+        evidence = share * np.exp(-loss(at, v)) * np.sqrt(own / (v * about_disp))
+        parts.append((at[0], own * (1 + own / v * wider), evidence))
+    centre, own, weight = np.array(parts).T
+    weight /= weight.sum()
+    mean = weight @ centre
+    return mean, weight @ (own + (centre - mean) ** 2)
+
+
 def test_posterior_of_the_log_mean_against_scipy(case):
     problem, q, prior, markers = case
     x, s = problem.counts.toarray()[1:], problem.size_factors[1:]  # cell 0 is empty, and counts like any
-
-    def loss(ab, k, j):
-        r, mu = np.exp(ab[1]), np.exp(ab[0])
-        filled = nbinom.logpmf(x[:, j], r, r / (r + s * mu)) @ q[1:, k]
-        empty = q[0, k] * nbinom.logpmf(0, r, r / (r + problem.size_factors[0] * mu))
-        a_prior = (ab[0] - float(prior.log_mean[j])) ** 2 / float(prior.log_mean_variance[j])
-        b_prior = (ab[1] - float(prior.log_inv_disp[j])) ** 2 / float(prior.log_inv_disp_variance)
-        return -(filled + empty) + (a_prior + b_prior) / 2
-
-    checked = 0
+    spread = float(prior.log_inv_disp_variance)
     for k, j in ((0, 0), (1, 1), (2, 4), (0, 7), (1, 11), (2, 9)):  # gene 0 is silent, gene 1 deep
+
+        def loss(ab, v, k=k, j=j):
+            r, mu = np.exp(ab[1]), np.exp(ab[0])
+            filled = nbinom.logpmf(x[:, j], r, r / (r + s * mu)) @ q[1:, k]
+            empty = q[0, k] * nbinom.logpmf(0, r, r / (r + problem.size_factors[0] * mu))
+            off = ab - [float(prior.log_mean[j]), float(prior.log_inv_disp[j])]
+            return -(filled + empty) + (off**2 / [v, spread]).sum() / 2
+
         begin = [float(markers.log_mean[k, j]), 1.0]
-        options = {"xatol": 1e-6, "fatol": 1e-9}
-        at = minimize(loss, begin, args=(k, j), method="Nelder-Mead", options=options).x
-        assert float(markers.log_mean[k, j]) == pytest.approx(at[0], abs=2e-3)
-        hessian = second_differences(lambda ab, k=k, j=j: loss(ab, k, j), at)
-        tau_squared, spread = float(prior.log_mean_variance[j]), float(prior.log_inv_disp_variance)
-        if (
-            hessian[1, 1] < 1 / spread
-        ):  # towards Poisson Q is convex: the counts are taken to say nothing of r
-            continue
-        variance = np.linalg.inv(hessian)[0, 0]
-        variance *= 1 + variance / tau_squared  # 2 / (K - 1) = 1
+        mean, variance = reference_posterior(
+            loss, begin, float(prior.log_mean_variance[j]), spread, 2 / (3 - 1)
+        )
+        assert float(markers.log_mean[k, j]) == pytest.approx(mean, abs=2e-3)
         assert float(markers.standard_error[k, j]) == pytest.approx(np.sqrt(variance), rel=2e-3)
-        checked += 1
-    assert checked >= 4
 
 
 def test_the_rest_is_one_component_of_all_other_cells(case):
@@ -292,7 +299,14 @@ def of_five():
 def test_intervals_cover_the_truth(of_two, of_five):
     for verdicts in (*of_two, *of_five):
         assert (np.abs(verdicts.z) < 1.96).mean() == pytest.approx(0.95, abs=0.015)
+    for verdicts in of_five:
         assert (np.abs(verdicts.z) < 0.6745).mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_intervals_of_two_components_err_on_the_safe_side(of_two):
+    """Student's t and the prior's wide part leave more near the mean than a normal one of their variance."""
+    for verdicts in of_two:
+        assert 0.5 <= (np.abs(verdicts.z) < 0.6745).mean() < 0.53
 
 
 def test_false_sign_rates_are_those_of_false_signs(of_five):
@@ -450,3 +464,57 @@ def test_what_a_few_cells_lack_is_no_dispersion():
     error = found.log2_fold_change[0, :20].numpy() - np.log2(total[0] / total[1])
     assert (np.abs(error) < 1 + found.standard_error[0, :20].numpy() / np.log(2)).all()
     assert (found.log2_fold_change[0, :20] > 2).all()
+
+
+class Alone(NamedTuple):
+    """Small groups beside large ones, (groups, genes): 40 genes that one small group alone has, then others.
+
+    Attributes:
+        log2_fold_change: from the rest, as it is found.
+        standard_error: of it.
+        observed: ratio of the mean counts, log2.
+        own: whether it is the group that alone has the gene.
+        lower_bound: of ln.
+    """
+
+    log2_fold_change: np.ndarray
+    standard_error: np.ndarray
+    observed: np.ndarray
+    own: np.ndarray
+    lower_bound: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def alone():
+    rng = np.random.default_rng(0)
+    n_cells = np.array([5, 6, 8, 10, 15, 20, 30, 40, *[60] * 12])
+    codes, n_genes = np.repeat(np.arange(20), n_cells), 600
+    mean = np.tile(np.exp(rng.uniform(np.log(0.02), np.log(5.0), n_genes)), (20, 1))
+    own = np.zeros((20, n_genes), bool)
+    own[np.arange(40) % 8, np.arange(40)] = True
+    power = 2.0 ** (1 + np.arange(40) // 5)  # 2^1 to 2^8
+    mean[:, :40] = np.minimum(0.3, 8 / power)
+    mean[own] *= power
+    drawn = rng.poisson(mean[codes] * rng.gamma(4.0, 0.25, (codes.size, n_genes))).astype(np.float32)
+    statistics, basis = collect(sp.csr_matrix(drawn), np.ones(codes.size), one_hot(codes, 20))
+    found = find_markers(statistics, basis, float(codes.size)).from_rest
+    total = np.asarray(one_hot(codes, 20)).T @ drawn
+    rest = (total.sum(0) - total) / (codes.size - n_cells)[:, None]
+    with np.errstate(divide="ignore"):
+        observed = np.log2(total / n_cells[:, None] / rest)
+    error = found.standard_error.numpy() / np.log(2)
+    return Alone(found.log2_fold_change.numpy(), error, observed, own, found.lower_bound.numpy())
+
+
+def test_what_one_small_group_has_alone_is_not_shrunk_away(alone):
+    large = alone.own & (alone.observed > 4)
+    assert large.sum() > 15
+    error = np.abs(alone.log2_fold_change - alone.observed)
+    assert (error < 1 + alone.standard_error)[large].all()
+    assert np.median(error[large]) < 0.3
+
+
+def test_what_all_groups_have_alike_is_no_marker(alone):
+    alike = alone.log2_fold_change[:, 40:]
+    assert (np.abs(alike) > 1).mean() < 1e-3
+    assert (alone.lower_bound[:, 40:] > np.log(2)).sum() == 0
