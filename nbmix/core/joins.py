@@ -13,12 +13,16 @@ sum of its components, a small mixture:
 
 So what has no gap goes first, the least separate before others; and of gaps those that are small and between
 few cells. Before all others goes a group of less than ``FEW_CELLS`` that has no gap: so few can seldom show
-one, and nobody asks for a group of them. D is the separation of two *components*, averaged over pairs of
-them: the programmes of a group would hide how far it is from others. The crossing share is that of all
-neighbours, in the space of log likelihood ratios, of the cells of one group that are cells of the other, for
-the group with fewer neighbours. A cell has 15, or as many as its component has others. Gaps are those of
-*groups*, tested again after every join: between two components of one kind, most of the cells that are
-between them lie in a third.
+one, and nobody asks for a group of them. The crossing share is that of all neighbours, in the space of log
+likelihood ratios, of the cells of one group that are cells of the other, for the group with fewer neighbours.
+A cell has 15, or as many as its component has others. Gaps are those of *groups*, tested again after every
+join: between two components of one kind, most of the cells that are between them lie in a third.
+
+*Which D?* As long as there are pairs without a gap it is the separation of two *components*, averaged over
+pairs of them: the programmes of a group would hide how far it is from others. Once all pairs have gaps, each
+group stands for a *kind*, and D is the separation of the kinds that two components are in. A component at the
+far end of a programme says how long that is, not how far its kind is from another; but what is joined across
+a gap is no programme, and hides nothing.
 
 Joining what has no gap is an idea of Hennig 2010, one fit and all its joins that of Baudry et al. 2010.
 """
@@ -238,26 +242,28 @@ def join_tree(
     """
     components = JudgedCells.of(log_joint, log_weights, size_factors)
     edges = neighbour_pairs(components, np.random.default_rng(seed))
-    order = JoinOrder(component_distances(components), edges, components.n_cells)
+    measured = JoinOrder(component_distances(components), edges, components.n_cells)
     groups = first_groups(components)
     cells = components.summed(groups)
     found: dict[tuple[Group, Group], Gap] = {}
     joins, cuts = [], [by_size(groups, cells.n_cells)]
+    order = measured
     while len(groups) > 1:
         pairs = list(combinations(range(len(groups)), 2))
         names = [(groups[a], groups[b]) for a, b in pairs]
         found |= {
             name: cells.gap(*pair) for name, pair in zip(names, pairs, strict=True) if name not in found
         }
-        keys = []
-        for name in names:
-            gap = found[name]
-            has_gap = gap.p_value < gap_level
-            is_known = has_gap or gap.n_cells >= FEW_CELLS
-            keys.append((is_known, has_gap, order.score(*name, has_gap)))
+        have_gaps = [found[name].p_value < gap_level for name in names]
+        if all(have_gaps) and order is measured:
+            order = measured._replace(distances=kind_distances(cells, groups, components.n_cells))
+        keys = [
+            (has_gap or found[name].n_cells >= FEW_CELLS, has_gap, order.score(*name, has_gap))
+            for name, has_gap in zip(names, have_gaps, strict=True)
+        ]
         best = keys.index(min(keys))
         first, second = names[best]
-        of_pair = order.separation(first, second), order.crossing(first, second)
+        of_pair = measured.separation(first, second), measured.crossing(first, second)
         joins.append(Join(len(groups), first, second, *of_pair, *found[first, second]))
         a, b = pairs[best]
         columns = [(a, b) if k == a else (k,) for k in range(len(groups)) if k != b]
@@ -375,6 +381,18 @@ def component_distances(components: JudgedCells) -> np.ndarray:
     return distances
 
 
+def kind_distances(kinds: JudgedCells, groups: Sequence[Group], n_cells: np.ndarray) -> np.ndarray:
+    """(C, C), separation of the kinds that two components belong to, 0 where one has no cells.
+
+    Args:
+        kinds: cells parted among them.
+        groups: the components of each.
+        n_cells: (C,), of each component.
+    """
+    members = np.stack([np.isin(np.arange(n_cells.size), group) & (n_cells > 0) for group in groups])
+    return members.T @ component_distances(kinds) @ members
+
+
 def neighbour_pairs(components: JudgedCells, generator: np.random.Generator) -> np.ndarray:
     """(C, C), how many neighbours of cells in c are in c', and the other way round.
 
@@ -409,7 +427,7 @@ class JoinOrder(NamedTuple):
     """What orders joins, between components; sums and means over it are those of groups.
 
     Attributes:
-        distances: (C, C), D, 0 where a component has no cells.
+        distances: (C, C), D of components or of their kinds, 0 where a component has no cells.
         edges: (C, C), neighbours of a cell in c that are in c', and the other way round.
         n_cells: (C,), of each.
     """

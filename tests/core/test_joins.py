@@ -337,3 +337,20 @@ def test_a_small_component_far_from_others_does_not_cross():
     log_weights = np.log([200 / 408, 200 / 408, 8 / 408])
     tree = join_tree(ll + log_weights, log_weights, np.ones(408))
     assert [join.crossing for join in tree.joins] == [0.0, 0.0]
+
+
+def test_kinds_with_gaps_are_joined_where_they_come_near_each_other():
+    rng = np.random.default_rng(0)
+    n = 300
+    s = rng.lognormal(0, 0.3, 3 * n)
+    # a long kind in three components, whose near end is 4 from a round kind; another round one is 5 from that
+    ends = [(0, 12), (0, 0), (0, 0)]
+    at = np.repeat([[0.0, 0.0], [4.0, 0.0], [9.0, 0.0]], n, 0) + rng.normal(size=(3 * n, 2)) / 2
+    at[:, 1] += np.concatenate([rng.uniform(*end, n) for end in ends])
+    centres = np.array([[0, 2], [0, 6], [0, 10], [4, 0], [9, 0]])
+    log_weights = np.full(5, -np.log(5))
+    log_joint = log_weights - 4 * s[:, None] * ((at[:, None] - centres) ** 2).sum(2)
+    tree = join_tree(log_joint, log_weights, s)
+    assert tree.n_with_gaps == 3
+    assert as_sets(tree.groups(3)) == {frozenset({0, 1, 2}), frozenset({3}), frozenset({4})}
+    assert as_sets(tree.groups(2)) == {frozenset({0, 1, 2, 3}), frozenset({4})}
