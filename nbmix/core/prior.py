@@ -35,7 +35,7 @@ FIRST_VARIANCE = 0.05  # of ln mu between components: a typical fold change of a
 
 TYPICAL_GENE_WEIGHT = 1.0  # components' worth
 
-EXTRAPOLATIONS = 4  # of EM on tau^2, each from two of its steps
+EXTRAPOLATIONS = 3  # of EM on tau^2, each from two of its steps
 
 LARGEST_SHARE = 0.95  # of a step of EM that is left in the next, where extrapolation goes by it
 

@@ -54,6 +54,7 @@ PRIOR_ROUNDS = 10  # M steps and updates of a prior that the fit did not learn; 
 # where tau^2 begins: at a factor of e, too wide for a difference to be taken for dispersion instead
 FIRST_VARIANCE = 1.0
 WIDE_SHARE, WIDE_FACTOR = 0.05, 9.0  # e, and of tau^2
+NEWTON = NewtonMStep(tolerance=1e-9)  # nats; a mode is then the same wherever Newton has begun
 MARKERS_SHOWN = 60  # of all groups together, in a picture that can be read
 LOWER_BOUND = 1.96  # standard errors: what the rank counts of a fold change is below it in 1 case of 40
 
@@ -218,7 +219,7 @@ def _fit(
     prior: GenePrior | None,
 ) -> tuple[FittedComponents, GenePrior]:
     """Fit with the prior's first part, and the prior, learned here if it is not given."""
-    m_step, learned = NewtonMStep(), prior is not None
+    learned = prior is not None
     if prior is None:
         prior = first_prior(statistics, basis, total_size, FIRST_VARIANCE)
     if components is None:
@@ -226,9 +227,9 @@ def _fit(
         components = Components(*(t.repeat(n_components, 1) for t in (prior.log_mean, prior.log_inv_disp)))
     if not learned:
         for _ in range(PRIOR_ROUNDS):
-            fitted = m_step(statistics, basis, components, total_size, prior)
+            fitted = NEWTON(statistics, basis, components, total_size, prior)
             components, prior = fitted.components, update_prior(fitted, prior)
-    return m_step(statistics, basis, components, total_size, prior), prior
+    return NEWTON(statistics, basis, components, total_size, prior), prior
 
 
 class _Posterior(NamedTuple):
@@ -253,7 +254,7 @@ def _posterior(
 ) -> _Posterior:
     """From the fit with the prior's first part; tau^2 is known from ``n_components`` and one."""
     wide_prior = prior._replace(log_mean_variance=WIDE_FACTOR * prior.log_mean_variance)
-    wide = NewtonMStep()(statistics, basis, usual.components, total_size, wide_prior)
+    wide = NEWTON(statistics, basis, usual.components, total_size, wide_prior)
     variance, log_evidence = _laplace(usual, prior)
     if n_components > 1:
         variance = variance * (1 + variance / prior.log_mean_variance * (2 / (n_components - 1)))
@@ -329,7 +330,7 @@ def _of_sets(
     n_components: int,
 ) -> _Posterior:
     """Of the cells of each set, (sets, genes), seen as those of one component; see ``_posterior``."""
-    fitted = NewtonMStep()(summed, basis, begin, total_size, prior)
+    fitted = NEWTON(summed, basis, begin, total_size, prior)
     return _posterior(summed, basis, total_size, fitted, prior, n_components)
 
 

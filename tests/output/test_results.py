@@ -81,8 +81,6 @@ def test_markers_take_over_the_prior_of_the_fit(results):
     assert not torch.allclose(wanted.standard_error, own.standard_error, rtol=1e-2)
     torch.testing.assert_close(results.markers.log_mean, wanted.log_mean, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(results.markers.standard_error, wanted.standard_error, rtol=1e-3, atol=1e-3)
-    largest = prior.log_mean_variance * 3  # 1 + 2 / (K - 1) times tau^2
-    assert (wanted.standard_error**2 <= largest).all()
 
 
 def test_shown_cells_are_in_memory_and_in_the_plane(results):
