@@ -9,19 +9,23 @@ normal of Tukey 1960, in Contributions to Probability and Statistics, 448-485):
 Under either part, v its variance, counts and prior leave a normal posterior of ln mu: its centre a is where Q
 (``nbmix.core.expected_log_likelihood``) with the log prior is highest, its precision the curvature there,
 
-    1 / V = I + 1 / v,    I = aa - ab^2 / d,    d = bb + 1 / sigma^2,
+    1 / V = I + 1 / v,    I = aa - ab^2 / c,    c = bb + 1 / sigma^2,
 
 with (aa, ab, bb) the entries of -Q'' in (ln mu, ln r), so that ln r is integrated out. The part's evidence is
-in proportion to sqrt(V / (v d)) exp(Q + ln prior) at the centre (Laplace); the posterior's mean and variance
-are those of the two parts together, weighted by share times evidence. K components and the typical gene are
-all that is known of tau^2, which widens V of the first part by 1 + (V / tau^2) 2 / (K - 1): to the variance
-of Student's t with K + 1 degrees of freedom where the prior alone speaks, not at all where the counts do.
+in proportion to the Laplace approximation at the centre,
+
+    sqrt(V / (v c)) exp(Q - (ln mu - m_j)^2 / (2 v) - (ln r - b_j)^2 / (2 sigma^2));
+
+the posterior's mean and variance are those of the two parts together, weighted by share times evidence.
+K components and the typical gene are all that is known of tau^2, which widens V of the first part by
+1 + (V / tau^2) 2 / (K - 1): to the variance of Student's t with K + 1 degrees of freedom where the prior
+alone speaks, not at all where the counts do.
 
 Differences that few counts speak for are shrunk, and need no correction for the number of genes looked at:
-the local false sign rate of a difference d ~ N(e, v) is the probability that d has not the sign of e
+the local false sign rate of a difference ~ N(e, u^2) is the probability that it has not the sign of e
 (Stephens 2017, Biostatistics 18:275),
 
-    lfsr = Phi(-|e| / sqrt(v)).
+    lfsr = Phi(-|e| / u).
 
 The prior takes no difference to be exactly 0; among those with a small lfsr some can be, more than the
 rate says where most genes differ nowhere. And all is given the responsibilities, with cells as independent
