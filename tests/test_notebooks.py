@@ -97,7 +97,8 @@ def test_simulation(kernel):
 def test_two_populations(kernel):
     expression = "[em.here.to_dict(), oracle_fit.here.to_dict(), by_start.loc['ari'].to_dict()]"
     em, oracle, by_start = kernel.execute("02_two_populations", expression, FACS)
-    assert em["default EM, cross entropy"] < 1e-6 < 1 < em["EM as printed, cross entropy"]
+    one_cell = 0.03  # that is placed wrongly for sure, of 512: 15 nats
+    assert em["default EM, cross entropy"] < one_cell < 1 < em["EM as printed, cross entropy"]
     assert oracle["cross entropy of the oracle"] < 1e-6
     assert oracle["oracle, nats of a gene and label"] == pytest.approx(-41.151726, rel=0.02)
     assert by_start["EM on 256 cells"] > 0.95 > by_start["first batch"]
