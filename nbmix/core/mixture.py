@@ -159,7 +159,7 @@ class Mixture(nn.Module):
         Only what holds for the typical gene is taken.
         """
         if self.settings.learns_prior:
-            unknown = self.log_mean.data[0, 0] * 0
+            unknown = torch.zeros_like(self.log_mean.data[0, 0])
             for copy in range(self.settings.n_copies):
                 self._keep_prior(copy, of_typical_genes(prior, unknown))
 

@@ -91,6 +91,26 @@ def test_the_variance_between_components_is_recovered_from_noisy_offsets(true_va
     assert variance.log().mean().exp().item() == pytest.approx(true_variance, rel=0.1)
 
 
+def test_the_variance_of_genes_that_say_little_settles_in_one_call():
+    rng = np.random.default_rng(6)
+    information = rng.uniform(0.2, 2, (8, 300))
+    seen = rng.normal(0, 0.7, (8, 300)) + rng.normal(0, 1, (8, 300)) / np.sqrt(information)
+
+    def em_steps(variance, n_steps):
+        for _ in range(n_steps):
+            weight = variance / (variance + 1 / information)
+            total = (weight * (weight * seen**2 + 1 / information)).sum(0)
+            variance = (total + np.exp(np.log(total / 8).mean())) / 9
+        return variance
+
+    begin = np.full(300, 1.0)
+    shrunken = seen / (1 + 1 / (begin * information))
+    found = mean_variance(*(torch.from_numpy(t) for t in (shrunken, information, begin))).numpy()
+    wanted = em_steps(begin, 2000)
+    left = np.abs(np.log([found / wanted, em_steps(begin, 10) / wanted])).mean(1)
+    assert left[0] < min(0.02, left[1] / 5)
+
+
 @pytest.mark.parametrize("informed", [1.0, 0.3], ids=["all genes", "a third of the genes"])
 def test_dispersions_of_genes_and_their_trend_are_recovered(informed):
     """From likelihoods of ln r that are normal ones, some of them flat."""
