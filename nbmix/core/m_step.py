@@ -52,7 +52,10 @@ def sizes_of_components(statistics: SufficientStatistics, basis: Basis) -> Tenso
 
 
 class FittedComponents(NamedTuple):
-    """Components (K, genes), and the curvature of Q, with the prior if there is one, where they stand."""
+    """Components (K, genes), and the curvature of Q, with the prior if there is one, where they stand.
+
+    After Newton its derivatives may be those before a last step, which is short.
+    """
 
     components: Components
     curvature: Curvature

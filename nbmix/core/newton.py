@@ -19,7 +19,10 @@ With gradient g and Hessian H of f at x, a step obeys these rules.
 - *Asymptote.* Where f is about f_0 - C e^-|x|, Newton goes on by 1 for ever. With ``to_bounds`` a number goes
   to its bound at once where -H_xx is |g_x|, to 5 %, unless the last step was taken back. M steps do without
   it: the next one begins where this one ends.
-- *End.* A problem is done when its next step promises no more than ``tolerance``, in nats.
+- *End.* A problem is done when its next step promises no more than ``tolerance``, in nats. Logarithms of
+  rates and of r have derivatives of like sizes. So after an undamped step, by s at most and to gain G, the
+  gradient is about f'' s^2 / 2, by which the next one would gain G s^2 / 4. Where that is no more than
+  ``tolerance``, and s no more than 0.1, the step is taken without a trial, and is the last.
 
 The same rules are compiled for two numbers in ``nbmix.core.kernels.newton``, which has their constants; tests
 hold one form to the other.
@@ -38,6 +41,7 @@ from nbmix.core.kernels.newton import (
     FIRST_DAMPING,
     LEAST_ABSOLUTE,
     LEAST_RELATIVE,
+    LONGEST_LAST_STEP,
     PLATEAU_STEP,
 )
 
@@ -115,6 +119,9 @@ def climb(problem: Problem, start: Tensor, low: Tensor, high: Tensor, rule: Newt
         pinned = ((at <= low) & (now.gradient <= 0)) | ((at >= high) & (now.gradient >= 0))
         step, gain = newton_step(now, pinned, damping, problem.log_inv_disps, rule.delta)
         going = going & (gain > rule.tolerance)
+        last = going & (damping == 0) & _is_last(step, gain, rule.tolerance)
+        at = torch.where(last[:, None], (at + step).clamp(low, high), at)
+        going = going & ~last
         n_going = int(going.sum())
         if n_going == 0:
             break
@@ -137,6 +144,12 @@ def climb(problem: Problem, start: Tensor, low: Tensor, high: Tensor, rule: Newt
         now = then.where(better, now)
     best[left] = at
     return best
+
+
+def _is_last(step: Tensor, gain: Tensor, tolerance: float) -> Tensor:
+    """(problems,) whether what comes after a step promises too little to be looked at, see the rules."""
+    move = step.abs().amax(1)
+    return (move <= LONGEST_LAST_STEP) & (gain * move**2 <= 4 * tolerance)
 
 
 def newton_step(

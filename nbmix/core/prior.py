@@ -23,10 +23,14 @@ sum (z^2 - E z^2) / sum w^2. The trend sees b_j integrated out, too: with W = su
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nbmix.core.batch import Basis
+from nbmix.core.kernels.blocks import GENES_AT_ONCE
+from nbmix.core.kernels.prior import N_DISPERSION_SUMS, dispersion_rows, expected_square_rows
+from nbmix.core.kernels.threads import over_rows
 from nbmix.core.m_step import FittedComponents, NewtonMStep, moment_components
 from nbmix.core.parameters import LOG_INV_DISP_RANGE, START_LOG_INV_DISP, GenePrior
 from nbmix.core.statistics import SufficientStatistics
@@ -114,14 +118,12 @@ def mean_variance(off: Tensor, information: Tensor, variance: Tensor) -> Tensor:
     own = 1 / information  # variance
     square_off = (off * (1 + own / variance)) ** 2  # as they were before the prior shrank them
     n_components, begin = off.shape[0], variance.log()
-    weight, square = torch.empty_like(own), torch.empty_like(own)  # to be filled each time
+    of_components = _on_the_cpu(own, square_off)
 
     def em_step(log_variance: Tensor) -> Tensor:
-        now = torch.exp(log_variance)
-        torch.add(now, own, out=weight)
-        torch.div(now, weight, out=weight)
-        torch.mul(weight, square_off, out=square)
-        total = square.add_(own).mul_(weight).sum(0)  # of E[x^2]
+        (now,), squares = _on_the_cpu(torch.exp(log_variance)), np.empty(len(log_variance))
+        over_rows(expected_square_rows, len(squares), 4 * GENES_AT_ONCE, now, *of_components, squares)
+        total = torch.from_numpy(squares).to(log_variance)
         typical = (total / n_components).log().mean().exp()
         return ((total + TYPICAL_GENE_WEIGHT * typical) / (n_components + TYPICAL_GENE_WEIGHT)).log()
 
@@ -141,22 +143,25 @@ def dispersion_prior(
     begin, tiny = prior, torch.finfo(log_inv_disp.dtype).tiny
     # (d - b) H for a likelihood around d, whose H may vanish
     pull = (log_inv_disp - begin.log_inv_disp) * (1 / begin.log_inv_disp_variance + information)
+    of_components, sums = _on_the_cpu(pull, information), np.empty((N_DISPERSION_SUMS, pull.shape[1]))
     for _ in range(ROUNDS):
         b, variance = prior.log_inv_disp, prior.log_inv_disp_variance
         t_0, t_1, around = prior.trend
-        shrinkage = 1 / (1 + variance * information)
-        w = information * shrinkage
-        z = pull * shrinkage - w * (b - begin.log_inv_disp)
-        of_gene = w.sum(0)  # on b
-        step = (z.sum(0) + (_line(prior) - b) / around) / (of_gene + 1 / around)
+        (moved,) = _on_the_cpu(b - begin.log_inv_disp)
+        over_rows(dispersion_rows, len(b), 4 * GENES_AT_ONCE, *of_components, moved, float(variance), sums)
+        w, w_squares, z, z_squares, both = torch.from_numpy(sums).to(b)
+        information_on_b = w + 1 / around
+        step = (z + (_line(prior) - b) / around) / information_on_b
         step = step.clamp(-LARGEST_STEP / ROUNDS, LARGEST_STEP / ROUNDS)
-        b, z = b + step, z - w * step
+        # z - w step
+        b, z, z_squares = b + step, z - w * step, z_squares - step * (2 * both - step * w_squares)
         # that b was fitted to them too takes a part of the spread
-        variance = _fisher_step(variance, z, w, w - w**2 / (of_gene + 1 / around))
+        expected = w - w_squares / information_on_b
+        variance = _fisher_step(variance, z_squares.sum(), w_squares.sum(), expected.sum())
 
-        shrinkage = 1 / (1 + around * of_gene)  # with b integrated out, too
-        w = of_gene * shrinkage
-        z = z.sum(0) * shrinkage + w * (b - _line(prior))
+        shrinkage = 1 / (1 + around * w)  # with b integrated out, too
+        w = w * shrinkage
+        z = z * shrinkage + w * (b - _line(prior))
         total = w.sum().clamp(min=tiny)
         middle = (w * prior.log_mean).sum() / total
         off = prior.log_mean - middle
@@ -164,7 +169,7 @@ def dispersion_prior(
         tilt = ((z * off).sum() - t_1 / SLOPE_VARIANCE) / ((w * off**2).sum() + 1 / SLOPE_VARIANCE)
         tilt = tilt.clamp(-LARGEST_STEP / ROUNDS, LARGEST_STEP / ROUNDS)
         z = z - w * (rise + tilt * off)
-        around = _fisher_step(around, z, w, w)
+        around = _fisher_step(around, (z**2).sum(), (w**2).sum(), w.sum())
         trend = torch.stack([t_0 + rise - tilt * middle, t_1 + tilt, around])
         prior = prior._replace(log_inv_disp=b, log_inv_disp_variance=variance, trend=trend)
     return prior.log_inv_disp, prior.log_inv_disp_variance, prior.trend
@@ -175,8 +180,13 @@ def _line(prior: GenePrior) -> Tensor:
     return (prior.trend[0] + prior.trend[1] * prior.log_mean).clamp(*LOG_INV_DISP_RANGE)
 
 
-def _fisher_step(variance: Tensor, z: Tensor, w: Tensor, expected: Tensor) -> Tensor:
-    """() next value of a variance; z has slopes, w their information, and ``expected`` E z^2."""
+def _fisher_step(variance: Tensor, squares: Tensor, information: Tensor, expected: Tensor) -> Tensor:
+    """() next value of a variance, from sums of z^2, of w^2, and of E z^2."""
     most = 2.0 ** (1 / ROUNDS)
-    step = (z**2 - expected).sum() / (w**2).sum().clamp(min=torch.finfo(w.dtype).tiny)
+    step = (squares - expected) / information.clamp(min=torch.finfo(squares.dtype).tiny)
     return (variance + step).clamp(variance / most, variance * most).clamp(*DISP_VARIANCES)
+
+
+def _on_the_cpu(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    """As compiled loops take them; to move float64 from a GPU costs less than many small sums there."""
+    return tuple(t.double().cpu().contiguous().numpy() for t in tensors)

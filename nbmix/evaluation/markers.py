@@ -46,7 +46,7 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from nbmix.core.batch import Basis
-from nbmix.core.expected_log_likelihood import expected_log_likelihood
+from nbmix.core.expected_log_likelihood import curvature, expected_log_likelihood
 from nbmix.core.levels import CountLevels
 from nbmix.core.m_step import FittedComponents, NewtonMStep, moment_components, sizes_of_components
 from nbmix.core.parameters import Components, GenePrior
@@ -233,7 +233,19 @@ def _fit(
         for _ in range(PRIOR_ROUNDS):
             fitted = NEWTON(statistics, basis, components, total_size, prior)
             components, prior = fitted.components, update_prior(fitted, prior)
-    return NEWTON(statistics, basis, components, total_size, prior), prior
+    return _mode(statistics, basis, total_size, components, prior), prior
+
+
+def _mode(
+    statistics: SufficientStatistics,
+    basis: Basis,
+    total_size: float,
+    begin: Components,
+    prior: GenePrior,
+) -> FittedComponents:
+    """Where Newton ends, and the curvature there."""
+    found = NEWTON(statistics, basis, begin, total_size, prior).components
+    return FittedComponents(found, curvature(statistics, basis, found, prior))
 
 
 class _Posterior(NamedTuple):
@@ -258,7 +270,7 @@ def _posterior(
 ) -> _Posterior:
     """From the fit with the prior's first part; tau^2 is known from ``n_components`` and one."""
     wide_prior = prior._replace(log_mean_variance=WIDE_FACTOR * prior.log_mean_variance)
-    wide = NEWTON(statistics, basis, usual.components, total_size, wide_prior)
+    wide = _mode(statistics, basis, total_size, usual.components, wide_prior)
     variance, log_evidence = _laplace(usual, prior)
     if n_components > 1:
         variance = variance * (1 + variance / prior.log_mean_variance * (2 / (n_components - 1)))

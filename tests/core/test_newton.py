@@ -122,3 +122,32 @@ def test_a_climb_ends_where_the_gradient_vanishes_or_points_out_of_the_bounds(ge
     assert 0.1 < inside.double().mean() < 0.9
     assert slope[inside].abs().max() < 1e-4
     assert (slope * end)[~inside].min() > -1e-4
+
+
+class Rates:
+    """f = n x - s e^x, whose curves are counted."""
+
+    log_inv_disps = slice(0)
+    n_curves = 0
+
+    def __init__(self, count, size):
+        self.count, self.size = count, size
+
+    def subset(self, keep):
+        return Rates(self.count[keep], self.size[keep])
+
+    def curve(self, at):
+        Rates.n_curves += len(at)
+        rate = self.size * torch.exp(at)
+        return Curve((self.count * at - rate)[:, 0], self.count - rate, -rate[:, :, None])
+
+
+def test_a_climb_that_begins_near_its_end_looks_at_one_place_alone():
+    count = torch.logspace(0, 4, 50, dtype=torch.float64)[:, None]
+    best = torch.log(count)
+    far, rule = torch.full((1,), 40.0, dtype=torch.float64), NewtonRule(tolerance=1e-5, max_steps=50)
+    Rates.n_curves = 0
+    end = climb(Rates(count, 1.0 + 0 * count), best + 1e-2 / count**0.25, -far, far, rule)
+    assert Rates.n_curves == len(count)
+    left = count * (torch.exp(end - best) - 1 - (end - best))
+    assert left.max() < 1e-5

@@ -19,6 +19,8 @@ FIRST_DAMPING = 0.1  # of the Hessian's diagonal
 
 PLATEAU_STEP = 3.0  # in ln r
 
+LONGEST_LAST_STEP = 0.1  # that is not tried
+
 
 class NewtonLimits(NamedTuple):
     """Where Newton ends, and how far it may go.
@@ -64,11 +66,17 @@ def newton_step(p, now, pinned_a, pinned_b, damping):
 
 
 @ordered
+def is_last(gain, move, tolerance):
+    """Whether what comes after a step, by the rule on the end, promises too little to be looked at."""
+    return move <= LONGEST_LAST_STEP and gain * move * move <= 4.0 * tolerance
+
+
+@ordered
 def newton_rows(begin, end, a, b, sums, limits, out):
     """Damped Newton on each problem of the genes begin..end: a, b (K, genes), in place.
 
     sums: ``ExpectedSums``. limits: ``NewtonLimits``. out: (6, K, genes), value, gradient and Hessian where
-    Newton ends.
+    Newton ends; gradient and Hessian may be those before a last step.
     """
     tolerance, max_steps, longest, floor, low_b, high_b = limits
     n_components = a.shape[0]
@@ -93,9 +101,14 @@ def newton_rows(begin, end, a, b, sums, limits, out):
                 pinned_a = at_a[p] <= floor and now[p, 1] <= 0.0
                 pinned_b = (at_b[p] <= low_b and now[p, 2] <= 0.0) or (at_b[p] >= high_b and now[p, 2] >= 0.0)
                 step_a, step_b, gain = newton_step(p, now, pinned_a, pinned_b, damping[p])
-                if gain > tolerance:
-                    next_a[p] = max(at_a[p] + min(max(step_a, -longest), longest), floor)
-                    next_b[p] = min(max(at_b[p] + min(max(step_b, -longest), longest), low_b), high_b)
+                if gain <= tolerance:
+                    continue
+                next_a[p] = max(at_a[p] + min(max(step_a, -longest), longest), floor)
+                next_b[p] = min(max(at_b[p] + min(max(step_b, -longest), longest), low_b), high_b)
+                if damping[p] == 0.0 and is_last(gain, max(abs(step_a), abs(step_b)), tolerance):
+                    at_a[p], at_b[p] = next_a[p], next_b[p]
+                    now[p, 0] += gain
+                else:
                     active[n_left] = p
                     n_left += 1
             n_active = n_left

@@ -56,3 +56,16 @@ def test_compiled_newton_takes_the_steps_of_torch(case, max_steps):
         # a step that is worse by a rounding in one of them is taken in the other
         same = (mine - theirs).abs() < 1e-6 * (1 + theirs.abs())
         assert same.double().mean() > 0.99
+
+
+def test_what_newton_could_still_gain_is_of_the_size_of_its_tolerance(case):
+    prior = a_prior(case.n_genes)
+    begin = random_components(case.n_components, case.n_genes, 3)
+    arguments = (case.statistics, case.basis, begin, case.total, prior)
+    found, curve = NewtonMStep()(*arguments)
+    best, _ = NewtonMStep(tolerance=1e-10)(*arguments)
+    at_end = q_of(case, found, prior)
+    near = (best.log_mean - found.log_mean).abs() < 0.3  # elsewhere it came to another maximum
+    assert near.double().mean() > 0.9
+    assert (q_of(case, best, prior) - at_end)[near].max() < 5e-5
+    assert (curve.value - at_end).abs().max() < 1e-3
