@@ -153,6 +153,7 @@ class Judge(NamedTuple):
     Attributes:
         gammas, loadings: of the components of each copy.
         variance, base: (copies, genes) tau^2, and the offset of a gene where it has none of its own.
+        may_step: (copies, rows) bool, which may be worth a step.
         least_gain: nats, by which all cells of an origin have to gain by another offset than ``base``.
         longest: bound of a step.
     """
@@ -161,6 +162,7 @@ class Judge(NamedTuple):
     loadings: Sequence[Loadings]
     variance: Tensor
     base: Tensor
+    may_step: Tensor
     least_gain: float = -1.0
     longest: float = LONGEST_OFFSET_STEP
 
@@ -169,14 +171,16 @@ class Judge(NamedTuple):
         """Takes no step; ``base`` (copies, genes)."""
         n_copies, nothing = len(base), GammaRates(*torch.ones(2, 0, 0, dtype=torch.float64))
         loadings = Loadings.none(0, 0)
-        return cls([nothing] * n_copies, [loadings] * n_copies, torch.ones_like(base), base, longest=0.0)
+        one, never = torch.ones_like(base), torch.zeros(n_copies, 0, dtype=torch.bool)
+        return cls([nothing] * n_copies, [loadings] * n_copies, one, base, never, longest=0.0)
 
     def as_arrays(self) -> JudgedBy:
         stacked = (torch.stack(parts) for parts in zip(*self.gammas, strict=True))
         loadings = torch.stack([of_copy.of_genes for of_copy in self.loadings])
         parts = (*stacked, loadings, self.loadings[0].effects, 1 / self.variance, self.base)
         arrays = (t.double().contiguous().numpy() for t in parts)
-        return JudgedBy._make([*arrays, self.longest, LARGEST_OFFSET, self.least_gain])
+        bounds = (self.longest, LARGEST_OFFSET, self.least_gain)
+        return JudgedBy._make([*arrays, self.may_step.contiguous().numpy(), *bounds])
 
 
 class SharedStatistics(NamedTuple):
@@ -214,7 +218,7 @@ def step_and_move(cells: OriginCells, judge: Judge, offset: Tensor, shared: Shar
         shared: where cells are moved, in place.
 
     Returns:
-        (copies, rows) information on the offsets: minus the second derivative of Q.
+        (copies, rows) information on the offsets, minus the second derivative of Q; 0 where none stepped.
     """
     information = torch.zeros_like(offset)
     arrays = (cells.as_arrays(), judge.as_arrays(), offset.numpy(), information.numpy(), shared.as_arrays())
@@ -238,7 +242,8 @@ def offset_step(
         offset, variance: (genes,) d, and tau^2.
     """
     found = offset.double().clone()[None]
-    judge = Judge([gammas], [loadings], variance[None], torch.zeros_like(found))
+    may_step = torch.ones_like(found, dtype=torch.bool)
+    judge = Judge([gammas], [loadings], variance[None], torch.zeros_like(found), may_step)
     information = step_and_move(OriginCells.of_one(seen, nodes), judge, found, SharedStatistics.none())
     return FittedOffset(found[0], information[0])
 

@@ -58,10 +58,16 @@ class CopyParameters(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What genes of origins have told of their offsets: by copy, (rows,) the information on them."""
+    """What cells of an origin tell of an offset in a copy: the information on it.
 
-    genes: OriginGenes
-    information: dict[int, Tensor]
+    Attributes:
+        origin, gene: (told,) of which.
+        information: (told,).
+    """
+
+    origin: Tensor
+    gene: Tensor
+    information: Tensor
 
 
 @dataclass
@@ -81,7 +87,7 @@ class _Collected:
         shared: what copies see, every gene at nodes of its own: at first what offsets have changed of
             complete packs.
         gammas: of the components of copies, which stay the same until the M step.
-        told: of complete packs.
+        told: by copy, of complete packs.
         seen: what each copy may see of all cells.
     """
 
@@ -96,7 +102,7 @@ class _Collected:
     of_pack: dict[int, OriginStatistics] = field(default_factory=dict)
     shared: SharedStatistics | None = None
     gammas: dict[int, GammaRates] = field(default_factory=dict)
-    told: list[Told] = field(default_factory=list)
+    told: dict[int, list[Told]] = field(default_factory=dict)
     seen: dict[int, SufficientStatistics] = field(default_factory=dict)
 
 
@@ -377,8 +383,8 @@ class OriginOffsets(nn.Module):
         offsets, variance, base = (t[copy].cpu() for t in (self.offsets, self.variance, self.base))
         mean_size = float(now.size.sum() / self.n_cells.sum())
         gain, information = screened(counts, size, mean_size, gammas, offsets, variance)
-        for genes, told in now.told:
-            information[genes.chosen] = told[copy]
+        for told in now.told.get(copy, []):
+            information[told.origin, told.gene] = told.information
         may_matter = (gain > SCREENED_GAIN) | (offsets != base)
         self.may_matter[copy] = may_matter.to(self.may_matter)
         self.variance[copy] = offset_variance(offsets, information, variance).to(self.variance)
@@ -416,25 +422,27 @@ class OriginOffsets(nn.Module):
     def _finish(self, pack: int, copies: Sequence[int], parameters: Callable[[int], CopyParameters]) -> None:
         """Step on the offsets of a pack all of whose cells have been met, and move their statistics."""
         now = self._collected
-        told = now.of_pack.pop(pack)
-        genes, which = told.genes, list(copies)
+        of_pack = now.of_pack.pop(pack)
+        genes, which = of_pack.genes, list(copies)
         if not genes.n_rows or not which:
             return
-        cells = told.seen_without([self.without(copy) for copy in which])
-        judge = Judge.none(self.base[which].cpu())
+        cells = of_pack.seen_without([self.without(copy) for copy in which])
+        judge, at = Judge.none(self.base[which].cpu()), tuple(t.to(self.offsets.device) for t in genes.chosen)
         if not self.are_first:
             gammas = [self._gammas_of(copy, parameters) for copy in which]
             none = Loadings.none(self.n_genes, cells.rate.shape[3])
             loadings = [parameters(copy).loadings or none for copy in which]
-            judge = Judge(gammas, loadings, self.variance[which].cpu(), judge.base, LEAST_GAIN)
-        at = tuple(t.to(self.offsets.device) for t in genes.chosen)
+            may_step = torch.stack([self.may_matter[copy][at] for copy in which]).bool().cpu()
+            judge = Judge(gammas, loadings, self.variance[which].cpu(), judge.base, may_step, LEAST_GAIN)
         offset = torch.stack([self.offsets[copy][at] for copy in which]).cpu()
         information = step_and_move(cells, judge, offset, self._shared(len(which)))
-        self._rooms.append(told.room)
+        self._rooms.append(of_pack.room)
         if not self.are_first:
-            for copy, found in zip(which, offset.to(self.offsets.device), strict=True):
-                self.offsets[copy][at] = found
-            now.told.append(Told(genes, dict(zip(which, information, strict=True))))
+            for place, copy in enumerate(which):
+                self.offsets[copy][at] = offset[place].to(self.offsets.device)
+                stepped = judge.may_step[place]
+                told = Told(genes.origin[stepped], genes.gene[stepped], information[place, stepped])
+                now.told.setdefault(copy, []).append(told)
 
 
 def _without_screening(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -40,6 +40,7 @@ class JudgedBy(NamedTuple):
         effects: (E, L M) what they multiply.
         precision: (copies, genes) of the offsets around 0.
         base: (copies, genes) offset of a gene where it has none of its own.
+        may_step: (copies, rows) whether one may be worth a step.
         longest, largest: bounds of a step and of an offset; with 0 for ``longest`` none is taken.
         least_gain: nats, by which all cells of an origin have to gain by another offset than ``base``.
     """
@@ -50,6 +51,7 @@ class JudgedBy(NamedTuple):
     effects: np.ndarray
     precision: np.ndarray
     base: np.ndarray
+    may_step: np.ndarray
     longest: float
     largest: float
     least_gain: float
@@ -127,41 +129,16 @@ def _weights(offset, log_nodes, to_nodes, barycentric, out):
 
 
 @ordered
-def _add_lanes(weights, n, values, first, into, to):
-    """Add sum_m values[first + m] weights[m, n:n + LANES] to into[to + n:], in registers."""
-    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
-    for m in range(weights.shape[0]):
-        value = values[first + m]
-        a0 += value * weights[m, n]
-        a1 += value * weights[m, n + 1]
-        a2 += value * weights[m, n + 2]
-        a3 += value * weights[m, n + 3]
-        a4 += value * weights[m, n + 4]
-        a5 += value * weights[m, n + 5]
-        a6 += value * weights[m, n + 6]
-        a7 += value * weights[m, n + 7]
-    to += n
-    into[to] += a0
-    into[to + 1] += a1
-    into[to + 2] += a2
-    into[to + 3] += a3
-    into[to + 4] += a4
-    into[to + 5] += a5
-    into[to + 6] += a6
-    into[to + 7] += a7
-
-
-@ordered
 def _add_moved(weights, values, into):
     """Add values (parts M,) at other nodes to into (parts N,)."""
     n_from, n_to = weights.shape
-    for part in range(values.size // n_from):
-        is_there = False
-        for m in range(n_from):
-            is_there = is_there or values[part * n_from + m] != 0.0
-        if is_there:
-            for n in range(0, n_to, LANES):
-                _add_lanes(weights, n, values, part * n_from, into, part * n_to)
+    for n in range(0, n_to, LANES):
+        for part in range(values.size // n_from):
+            lanes = into[part * n_to + n : part * n_to + n + LANES]
+            for m in range(n_from):
+                value, of_lanes = values[part * n_from + m], weights[m, n : n + LANES]
+                for lane in range(LANES):  # as many as the compiler knows, which it takes at once
+                    lanes[lane] += value * of_lanes[lane]
 
 
 @ordered
@@ -173,7 +150,7 @@ def offset_rows(begin, end, cells, judged, offset, information, shared):
         sum_km A_km e d - (A_km + r R_km) ln(1 + rho S_m exp(v e_m + e d)) - precision d^2 / 2.
 
     cells: ``SeenCells``. judged: ``JudgedBy``. offset: (copies, rows), where the step begins and ends.
-    information: (copies, rows) gets minus the second derivative without the prior, where it begins. shared:
+    information: (copies, rows) gets minus the second derivative without the prior, where steps begin. shared:
     ``SharedNodes``, of no copy where cells are to go nowhere.
     """
     n_copies, width = offset.shape[0], cells.rate.shape[2]
@@ -197,13 +174,14 @@ def offset_rows(begin, end, cells, judged, offset, information, shared):
                     total[q] += of_fold[q]
             for c in range(n_copies):
                 base, d, node = judged.base[c, j], offset[c, row], cells.node[c, cells.origin[row]]
-                if judged.longest <= 0.0 and shared.have_cells and d == base:
+                steps = judged.longest > 0.0 and judged.may_step[c, row]
+                if not steps and shared.have_cells and d == base:
                     continue
                 if cells.without[c] >= 0:
                     _less(total, cells.rate[cells.without[c], row], seen)
                 else:
                     seen[:] = total
-                if judged.longest > 0.0:
+                if steps:
                     effect = 1.0 + judged.loadings[c, j, 0] if judged.effects.shape[0] else 1.0
                     precision = judged.precision[c, j]
                     slope, bend = _slope_and_bend(math.exp(effect * d), reach[c], r[c], seen, node)
