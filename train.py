@@ -1,5 +1,6 @@
 """Fit a mixture, or apply one: ``python train.py model=em data=mix4 data.path=counts.h5ad``."""
 
+import gc
 import sys
 
 import hydra
@@ -14,10 +15,14 @@ def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
         from nbmix.app.main import main as run  # here: help and --cfg do without torch
 
+        if not gc.isenabled():
+            gc.freeze()  # what modules hold stays to the end, and no search for garbage goes through it
+            gc.enable()
         return run(cfg)
 
 
 if __name__ == "__main__":
+    gc.disable()  # until all is imported: a million objects, in which a search for garbage finds nothing
     with one_line_errors(whole_process=True):
         sys.argv[1:] = readable(sys.argv[1:])
         main()
