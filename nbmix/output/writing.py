@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +38,8 @@ from nbmix.progress import say
 log = logging.getLogger(__name__)
 
 DRAWING = "drawing"  # a phase
+
+ROWS_AT_ONCE = 10_000  # of a table, as Python's numbers and texts
 
 
 def write_outcome(
@@ -194,9 +199,24 @@ def _write_h5ad(adata: ad.AnnData, path: Path) -> None:
 
 
 def write_markers(table: pd.DataFrame, path: Path) -> None:
-    """markers.csv: every component and gene, see ``marker_table``; five significant digits."""
-    with whole_file(path) as part:
-        table.to_csv(part, index=False, float_format="%.5g")
+    """markers.csv: every component and gene, see ``marker_table``; five significant digits.
+
+    pandas would format a number in three times the time.
+    """
+    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator=os.linesep)
+        writer.writerow(table.columns)
+        for first in range(0, len(table), ROWS_AT_ONCE):
+            rows = table[first : first + ROWS_AT_ONCE]
+            writer.writerows(zip(*(_as_texts(rows[name]) for name in rows), strict=True))
+
+
+def _as_texts(column: pd.Series) -> list[Any]:
+    """Floating-point numbers with five significant digits, nothing where one is missing."""
+    values = column.tolist()
+    if column.dtype.kind != "f":
+        return values
+    return ["" if math.isnan(value) else f"{value:.5g}" for value in values]
 
 
 def write_report(

@@ -29,7 +29,14 @@ from nbmix.output.pictures import (
     title_and_caption,
 )
 from nbmix.output.scores import score
-from nbmix.output.writing import sparing, write_json, write_outcome, write_pictures, write_result
+from nbmix.output.writing import (
+    sparing,
+    write_json,
+    write_markers,
+    write_outcome,
+    write_pictures,
+    write_result,
+)
 from nbmix.starts.choice import Choice
 from nbmix.starts.random import DirichletStart
 from tests.helpers.hdf5 import content
@@ -246,6 +253,18 @@ def test_a_fit_is_not_lost_to_what_cannot_be_written(results, tmp_path, caplog):
     assert (result.obs["kept"] == 1).all()
     assert np.array_equal(result.obsm["X_nbmix"], made.responsibilities)
     assert result.obs["cell_type"].tolist() == data.labels.tolist()
+
+
+def test_markers_are_written_as_pandas_does(tmp_path):
+    """Names that need quotes, numbers of all sizes, and those that are missing."""
+    genes = ["a", "b,c", 'd "e"', "f\ng", "nan", ""] * 4_000  # more rows than are written at once
+    share = np.random.default_rng(0).random(len(genes))
+    change = np.tile([0.0, -1.5, 123456.7, 1e-300, np.inf, -np.inf], 4_000)
+    table = pd.DataFrame({"rank": range(len(genes)), "gene": genes, "share": share, "ln_fc_rest": change})
+    table.loc[::7, "share"] = np.nan
+    write_markers(table, tmp_path / "markers.csv")
+    table.to_csv(tmp_path / "expected.csv", index=False, float_format="%.5g")
+    assert (tmp_path / "markers.csv").read_bytes() == (tmp_path / "expected.csv").read_bytes()
 
 
 def test_pictures(results, unlabelled, tmp_path):
