@@ -125,8 +125,7 @@ def _fill(
     add_fields(adata, key, results, genes)
     with _sparing("markers"):
         say("finding markers")
-        table = named_markers(results)
-        best = table[table["rank"] <= TOP_MARKERS].reset_index(drop=True)
+        best = named_markers(results, TOP_MARKERS)
         for name in ("component", "nearest"):  # as obs has them; of a single group none is nearest
             best[name] = pd.Categorical.from_codes(best[name], adata.obs[key].cat.categories)
         adata.uns[key]["markers"] = best
