@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 from anndata.io import write_elem
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -256,8 +257,9 @@ def write_pictures(
                 continue
             content: bytes | InteractiveCells
             if isinstance(figure, Figure):
+                figure.set_dpi(DPI)
                 with whole_file(file) as part:
-                    figure.savefig(part, dpi=DPI, format="png")
+                    FigureCanvasAgg(figure).print_png(part)  # savefig would draw it twice
                 _log_picture(name, file, loggers)
                 content = file.read_bytes()
             else:
