@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import FileWriter
 
 from nbmix.core.memory import give_back
 from nbmix.data.source import LIGHT, SourceFile
@@ -39,6 +41,8 @@ from nbmix.progress import say
 log = logging.getLogger(__name__)
 
 DRAWING = "drawing"  # a phase
+
+RGBA = 4  # colours of a pixel, as TensorBoard numbers them
 
 ROWS_AT_ONCE = 10_000  # of a table, as Python's numbers and texts
 
@@ -246,7 +250,7 @@ def write_pictures(
     One that the browser draws has no file. One that fails is left out with a warning.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = []
+    shown, files = [], []
     for number, draw in enumerate(pictures):
         name = draw.__name__
         say(DRAWING, number, len(pictures), state=name)
@@ -260,25 +264,32 @@ def write_pictures(
                 figure.set_dpi(DPI)
                 with whole_file(file) as part:
                     FigureCanvasAgg(figure).print_png(part)  # savefig would draw it twice
-                _log_picture(name, file, loggers)
                 content = file.read_bytes()
+                files.append(file)
             else:
                 content = figure
             shown.append(Picture(*title_and_caption(draw), content, section_of(draw)))
     say(DRAWING, len(pictures), len(pictures), has_ended=True)
+    for logger in loggers:
+        with sparing(folder, f"pictures in {type(logger).__name__}", keep=True):
+            _log_pictures(files, logger)
     return shown
 
 
-def _log_picture(name: str, file: Path, loggers: Sequence[Logger]) -> None:
-    for logger in loggers:
-        with sparing(file, f"picture {name} in {type(logger).__name__}", keep=True):
-            if isinstance(logger, TensorBoardLogger):
-                pixels = np.asarray(Image.open(file).convert("RGB"))  # a figure would be drawn again
-                logger.experiment.add_image(name, pixels, dataformats="HWC")
-            elif isinstance(logger, WandbLogger):
-                import wandb
+def _log_pictures(files: Sequence[Path], logger: Logger) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        with closing(FileWriter(logger.log_dir)) as events:  # the logger's own would encode pixels again
+            for file in files:
+                with Image.open(file) as picture:
+                    width, height = picture.size
+                image = Summary.Image(
+                    width=width, height=height, colorspace=RGBA, encoded_image_string=file.read_bytes()
+                )
+                events.add_summary(Summary(value=[Summary.Value(tag=file.stem, image=image)]))
+    elif isinstance(logger, WandbLogger):
+        import wandb
 
-                logger.experiment.log({name: wandb.Image(str(file))})
+        logger.experiment.log({file.stem: wandb.Image(str(file)) for file in files})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

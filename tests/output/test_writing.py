@@ -322,9 +322,11 @@ def test_cells_that_the_browser_draws_have_no_file(results, tmp_path):
 def test_loggers_get_the_pictures(results, tmp_path):
     logger = TensorBoardLogger(tmp_path, name=None, version="")
     write_pictures(results, [objective_trace, n_components], tmp_path / "figures", [logger])
-    logger.experiment.flush()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["images"] == ["objective_trace"]
+    (image,) = events.Images("objective_trace")
+    assert image.encoded_image_string == (tmp_path / "figures/objective_trace.png").read_bytes()
+    assert (image.height, image.width) == (600, 960)
 
 
 def test_the_whole_outcome(tmp_path):
