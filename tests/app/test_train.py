@@ -127,10 +127,16 @@ def test_predict_says_nothing_wrong_about_new_cells(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_runs_every_trial(tmp_path):
-    done = train("-m", *TINY, "seed=0,1", "trainer.max_epochs=2", f"hydra.sweep.dir={tmp_path}")
+    """Each collects its garbage; what has been imported before the first one is none."""
+    own = "import gc\ndef own(results):\n    return {'on': gc.isenabled(), 'kept': gc.get_freeze_count()}\n"
+    (tmp_path / "own.py").write_text(own)
+    words = ("trainer.max_epochs=2", "evaluation.scores=[own.own]", f"hydra.sweep.dir={tmp_path}")
+    done = train("-m", *TINY, "seed=0,1", *words, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert all((tmp_path / trial / "metrics.json").is_file() for trial in "01")
     assert done.stdout.count("results in ") == 2
+    first, second = (json.loads((tmp_path / trial / "metrics.json").read_text()) for trial in "01")
+    assert first["on"] and second["on"]
+    assert first["kept"] >= second["kept"] > 0
 
 
 # Several processes
