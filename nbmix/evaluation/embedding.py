@@ -14,7 +14,9 @@ from nbmix.data.pca import log_pca
 UMAP_NEIGHBORS = 15
 UMAP_MIN_DISTANCE = 0.5  # as in scanpy: groups wide enough to see mixing within them
 
-MOST_UMAP_CELLS = 20_000  # which take half a minute
+UMAP_EPOCHS = 200  # 500, as is usual for few cells, keep no more of the neighbours
+
+MOST_UMAP_CELLS = 20_000  # which take a quarter of a minute
 
 MaxUmapCells = Annotated[
     int,
@@ -42,7 +44,7 @@ def embed(
     The principal components are the answer above `max_umap_cells` cells, to save the time that UMAP would
     take, up to 15 cells, its number of neighbours, and where scranpy is not installed, which compiles UMAP
     (umappp) for Linux and macOS. UMAP starts from the first two components, which keeps the coarse
-    arrangement of the groups (Kobak and Linderman 2021).
+    arrangement of the groups (Kobak and Linderman 2021), and takes `UMAP_EPOCHS`.
 
     Args:
         counts: (cells, genes), CSR.
@@ -70,6 +72,7 @@ def _umap(scores: NDArray[np.float32], init: NDArray[np.float32], seed: int) -> 
         np.asfortranarray(scores.T, dtype=np.float64),
         num_neighbors=UMAP_NEIGHBORS,
         min_dist=UMAP_MIN_DISTANCE,
+        num_epochs=UMAP_EPOCHS,
         initialize_method="none",
         initial_coordinates=np.ascontiguousarray(init, dtype=np.float64),
         optimize_seed=seed,
