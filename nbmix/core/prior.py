@@ -95,8 +95,12 @@ def of_typical_genes(prior: GenePrior, log_mean: Tensor) -> GenePrior:
     return GenePrior(log_mean.clone(), torch.full_like(log_mean, typical), line, *prior[3:])
 
 
-def update_prior(fit: FittedComponents, prior: GenePrior) -> GenePrior:
-    """Variances, common dispersions and their trend, from components (K, genes) fitted under ``prior``."""
+def update_prior(fit: FittedComponents, prior: GenePrior, votes: Tensor | None = None) -> GenePrior:
+    """Variances, common dispersions and their trend, from components (K, genes) fitted under ``prior``.
+
+    ``votes`` (K,), at most 1, are what components count in the mean of E[x^2], by default 1 each; what they
+    leave, the typical gene has.
+    """
     components, curve = fit
     # what the data alone say
     aa = -curve.hess_aa - 1 / prior.log_mean_variance
@@ -107,25 +111,27 @@ def update_prior(fit: FittedComponents, prior: GenePrior) -> GenePrior:
     about_disp = bb - ab**2 / (aa.clamp(min=0) + 1 / prior.log_mean_variance)
     off = components.log_mean - prior.log_mean
     information = about_mean.clamp(min=torch.finfo(aa.dtype).eps)
-    variance = mean_variance(off, information, prior.log_mean_variance)
+    variance = mean_variance(off, information, prior.log_mean_variance, votes)
     return GenePrior(
         prior.log_mean, variance, *dispersion_prior(components.log_inv_disp, about_disp.clamp(min=0), prior)
     )
 
 
-def mean_variance(off: Tensor, information: Tensor, variance: Tensor) -> Tensor:
-    """(genes,) tau^2 from offsets (K, genes) that were shrunken under ``variance``."""
+def mean_variance(off: Tensor, information: Tensor, variance: Tensor, votes: Tensor | None = None) -> Tensor:
+    """(genes,) tau^2 from offsets (K, genes) that were shrunken under ``variance``; votes (K,)."""
     own = 1 / information  # variance
     square_off = (off * (1 + own / variance)) ** 2  # as they were before the prior shrank them
     n_components, begin = off.shape[0], variance.log()
-    of_components = _on_the_cpu(own, square_off)
+    given = float(n_components) if votes is None else float(votes.sum())
+    of_typical = TYPICAL_GENE_WEIGHT + n_components - given
+    of_components = _on_the_cpu(own, square_off, torch.ones_like(own[:, 0]) if votes is None else votes)
 
     def em_step(log_variance: Tensor) -> Tensor:
         (now,), squares = _on_the_cpu(torch.exp(log_variance)), np.empty(len(log_variance))
         over_rows(expected_square_rows, len(squares), 4 * GENES_AT_ONCE, now, *of_components, squares)
         total = torch.from_numpy(squares).to(log_variance)
-        typical = (total / n_components).log().mean().exp()
-        return ((total + TYPICAL_GENE_WEIGHT * typical) / (n_components + TYPICAL_GENE_WEIGHT)).log()
+        typical = (total / given).log().mean().exp()
+        return ((total + of_typical * typical) / (n_components + TYPICAL_GENE_WEIGHT)).log()
 
     at, low, high = begin, begin - LARGEST_FALL, begin + LARGEST_STEP
     for _ in range(EXTRAPOLATIONS):

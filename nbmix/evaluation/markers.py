@@ -4,22 +4,31 @@ Around the pooled gene m_j, with the tau_j^2 that ``nbmix.core.prior`` learns fr
 differences are normal, and some are far larger, as where one component alone has a gene (the contaminated
 normal of Tukey 1960, in Contributions to Probability and Statistics, 448-485):
 
-    ln mu_kj ~ (1 - e) N(m_j, tau_j^2) + e N(m_j, 9 tau_j^2),    e = 1 / 20.
+    ln mu_kj ~ (1 - e) N(m_j, tau_j^2) + e N(m_j, 16 tau_j^2),    e = 1 / 20.
 
-Under either part, v its variance, counts and prior leave a normal posterior of ln mu: its centre a is where Q
-(``nbmix.core.expected_log_likelihood``) with the log prior is highest, its precision the curvature there,
+Under either part, v its variance, counts and ln mu have the joint density, in proportion,
 
-    1 / V = I + 1 / v,    I = aa - ab^2 / c,    c = bb + 1 / sigma^2,
+    f(ln mu) = (v c)^{-1/2} exp(Q - (ln mu - m_j)^2 / (2 v) - (ln r - b_j)^2 / (2 sigma^2)),
 
-with (aa, ab, bb) the entries of -Q'' in (ln mu, ln r), so that ln r is integrated out. The part's evidence is
-in proportion to the Laplace approximation at the centre,
+Q of ``nbmix.core.expected_log_likelihood``. With (aa, ab, bb) the entries of -Q'' in (ln mu, ln r), ln r is
+integrated out by Laplace's approximation, c = bb + 1 / sigma^2, and follows ln mu from the mode along the
+tangent -ab / c. Adaptive Gauss-Hermite quadrature (Liu & Pierce 1994, Biometrika 81:624) integrates f in five
+points around the mode, at distances in proportion to V^{1/2},
 
-    sqrt(V / (v c)) exp(Q - (ln mu - m_j)^2 / (2 v) - (ln r - b_j)^2 / (2 sigma^2));
+    1 / V = I + 1 / v,    I = aa - ab^2 / c.
 
-the posterior's mean and variance are those of the two parts together, weighted by share times evidence.
-K components and the typical gene are all that is known of tau^2, which widens V of the first part by
+A normal density at the mode would not do: no count, or a few overdispersed ones, leave one side to the prior.
+The posterior's mean and variance are those of the two parts together, weighted by share times integral.
+K components and the typical gene are all that is known of tau^2, which widens the first part's variance V by
 1 + (V / tau^2) 2 / (K - 1): to the variance of Student's t with K + 1 degrees of freedom where the prior
 alone speaks, not at all where the counts do.
+
+tau_j^2 is that of ``nbmix.core.prior``, learned from the groups, whose votes differ. With w_k their shares of
+the cells, and the groups independent, ln mu_kj - m_j has the variance of one of them times
+
+    1 - 2 w_k + sum_l w_l^2,
+
+near 0 for a group of nearly all cells, which is the pooled gene. The square root is a group's vote.
 
 Differences that few counts speak for are shrunk, and need no correction for the number of genes looked at:
 the local false sign rate of a difference ~ N(e, u^2) is the probability that it has not the sign of e
@@ -46,10 +55,10 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from nbmix.core.batch import Basis
-from nbmix.core.expected_log_likelihood import curvature, expected_log_likelihood
+from nbmix.core.expected_log_likelihood import Curvature, curvature, expected_log_likelihood
 from nbmix.core.levels import CountLevels
 from nbmix.core.m_step import FittedComponents, NewtonMStep, moment_components, sizes_of_components
-from nbmix.core.parameters import Components, GenePrior
+from nbmix.core.parameters import LOG_INV_DISP_RANGE, Components, GenePrior
 from nbmix.core.prior import first_prior, update_prior
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.errors import InputError
@@ -57,7 +66,9 @@ from nbmix.errors import InputError
 PRIOR_ROUNDS = 10  # M steps and updates of a prior that the fit did not learn; it moves by 1 % in the last
 # where tau^2 begins: at a factor of e, too wide for a difference to be taken for dispersion instead
 FIRST_VARIANCE = 1.0
-WIDE_SHARE, WIDE_FACTOR = 0.05, 9.0  # e, and of tau^2
+WIDE_SHARE, WIDE_FACTOR = 0.05, 16.0  # e, and of tau^2
+# of five points, for a standard normal density; more points change nothing
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
 NEWTON = NewtonMStep(tolerance=1e-9)  # nats; a mode is then the same wherever Newton has begun
 MARKERS_SHOWN = 60  # of all groups together, in a picture that can be read
 LOWER_BOUND = 1.96  # standard errors: what the rank counts of a fold change is below it in 1 case of 40
@@ -147,13 +158,13 @@ def find_markers(
     fitted, prior = _fit(statistics, basis, total_size, components, prior)
     sizes = statistics.weight
     known = _posterior(statistics, basis, total_size, fitted, prior, sizes.numel())
-    log_mean, variance = known.components.log_mean, known.variance
+    log_mean, variance = known.log_mean, known.variance
     share, share_rest = _shares(statistics, basis.levels)
     if sizes.numel() == 1:
         unknown = Contrast(torch.full_like(log_mean, torch.nan), torch.full_like(log_mean, torch.nan))
         nearest = torch.tensor([-1])
         return Markers(log_mean, variance.sqrt(), share, share_rest, nearest, unknown, unknown)
-    nearest = _nearest(statistics, basis, known.components)
+    nearest = _nearest(statistics, basis, fitted.components)
     rest = _rest(statistics, basis, total_size, fitted.components, prior)
     return Markers(
         log_mean,
@@ -161,7 +172,7 @@ def find_markers(
         share,
         share_rest,
         nearest,
-        Contrast(log_mean - rest.components.log_mean, (variance + rest.variance).sqrt()),
+        Contrast(log_mean - rest.log_mean, (variance + rest.variance).sqrt()),
         Contrast(log_mean - log_mean[nearest], (variance + variance[nearest]).sqrt()),
     )
 
@@ -209,7 +220,7 @@ def compare_sets(
     summed = statistics.summed(members)
     begin = _begin(members * statistics.weight, summed.weight, fitted.components, prior)
     known = _of_sets(summed, basis, total_size, begin, prior, n_components)
-    log_mean, variance = known.components.log_mean, known.variance
+    log_mean, variance = known.log_mean, known.variance
     share, _ = _shares(summed, basis.levels)
     contrast = Contrast(log_mean[0] - log_mean[1], variance.sum(0).sqrt())
     return Comparison(log_mean[0], variance[0].sqrt(), share[0], share[1], contrast)
@@ -230,9 +241,10 @@ def _fit(
         n_components = statistics.weight.numel()
         components = Components(*(t.repeat(n_components, 1) for t in (prior.log_mean, prior.log_inv_disp)))
     if not learned:
+        votes = _votes(statistics.weight)
         for _ in range(PRIOR_ROUNDS):
             fitted = NEWTON(statistics, basis, components, total_size, prior)
-            components, prior = fitted.components, update_prior(fitted, prior)
+            components, prior = fitted.components, update_prior(fitted, prior, votes)
     return _mode(statistics, basis, total_size, components, prior), prior
 
 
@@ -248,15 +260,21 @@ def _mode(
     return FittedComponents(found, curvature(statistics, basis, found, prior))
 
 
-class _Posterior(NamedTuple):
-    """Of ln mu, (K, genes) each.
+def _votes(cells: Tensor) -> Tensor:
+    """(K,) how much each component says of the variance between components; the most is 1.
 
-    Attributes:
-        components: the means; of ln r those of the two parts' centres.
-        variance: of ln mu.
+    Its difference from the pooled gene has 1 - 2 w_k + sum_l w_l^2 of the variance of independent ones, w_k
+    being its share of the ``cells`` (K,).
     """
+    share = cells / cells.sum()
+    variance = (1 - 2 * share + (share**2).sum()).clamp(min=torch.finfo(share.dtype).tiny)
+    return (variance / variance.max()).sqrt()
 
-    components: Components
+
+class _Posterior(NamedTuple):
+    """Mean and variance of ln mu, (K, genes) each."""
+
+    log_mean: Tensor
     variance: Tensor
 
 
@@ -271,26 +289,47 @@ def _posterior(
     """From the fit with the prior's first part; tau^2 is known from ``n_components`` and one."""
     wide_prior = prior._replace(log_mean_variance=WIDE_FACTOR * prior.log_mean_variance)
     wide = _mode(statistics, basis, total_size, usual.components, wide_prior)
-    variance, log_evidence = _laplace(usual, prior)
+    log_mean, variance, log_evidence = _integrated(statistics, basis, usual, prior)
     if n_components > 1:
         variance = variance * (1 + variance / prior.log_mean_variance * (2 / (n_components - 1)))
-    wide_variance, wide_evidence = _laplace(wide, wide_prior)
+    wide_log_mean, wide_variance, wide_evidence = _integrated(statistics, basis, wide, wide_prior)
     share = torch.sigmoid(wide_evidence - log_evidence + math.log(WIDE_SHARE / (1 - WIDE_SHARE)))
-    mean = Components(
-        *(torch.lerp(a, b, share) for a, b in zip(usual.components, wide.components, strict=True))
+    between = share * (1 - share) * (wide_log_mean - log_mean) ** 2
+    return _Posterior(
+        torch.lerp(log_mean, wide_log_mean, share), torch.lerp(variance, wide_variance, share) + between
     )
-    apart = wide.components.log_mean - usual.components.log_mean
-    return _Posterior(mean, torch.lerp(variance, wide_variance, share) + share * (1 - share) * apart**2)
 
 
-def _laplace(fitted: FittedComponents, prior: GenePrior) -> tuple[Tensor, Tensor]:
-    """(K, genes) posterior variance of ln mu under a normal prior, and log evidence less a constant."""
-    curve = fitted.curvature
-    of_mean, of_disp = 1 / prior.log_mean_variance, 1 / prior.log_inv_disp_variance
-    about_disp = (-curve.hess_bb - of_disp).clamp(min=0) + of_disp
+def _integrated(
+    statistics: SufficientStatistics, basis: Basis, fitted: FittedComponents, prior: GenePrior
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(K, genes) posterior mean and variance of ln mu under one part, and its log evidence less a constant.
+
+    ``fitted`` stands at the mode under ``prior``.
+    """
+    (log_mean, log_inv_disp), curve = fitted
+    of_mean, about_disp = 1 / prior.log_mean_variance, _about_disp(curve, prior)
     information = (-curve.hess_aa - of_mean - curve.hess_ab**2 / about_disp).clamp(min=0)
-    variance = 1 / (information + of_mean)
-    return variance, curve.value + torch.log(variance * of_mean / about_disp) / 2
+    spread, tangent = (information + of_mean).rsqrt(), curve.hess_ab / about_disp
+    places, densities = [], []
+    for node, weight in zip(NODES.tolist(), WEIGHTS.tolist(), strict=True):
+        off = node * spread
+        at = Components(log_mean + off, (log_inv_disp + tangent * off).clamp(*LOG_INV_DISP_RANGE))
+        here = curve if node == 0 else curvature(statistics, basis, at, prior)
+        density = here.value - torch.log(_about_disp(here, prior)) / 2
+        places.append(at.log_mean)
+        densities.append(density + node**2 / 2 + math.log(weight))
+    place, log_density = torch.stack(places), torch.stack(densities)
+    share = torch.softmax(log_density, 0)
+    mean = (share * place).sum(0)
+    log_evidence = torch.logsumexp(log_density, 0) + torch.log(spread * of_mean.sqrt())
+    return mean, (share * (place - mean) ** 2).sum(0), log_evidence
+
+
+def _about_disp(curve: Curvature, prior: GenePrior) -> Tensor:
+    """(K, genes) precision of ln r where ln mu is known; counts that pull it to a bound say nothing of it."""
+    of_disp = 1 / prior.log_inv_disp_variance
+    return (-curve.hess_bb - of_disp).clamp(min=0) + of_disp
 
 
 def _shares(statistics: SufficientStatistics, levels: CountLevels) -> tuple[Tensor, Tensor]:

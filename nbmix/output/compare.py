@@ -69,9 +69,7 @@ def compare(
             raise InputError(f"compare: {names or 'the rest'} has no cells, which says nothing of its genes")
     cells = fitted_cells(adata, grouping.fit, layer)
     known = group_statistics(adata, grouping, cells)
-    found = compare_sets(
-        known.statistics, known.basis, known.total_size, (first, second), known.components, known.prior
-    )
+    found = compare_sets(known.statistics, known.basis, known.total_size, (first, second), known.components)
     return with_symbols(comparison_table(found, cells.gene_names), cells)
 
 

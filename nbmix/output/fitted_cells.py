@@ -13,13 +13,12 @@ import torch
 from nbmix.core.batch import Basis, Precision
 from nbmix.core.folds import CELLS_A_BLOCK, by_origin, fold_shares
 from nbmix.core.origins import OriginOffsets
-from nbmix.core.parameters import Components, GenePrior
+from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.arguments import settings_as_arguments
 from nbmix.data.batches import CellBatches
 from nbmix.data.counts import CountData
 from nbmix.data.from_anndata import DEFAULT_SYMBOL_KEY, make_count_data
-from nbmix.data.kept_fit import KEPT, of_fields
 from nbmix.errors import InputError
 from nbmix.output.grouping import Grouping
 
@@ -29,14 +28,12 @@ class GroupStatistics(NamedTuple):
 
     Attributes:
         components: those of the groups, (K, genes); None where only their probabilities are known.
-        prior: that the fit has learned of its components, where each group is one of them; else None.
     """
 
     statistics: SufficientStatistics
     basis: Basis
     total_size: float
     components: Components | None
-    prior: GenePrior | None
 
 
 def fit_settings(adata: ad.AnnData, fit: str) -> Mapping[str, Any]:
@@ -111,8 +108,7 @@ def group_statistics(adata: ad.AnnData, grouping: Grouping, cells: CountData) ->
         origins = OriginOffsets(1, *offsets.shape)
         origins.offsets[-1] = offsets
         statistics, basis = origins.statistics(batches, basis, q)
-    of_groups = _components(adata, grouping), _prior(adata, grouping)
-    return GroupStatistics(statistics, basis, float(sizes.sum()), *of_groups)
+    return GroupStatistics(statistics, basis, float(sizes.sum()), _components(adata, grouping))
 
 
 def _offsets(adata: ad.AnnData, fit: str, cells: CountData) -> torch.Tensor | None:
@@ -131,16 +127,6 @@ def _components(adata: ad.AnnData, grouping: Grouping) -> Components | None:
         return None
     names = "log_mean", "log_inv_disp"
     return Components(*(torch.from_numpy(_of_genes(adata, grouping.fit, n).T.copy()) for n in names))
-
-
-def _prior(adata: ad.AnnData, grouping: Grouping) -> GenePrior | None:
-    kept = adata.uns[grouping.fit].get(KEPT)
-    joined = (grouping.components or {}).values()
-    if kept is None or not grouping.is_of_fit or not all(name.isdigit() for name in joined):
-        return None
-    state = of_fields(kept, f"adata: uns[{grouping.fit!r}][{KEPT!r}]")[0].state
-    tables = [state[f"mixture.{name}"] for name in ("prior_genes", "prior_disp")]
-    return GenePrior.of_tables(*(table[-1] for table in tables)) if len(tables[0]) else None
 
 
 def _of_genes(adata: ad.AnnData, fit: str, name: str) -> np.ndarray:

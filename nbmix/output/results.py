@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.folds import CELLS_A_BLOCK, fold_blocks
 from nbmix.core.joins import Group, JoinTree, group_components, group_probabilities
-from nbmix.core.parameters import Components, GenePrior
+from nbmix.core.parameters import Components
 from nbmix.core.statistics import SufficientStatistics
 from nbmix.data.backed import StreamedBatches
 from nbmix.data.batches import CellBatches
@@ -152,9 +152,7 @@ class Results:
     @cached_property
     def markers(self) -> Markers:
         """What tells the groups' genes apart."""
-        return find_markers(
-            self.statistics, self.basis, self.total_size, self.profiles, _learned_prior(self.model)
-        )
+        return find_markers(self.statistics, self.basis, self.total_size, self.profiles)
 
     @property
     def total_size(self) -> float:
@@ -215,18 +213,6 @@ def _all_batches(module: CountsDataModule) -> Iterable[CellBatch]:
     generator = np.random.default_rng(0)
     blocks = fold_blocks(data.size_factors, 1, CELLS_A_BLOCK, generator, origins=data.origins)
     return (cells.batch(rows) for _, rows in blocks)
-
-
-def _learned_prior(model: MixtureModule) -> GenePrior | None:
-    """The prior of the components of all cells, where the fit that has just ended learned one.
-
-    It is none of groups, which differ less from each other than their components do.
-    """
-    mixture, is_prediction = model.mixture, model.n_genes_missing is not None
-    if is_prediction or mixture.settings.is_joined:
-        return None
-    prior = mixture.gene_prior()
-    return None if prior is None else GenePrior(*(t.cpu() for t in prior))
 
 
 def named_markers(results: Results, most: int | None = None) -> pd.DataFrame:

@@ -111,6 +111,34 @@ def test_the_variance_of_genes_that_say_little_settles_in_one_call():
     assert left[0] < min(0.02, left[1] / 5)
 
 
+def test_what_a_component_does_not_say_of_the_variance_the_typical_gene_says():
+    rng = np.random.default_rng(2)
+    shrunken, information = rng.normal(0, 0.5, (3, 40)), rng.uniform(5, 50, (3, 40))
+    begin = torch.full((40,), 0.3, dtype=torch.float64)
+
+    def settled(votes):
+        of_three = torch.from_numpy(shrunken), torch.from_numpy(information)
+        found = begin
+        for _ in range(50):
+            seen = of_three[0] * (1 + 1 / (begin * of_three[1]))
+            found = mean_variance(seen / (1 + 1 / (found * of_three[1])), of_three[1], found, votes)
+        return found.numpy()
+
+    def wanted(votes):
+        variance = np.full(40, 0.3)
+        seen = shrunken * (1 + 1 / (0.3 * information))
+        for _ in range(5000):
+            weight = variance / (variance + 1 / information)
+            total = votes @ (weight * (weight * seen**2 + 1 / information))
+            typical = np.exp(np.log(total / votes.sum()).mean())
+            variance = (total + (4 - votes.sum()) * typical) / 4
+        return variance
+
+    votes = np.array([1.0, 0.6, 0.0])
+    np.testing.assert_allclose(settled(torch.from_numpy(votes)), wanted(votes), rtol=1e-3)
+    np.testing.assert_allclose(settled(torch.ones(3, dtype=torch.float64)), settled(None), rtol=1e-12)
+
+
 @pytest.mark.parametrize("informed", [1.0, 0.3], ids=["all genes", "a third of the genes"])
 def test_dispersions_of_genes_and_their_trend_are_recovered(informed):
     """From likelihoods of ln r that are normal ones, some of them flat."""

@@ -8,11 +8,11 @@ N_DISPERSION_SUMS = 5  # w, w^2, z, z^2 and z w
 
 
 @reordered
-def _add_expected_squares(variance, own, square_off, into):
-    """Add E[x^2] of one component: (genes,) each."""
+def _add_expected_squares(variance, own, square_off, vote, into):
+    """Add the vote of one component times its E[x^2]: (genes,) each."""
     for j in range(into.size):
         weight = variance[j] / (variance[j] + own[j])
-        into[j] += weight * (weight * square_off[j] + own[j])
+        into[j] += vote * (weight * (weight * square_off[j] + own[j]))
 
 
 @reordered
@@ -30,15 +30,15 @@ def _add_dispersion_sums(pull, information, off, variance, w, w2, z, z2, zw):
 
 
 @reordered
-def expected_square_rows(begin, end, variance, own, square_off, out):
-    """sum_k E[x^2] of the genes begin..end into ``out`` (genes,).
+def expected_square_rows(begin, end, variance, own, square_off, votes, out):
+    """sum_k votes_k E[x^2] of the genes begin..end into ``out`` (genes,).
 
-    variance: (genes,) tau^2. own: (K, genes) 1 / H. square_off: (K, genes) d^2.
+    variance: (genes,) tau^2. own: (K, genes) 1 / H. square_off: (K, genes) d^2. votes: (K,).
     """
     out[begin:end] = 0.0
     for k in range(own.shape[0]):
         _add_expected_squares(
-            variance[begin:end], own[k, begin:end], square_off[k, begin:end], out[begin:end]
+            variance[begin:end], own[k, begin:end], square_off[k, begin:end], votes[k], out[begin:end]
         )
 
 
