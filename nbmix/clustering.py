@@ -65,6 +65,7 @@ def cluster(
             "separations"              what is between every pair of groups
             "fit"                      what ``nbmix.predict`` and ``NBMixture.load`` need for new cells
         uns["nbmix_rank_genes_groups"] all markers, in the form of scanpy's ``rank_genes_groups``
+        uns["nbmix_colors"]            (K,) the groups' colours, in which scanpy and ``nbmix.pl`` draw them
 
     The markers in scanpy's form and the UMAP are also in ``uns["rank_genes_groups"]`` and ``obsm["X_umap"]``,
     where scanpy looks for them, unless something else is there. Results of an earlier fit with the same

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
+from anndata.io import read_elem
 
 from nbmix.core.joins import group_probabilities
 from nbmix.data.arguments import settings_as_arguments
+from nbmix.data.kept_fit import KEPT
 from nbmix.data.origins import has_columns
 from nbmix.data.read import RAW
 from nbmix.errors import InputError, refuse_unknown
@@ -20,7 +23,7 @@ from nbmix.output.annotate import forget
 from nbmix.output.grouping import writable, write_probabilities
 from nbmix.output.groups import Partition, partitions_in
 
-LAST = "checkpoints/last.ckpt"  # in the folder of a run
+LAST, RESULT = "checkpoints/last.ckpt", "result.h5ad"  # in the folder of a run
 
 READ_BY = ("layer", "size_factor_key", "prior_key", "batch_key")  # arguments of NBMixture
 
@@ -134,9 +137,19 @@ def _mixture(fit: Any, key: str) -> NBMixture:
     path = Path(fit)
     if path.suffix == ".h5ad":
         raise InputError(f"fit={path}: give what anndata.read_h5ad reads of it")
-    if path.is_dir() and not (path / LAST).is_file():
-        raise InputError(f"fit={path}: has no {LAST}; give the folder of a run that fitted")
-    return NBMixture.load(path / LAST if path.is_dir() else path)
+    return _of_run(path) if path.is_dir() else NBMixture.load(path)
+
+
+def _of_run(folder: Path) -> NBMixture:
+    """By result.h5ad, which knows where the counts were; else by the checkpoint."""
+    if not (folder / LAST).is_file():
+        raise InputError(f"fit={folder}: has no {LAST}; give the folder of a run that fitted")
+    result = folder / RESULT
+    if result.is_file() and h5py.is_hdf5(result):
+        with h5py.File(result) as file:
+            if f"uns/nbmix/{KEPT}" in file:
+                return NBMixture.load(ad.AnnData(uns={"nbmix": read_elem(file["uns/nbmix"])}))
+    return NBMixture.load(folder / LAST)
 
 
 def _own(mixture: NBMixture, key: str) -> Partition:

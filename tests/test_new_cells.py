@@ -184,6 +184,23 @@ def test_by_a_run(tmp_path):
     assert by_file.obs["nbmix"].tolist() == result.obs["nbmix"].tolist()[:30]
 
 
+def test_by_the_folder_of_a_run_that_knows_where_the_counts_were(tmp_path):
+    adata = annotated()
+    adata.layers["counts"], adata.X = adata.X, adata.X.log1p()
+    adata.write_h5ad(tmp_path / "my.h5ad")
+    of_file = f"data.path={tmp_path / 'my.h5ad'}", "data.layer=counts", "model.n_components=2"
+    run_here(tmp_path / "run", "data=h5ad", *of_file, "evaluation.pictures=[]", "trainer.max_epochs=4")
+    wanted = ad.read_h5ad(tmp_path / "run" / "result.h5ad").obs["nbmix"].tolist()
+    said = predict(adata, tmp_path / "run", copy=True)
+    assert np.mean([a == b for a, b in zip(said.obs["nbmix"], wanted, strict=True)]) > 0.9
+    del adata.layers["counts"]
+    with pytest.raises(InputError, match=r"no layer .counts.; set layer to one of its layers"):
+        predict(adata, tmp_path / "run")
+    (tmp_path / "run" / "result.h5ad").unlink()  # the checkpoint alone
+    with pytest.raises(InputError, match="X holds fractional values"):
+        predict(adata, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("fit", "settings", "message"),
     [

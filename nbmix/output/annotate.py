@@ -161,7 +161,7 @@ def _own_names(key: str) -> dict[str, list[str]]:
         "obs": [f"{key}{end}" for end in of_cells],
         "obsm": [f"X_{key}{end}" for end in ("", "_components", "_umap", "_pca")],
         "varm": [f"{key}_{end}" for end in ("log_mean", "log_inv_disp", "batch_offsets")],
-        "uns": [key, f"{key}_rank_genes_groups"],
+        "uns": [key, f"{key}_rank_genes_groups", f"{key}_colors"],
     }
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from nbmix.errors import InputError, did_you_mean
 from nbmix.evaluation.doubt import AMBIGUOUS_BELOW, second_best
+from nbmix.evaluation.plots.style import component_colors
 
 REST = "rest"  # all groups that are not named
 
@@ -155,7 +156,10 @@ def writable(adata: ad.AnnData, copy: bool) -> ad.AnnData:
 
 
 def write_probabilities(adata: ad.AnnData, key: str, q: np.ndarray, labels: Sequence[str]) -> None:
-    """Write probabilities (cells, groups) in the order of ``labels``, and what follows from them alone."""
+    """Write probabilities (cells, groups) in the order of ``labels``, and what follows from them alone.
+
+    Colours of the groups, as scanpy knows them, are written where there are none of as many.
+    """
     second, margin = second_best(q)
     adata.obs[key] = pd.Categorical.from_codes(q.argmax(1), list(labels))
     adata.obs[f"{key}_probability"] = q.max(1)
@@ -163,6 +167,8 @@ def write_probabilities(adata: ad.AnnData, key: str, q: np.ndarray, labels: Sequ
     adata.obs[f"{key}_margin"] = margin
     adata.obs[f"{key}_ambiguous"] = margin < AMBIGUOUS_BELOW
     adata.obsm[f"X_{key}"] = q
+    if len(adata.uns.get(f"{key}_colors", ())) != len(labels):
+        adata.uns[f"{key}_colors"] = np.array(component_colors(len(labels)))
 
 
 def write_grouping(

@@ -1,7 +1,7 @@
 """Pictures of a fit that is in an AnnData, as scanpy draws them: ``nbmix.pl``.
 
 Each draws what ``nbmix.cluster`` or ``train.py`` (result.h5ad) has written, by the function of
-``nbmix.evaluation.plots`` that draws it in the report.
+``nbmix.evaluation.plots`` that draws it in the report. Groups have the colours that scanpy gives them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from matplotlib.axes import Axes
+from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -22,7 +23,7 @@ from nbmix.data.from_anndata import unique_names
 from nbmix.errors import InputError
 from nbmix.evaluation import plots
 from nbmix.evaluation.markers import top_markers
-from nbmix.evaluation.plots.style import Place
+from nbmix.evaluation.plots.style import Place, component_colors
 from nbmix.output.groups import members
 
 BASES = ("X_{key}_umap", "X_umap", "X_tsne", "X_pca")  # of the embedding, the first that is there
@@ -48,6 +49,17 @@ class _Fit(NamedTuple):
     def shown(self) -> list[int]:
         """Groups with cells."""
         return [k for k, name in enumerate(self.names) if name]
+
+    @property
+    def colors(self) -> list[str]:
+        """(K,) of scanpy, where ``uns`` has one for each category of obs[key]; else those of nbmix."""
+        usual = component_colors(len(self.names))
+        known, groups = self.adata.uns.get(f"{self.key}_colors", ()), self.adata.obs[self.key]
+        if not isinstance(groups.dtype, pd.CategoricalDtype) or len(known) != len(groups.cat.categories):
+            return usual
+        given = dict(zip(groups.cat.categories.astype(str), map(str, known), strict=True))
+        found = [given.get(name, color) for name, color in zip(self.names, usual, strict=True)]
+        return [color if is_color_like(color) else other for color, other in zip(found, usual, strict=True)]
 
     def table(self, name: str, remedy: str) -> pd.DataFrame:
         """A table of uns[key]."""
@@ -110,7 +122,8 @@ def embedding(
     points, posterior = points[placed], fit.posterior[placed]
     if color == "probability":
         return _draw(lambda place: plots.certainty_on_embedding(name, points, posterior, place), ax, show)
-    return _draw(lambda place: plots.groups_on_embedding(name, points, posterior, fit.names, place), ax, show)
+    shown = points, posterior, fit.names
+    return _draw(lambda place: plots.groups_on_embedding(name, *shown, place, fit.colors), ax, show)
 
 
 def markers(
@@ -262,7 +275,7 @@ def sizes(
     2
     """
     fit = _fit(adata, key)
-    return _draw(lambda place: plots.component_sizes(fit.posterior, fit.names, place), ax, show)
+    return _draw(lambda place: plots.component_sizes(fit.posterior, fit.names, place, fit.colors), ax, show)
 
 
 def trace(

@@ -70,6 +70,29 @@ def test_embedding(adata):
     )
 
 
+def drawn_colors(axes):
+    return [handle.get_color() for handle in axes.get_legend().legend_handles]
+
+
+def test_groups_have_the_colors_that_scanpy_gives_them(adata):
+    own = adata.uns["nbmix_colors"].tolist()
+    assert len(set(own)) == 2
+    assert drawn_colors(nbmix.pl.embedding(adata, show=False)) == own
+    adata.uns["nbmix_colors"] = np.array(["#123456", "#abcdef"])
+    assert drawn_colors(nbmix.pl.embedding(adata, show=False)) == ["#123456", "#abcdef"]
+    bars = nbmix.pl.sizes(adata, show=False).patches
+    assert [mpl.colors.to_hex(bar.get_facecolor()) for bar in bars] == ["#123456", "#abcdef"]
+    nbmix.rename(adata, {"0": "zebra"})
+    assert drawn_colors(nbmix.pl.embedding(adata, show=False)) == ["#123456", "#abcdef"]
+    one = adata[adata.obs["nbmix"] == "1"].copy()  # which takes a category and its colour away
+    assert drawn_colors(nbmix.pl.embedding(one, show=False)) == ["#abcdef"]
+    for unusable in (np.array(["#123456"]), np.array(["no colour", "#abcdef"])):
+        adata.uns["nbmix_colors"] = unusable
+        assert drawn_colors(nbmix.pl.embedding(adata, show=False))[0] == own[0]
+    nbmix.merge(adata, ["zebra", "1"], name="all")
+    assert len(adata.uns["nbmix_colors"]) == 1
+
+
 def test_the_embedding_of_the_fit_comes_first(adata):
     adata.obsm["X_nbmix_umap"] = adata.obsm["X_umap"] + 10
     adata.obsm["X_nbmix_umap"][0] = np.nan  # a cell without a place

@@ -33,7 +33,10 @@ LONGEST_MARK = 3  # characters of names that are written on the points
 
 
 def component_sizes(
-    responsibilities: ArrayLike, names: Sequence[object] | None = None, place: Place = None
+    responsibilities: ArrayLike,
+    names: Sequence[object] | None = None,
+    place: Place = None,
+    colors: Sequence[str] | None = None,
 ) -> Figure:
     """Cells assigned to each component, and how surely: the mean of their largest posterior, in brackets.
 
@@ -41,9 +44,10 @@ def component_sizes(
         responsibilities: (cells, components), rows sum to 1; components without cells are left out.
         names: (components,) names, by default the indices.
         place: see ``style.Place``.
+        colors: (components,), by default those of ``style``.
     """
     posterior = np.asarray(responsibilities)  # (cells, components)
-    own = own_components(posterior, names)
+    own = own_components(posterior, names, colors)
     certainty = np.bincount(own.codes, weights=posterior.max(axis=1)) / own.sizes
     axes = axes_in(place, 5.6, 1.0 + 0.24 * len(own.names))
     rows = np.arange(len(own.names))
@@ -148,6 +152,7 @@ def groups_on_embedding(
     responsibilities: ArrayLike,
     names: Sequence[object] | None = None,
     place: Place = None,
+    colors: Sequence[str] | None = None,
 ) -> Figure:
     """Cells in the plane, coloured by component, opaque in proportion to the posterior of it.
 
@@ -159,9 +164,10 @@ def groups_on_embedding(
         responsibilities: (cells, components), rows sum to 1; components without cells are left out.
         names: (components,) names, by default the indices.
         place: see ``style.Place``.
+        colors: (components,), by default those of ``style``.
     """
     points, posterior = np.asarray(coordinates), np.asarray(responsibilities)
-    own = own_components(posterior, names)
+    own = own_components(posterior, names, colors)
     axes = axes_in(place, PANEL + side_legend_width(own.handles), PANEL)
     _draw_groups(axes, embedding_name, points, own, _opacity(points) * posterior.max(axis=1))
     side_legend(axes, own.handles, "group (cells)")
@@ -233,10 +239,12 @@ def posterior_on_embedding(
     return figure
 
 
-def own_components(posterior: NDArray, names: Sequence[object] | None = None) -> Grouping:
+def own_components(
+    posterior: NDArray, names: Sequence[object] | None = None, colors: Sequence[str] | None = None
+) -> Grouping:
     """The components (cells, components) with cells."""
     shown, codes, sizes = np.unique(posterior.argmax(axis=1), return_inverse=True, return_counts=True)
-    palette = component_colors(posterior.shape[1])
+    palette = component_colors(posterior.shape[1]) if colors is None else colors
     named = [str(name) for name in (range(posterior.shape[1]) if names is None else names)]
     return Grouping(codes, [named[k] for k in shown], sizes, [palette[k] for k in shown])
 
