@@ -14,7 +14,7 @@ from nbmix.core.declared import Setting
 from nbmix.core.raw_counts import check_counts
 from nbmix.data.counts import CountData
 from nbmix.data.from_anndata import DEFAULT_LABEL_KEY, MinCounts, make_count_data
-from nbmix.errors import InputError
+from nbmix.errors import InputError, naming_the_nearest
 
 MAX_SIZE_FACTOR = 1e8  # beyond, counts leave the range where float32 is exact
 ENTRIES_AT_ONCE = 2**21  # five dense float64 arrays of this size: 84 MB
@@ -42,6 +42,7 @@ class Simulation(NamedTuple):
     size_factor: float
 
 
+@naming_the_nearest
 def simulate(
     n: int = 100,
     p: int = 500,

@@ -9,13 +9,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from nbmix.errors import InputError
+from nbmix.errors import InputError, naming_the_nearest
 from nbmix.evaluation.markers import compare_sets, comparison_table
 from nbmix.output.fitted_cells import fitted_cells, group_statistics
 from nbmix.output.grouping import REST, Grouping
 from nbmix.output.results import with_symbols
 
 
+@naming_the_nearest
 def compare(
     adata: ad.AnnData,
     groups: str | Sequence[str],

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from nbmix.core.joins import Group, group_components, group_log_joint, group_probabilities
-from nbmix.errors import InputError
+from nbmix.errors import InputError, naming_the_nearest
 from nbmix.evaluation.markers import find_markers
 from nbmix.output.fitted_cells import fitted_cells, fitted_genes, group_statistics
 from nbmix.output.grouping import REST, Grouping, with_labels, writable, write_grouping
@@ -32,6 +32,7 @@ from nbmix.output.results import markers_with_names
 PROFILES = ("log_mean", "log_inv_disp")  # of groups, in varm
 
 
+@naming_the_nearest
 def merge(
     adata: ad.AnnData,
     groups: Sequence[str],
@@ -98,6 +99,7 @@ def merge(
     return adata if copy else None
 
 
+@naming_the_nearest
 def rename(
     adata: ad.AnnData, names: Mapping[str, str], *, key: str = "nbmix", copy: bool = False
 ) -> ad.AnnData | None:

@@ -167,8 +167,14 @@ def write_probabilities(adata: ad.AnnData, key: str, q: np.ndarray, labels: Sequ
     adata.obs[f"{key}_margin"] = margin
     adata.obs[f"{key}_ambiguous"] = margin < AMBIGUOUS_BELOW
     adata.obsm[f"X_{key}"] = q
-    if len(adata.uns.get(f"{key}_colors", ())) != len(labels):
+    if len(colors_of(adata, key)) != len(labels):
         adata.uns[f"{key}_colors"] = np.array(component_colors(len(labels)))
+
+
+def colors_of(adata: ad.AnnData, key: str) -> list[str]:
+    """One for each category of obs[key], as scanpy keeps them; none where there are none."""
+    known = adata.uns.get(f"{key}_colors")
+    return list(map(str, known)) if isinstance(known, list | tuple | np.ndarray) else []
 
 
 def write_grouping(

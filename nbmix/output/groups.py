@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nbmix.core.joins import Group, Join, JoinTree, PairSeparation, group_probabilities
-from nbmix.errors import InputError
+from nbmix.errors import InputError, naming_the_nearest
 from nbmix.output.grouping import Grouping, writable, write_probabilities
 
 
@@ -61,6 +61,7 @@ def how_many(tree: JoinTree, n_groups: int) -> str:
     return f"{n_groups} groups: " + "; ".join(said)
 
 
+@naming_the_nearest
 def regroup(
     adata: ad.AnnData,
     n_groups: int | str = "auto",

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from nbmix.core.joins import Group
 from nbmix.data.from_anndata import unique_names
-from nbmix.errors import InputError
+from nbmix.errors import InputError, naming_the_nearest
 from nbmix.evaluation import plots
 from nbmix.evaluation.markers import top_markers
 from nbmix.evaluation.plots.style import Place, component_colors
+from nbmix.output.grouping import colors_of
 from nbmix.output.groups import members
 
 BASES = ("X_{key}_umap", "X_umap", "X_tsne", "X_pca")  # of the embedding, the first that is there
@@ -54,10 +55,10 @@ class _Fit(NamedTuple):
     def colors(self) -> list[str]:
         """(K,) of scanpy, where ``uns`` has one for each category of obs[key]; else those of nbmix."""
         usual = component_colors(len(self.names))
-        known, groups = self.adata.uns.get(f"{self.key}_colors", ()), self.adata.obs[self.key]
+        known, groups = colors_of(self.adata, self.key), self.adata.obs[self.key]
         if not isinstance(groups.dtype, pd.CategoricalDtype) or len(known) != len(groups.cat.categories):
             return usual
-        given = dict(zip(groups.cat.categories.astype(str), map(str, known), strict=True))
+        given = dict(zip(groups.cat.categories.astype(str), known, strict=True))
         found = [given.get(name, color) for name, color in zip(self.names, usual, strict=True)]
         return [color if is_color_like(color) else other for color, other in zip(found, usual, strict=True)]
 
@@ -84,6 +85,7 @@ class _Fit(NamedTuple):
         return int(str(group)) if str(group) in map(str, self.shown) else -1
 
 
+@naming_the_nearest
 def embedding(
     adata: ad.AnnData,
     color: Literal["group", "probability"] = "group",
@@ -126,6 +128,7 @@ def embedding(
     return _draw(lambda place: plots.groups_on_embedding(name, *shown, place, fit.colors), ax, show)
 
 
+@naming_the_nearest
 def markers(
     adata: ad.AnnData,
     n_genes: int | None = None,
@@ -176,6 +179,7 @@ def markers(
     return _draw(lambda place: plots.marker_dots(names, marker_of, log_mean, share, shown, place), ax, show)
 
 
+@naming_the_nearest
 def tree(
     adata: ad.AnnData, *, key: str = "nbmix", ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
@@ -210,6 +214,7 @@ def tree(
     )
 
 
+@naming_the_nearest
 def separations(
     adata: ad.AnnData, *, key: str = "nbmix", ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
@@ -254,6 +259,7 @@ def separations(
     )
 
 
+@naming_the_nearest
 def sizes(
     adata: ad.AnnData, *, key: str = "nbmix", ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
@@ -278,6 +284,7 @@ def sizes(
     return _draw(lambda place: plots.component_sizes(fit.posterior, fit.names, place, fit.colors), ax, show)
 
 
+@naming_the_nearest
 def trace(
     adata: ad.AnnData, *, key: str = "nbmix", ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:

@@ -86,7 +86,7 @@ def test_groups_have_the_colors_that_scanpy_gives_them(adata):
     assert drawn_colors(nbmix.pl.embedding(adata, show=False)) == ["#123456", "#abcdef"]
     one = adata[adata.obs["nbmix"] == "1"].copy()  # which takes a category and its colour away
     assert drawn_colors(nbmix.pl.embedding(one, show=False)) == ["#abcdef"]
-    for unusable in (np.array(["#123456"]), np.array(["no colour", "#abcdef"])):
+    for unusable in (np.array(["#123456"]), np.array(["no colour", "#abcdef"]), None, "red", np.eye(2)):
         adata.uns["nbmix_colors"] = unusable
         assert drawn_colors(nbmix.pl.embedding(adata, show=False))[0] == own[0]
     nbmix.merge(adata, ["zebra", "1"], name="all")
