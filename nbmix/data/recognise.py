@@ -16,6 +16,7 @@ import h5py
 
 HEAD = 4096  # bytes that tell what a file is
 GZIP = b"\x1f\x8b"
+ZIP = b"PK\x03\x04"
 
 ANNDATA = "is an .h5ad file: set data=h5ad; in Python, anndata.read_h5ad reads it"
 CELL_RANGER = "is of Cell Ranger: set data=tenx; in Python, nbmix.read_10x reads it"
@@ -33,7 +34,6 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"\xfd7zXZ", _UNPACK.format("xz")),
     (b"\x28\xb5\x2f\xfd", _UNPACK.format("zstd")),
     (b"7z\xbc\xaf", _UNPACK.format("7-zip")),
-    (b"PK\x03\x04", _UNPACK.format("zip")),
     (b"RDX", _R.replace("readRDS('{name}')", "OBJECT")),  # of save(), which holds objects by name
     (b"X\n\0\0\0", _R),
     (b"\x93NUMPY", "is a NumPy array without names: anndata.AnnData(ARRAY).write_h5ad('counts.h5ad')"),
@@ -43,6 +43,22 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     ),
     (b"%%MatrixMarket", "is the matrix alone: give the folder with its genes and barcodes, by data=tenx"),
     (b"version https://git-lfs", "is a pointer of Git LFS in place of the file: git lfs pull"),
+)
+
+# how the name of its first file begins, how it ends, and what a zip archive then is
+_ZIPPED: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        ("",),
+        ".npy",
+        "holds arrays: anndata.AnnData(scipy.sparse.load_npz('{name}')).write_h5ad('counts.h5ad'), or with "
+        "an array of numpy.load('{name}') where the matrix is not sparse",
+    ),
+    (
+        ("[Content_Types]", "_rels/", "docProps/", "xl/"),
+        "",
+        "is an Excel workbook: make an .h5ad of it by anndata.AnnData(pandas.read_excel('{name}', "
+        "index_col=0)).write_h5ad('counts.h5ad'), with .T after read_excel(...) where genes are the rows",
+    ),
 )
 
 
@@ -92,7 +108,8 @@ def _folder(path: Path) -> str | None:
         if names & set(kind.files):
             return kind.words.format(name=path.name)
     if several := sorted(name for name in names if name.endswith((".h5ad", ".h5"))):
-        return f"is a folder: give the file {several[0]!r} in it"
+        which = "the file" if len(several) == 1 else "one of the files, such as"
+        return f"is a folder: give {which} {several[0]!r} in it"
     return None
 
 
@@ -125,6 +142,8 @@ def _content(head: bytes, name: str) -> str | None:
         if inner.startswith((b"RDX", b"X\n\0\0\0")):
             return _content(inner, name)
         return _UNPACK.format("gzip, as by gunzip")
+    if head.startswith(ZIP):
+        return _zip(head, name)
     for beginning, words in _BEGINNINGS:
         if head.startswith(beginning):
             return words.format(name=name)
@@ -133,6 +152,15 @@ def _content(head: bytes, name: str) -> str | None:
     if head.lstrip()[:1] in (b"<", b"{"):
         return _PAGE
     return _table(head, name)
+
+
+def _zip(head: bytes, name: str) -> str:
+    """Of an archive, by the name of its first file, which stands at byte 30."""
+    first = head[30 : 30 + int.from_bytes(head[26:28], "little")].decode(errors="replace")
+    for beginnings, end, words in _ZIPPED:
+        if first.startswith(beginnings) and first.endswith(end):
+            return words.format(name=name)
+    return _UNPACK.format("zip")
 
 
 def _unpacked(head: bytes) -> bytes:

@@ -11,6 +11,7 @@ import anndata as ad
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from nbmix.data.recognise import cure, is_gzip, opened, what_it_is
 
@@ -28,9 +29,21 @@ def content(text: bytes):
     return lambda path: path.write_bytes(text)
 
 
-def zipped(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("counts.h5ad", b"")
+def zipped(*names: str):
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as file:
+            for name in names:
+                file.writestr(name, b"")
+
+    return write
+
+
+def arrays(save):
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            save(file)
+
+    return write
 
 
 def folder(*names: str):
@@ -60,7 +73,16 @@ def folder(*names: str):
         (content(gzip.compress(b"RDX3\nX\n")), "is an R object: in R, anndataR::write_h5ad(OBJECT"),
         (content(b"\x1f\x8bnothing"), "is packed (gzip"),
         (content(b"\x28\xb5\x2f\xfd\x04"), "is packed (zstd): unpack it"),
-        (zipped, "is packed (zip): unpack it"),
+        (zipped("counts.h5ad"), "is packed (zip): unpack it"),
+        (
+            zipped("xl/workbook.xml"),
+            "is an Excel workbook: make an .h5ad of it by anndata.AnnData(pandas.read_e",
+        ),
+        (
+            arrays(lambda f: np.savez(f, a=np.eye(2))),
+            "holds arrays: anndata.AnnData(scipy.sparse.load_npz('a')",
+        ),
+        (arrays(lambda f: sp.save_npz(f, sp.eye_array(2, format="csr"))), "holds arrays: anndata.AnnData(sc"),
         (content(b"\x93NUMPY\x01"), "is a NumPy array without names"),
         (content(b"PAR1\x15"), "is a Parquet table"),
         (content(b"%%MatrixMarket matrix coordinate"), "is the matrix alone: give the folder"),
@@ -79,6 +101,7 @@ def folder(*names: str):
         (folder("matrix.mtx.gz"), "is of Cell Ranger: set data=tenx"),
         (folder("index_data", "shape"), "is of BPCells"),
         (folder("one.h5ad"), "is a folder: give the file 'one.h5ad' in it"),
+        (folder("b.h5", "a.h5ad"), "is a folder: give one of the files, such as 'a.h5ad' in it"),
     ],
 )
 def test_kinds_of_input(tmp_path, write, words):
