@@ -73,7 +73,8 @@ def cluster(
 
     Args:
         adata: (cells, genes) with raw counts in X, or in ``layer``.
-        n_components: K, the number of groups; or "auto", or a range such as "2-10": as many as have gaps.
+        n_components: K, the number of groups; or "auto", up to 12, or a range such as "2-10": as many as have
+            gaps.
         key_added: what the names of the results begin with.
         copy: whether to write into a copy, and return it.
         max_umap_cells: the embedding is a UMAP, which takes time, up to so many cells, and a PCA beyond.

@@ -75,8 +75,8 @@ class NBMixture(ClusterMixin, BaseEstimator):
     genes are in the order of the fit.
 
     Args:
-        n_components: The number of groups K. With "auto", or a range such as "2-10", as many groups are taken
-            as have gaps between them; see ``n_components_``.
+        n_components: The number of groups K. With "auto" (up to 12), or a range such as "2-10", as many
+            groups are taken as have gaps between them; see ``n_components_``.
         components_per_group: So many components are fitted for each group on average, and then joined where
             cells show no gap. "auto" fits max(2 K, K + 6) of them, 1 makes each group one component.
             Components are not joined where folds = 1, where weights are given, and where ``start`` is

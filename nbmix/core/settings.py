@@ -12,7 +12,9 @@ from nbmix.core.m_step import MStep, NewtonMStep
 
 NComponents = Annotated[
     int,
-    Setting("The number of groups of cells. With auto, or a range as in 2-10, it is chosen.", least=1),
+    Setting(
+        "The number of groups of cells. With auto (up to 12), or a range as in 2-10, it is chosen.", least=1
+    ),
 ]
 
 ComponentsPerGroup = Annotated[
