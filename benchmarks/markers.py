@@ -30,7 +30,8 @@ mean between groups differs from gene to gene, a standard deviation of e^-1.9 = 
 
     intervals hold  share of estimates from the rest within 1.96 standard errors of the truth
     best            the 25 best markers of each group of at most 30 cells
-    off             as above
+    best off        as above, of those with an observed ratio
+    rmse, of ratio  of log2 of these: of the estimates, and of the observed ratios, from the truth
     surely wrong    genes that differ by a factor of less than sqrt 2, and whose lower bound is above it
 
 Every run is added to the JSON file when it ends, and is not repeated, so an interrupted benchmark goes on
@@ -48,7 +49,6 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,14 @@ GROUPS = (30, 25, 20, 15, 12, 9, 7, 5, 3, 2)
 MOST_CELLS, FEWEST_CELLS, FEWEST_COUNTS = 1000, 5, 0.5
 N_BEST, MOST_CELLS_OF_SMALL = 25, 30
 Z_95 = 1.96
+# entries of a run of the sweep
+OFF = "n_off", "n_rows"
+SUMS = {
+    "no ratio": "n_without_ratio",
+    "empty": "n_empty",
+    "with markers": "n_empty_with_markers",
+    "CPU s": "cpu_seconds",
+}
 
 
 # The sweep
@@ -238,6 +246,7 @@ def beside_truth(case: Simulated, seed: int) -> dict[str, Any]:
     holds = np.abs(estimate - truth) < Z_95 * error
     best = best_of_small(markers, case.n_cells)
     seen = observed(drawn, q)[best]
+    has_ratio = np.isfinite(seen)
     off = is_off(estimate[best] / np.log(2), error[best] / np.log(2), seen)
     little = np.abs(truth) < np.log(2) / 2
     wrong = markers.from_rest.lower_bound.numpy() > np.log(2) / 2
@@ -247,12 +256,17 @@ def beside_truth(case: Simulated, seed: int) -> dict[str, Any]:
         "n_best": int(best.sum()),
         "n_best_hold": int(holds[best].sum()),
         "n_off": int(off.sum()),
-        "n_ratio": int(np.isfinite(seen).sum()),
+        "n_ratio": int(has_ratio.sum()),
         "n_little": int(little.sum()),
         "n_surely_wrong": int((wrong & little).sum()),
-        "rmse": float(np.sqrt(np.mean((estimate - truth) ** 2)) / np.log(2)),
+        "rmse": rmse((estimate - truth)[best][has_ratio] / np.log(2)),
+        "rmse_observed": rmse(seen[has_ratio] - truth[best][has_ratio] / np.log(2)),
         "cpu_seconds": seconds,
     }
+
+
+def rmse(errors: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(errors**2)))
 
 
 def log_mean_of_rest(log_mean: np.ndarray, n_cells: tuple[int, ...]) -> np.ndarray:
@@ -334,70 +348,53 @@ def posterior_on_grid(
 # Tables
 
 
-def show_sweep(rows: list[dict[str, Any]], groups: Iterable[int]) -> None:
-    """Rows that are off of all, a line a set."""
-    rows = [row for row in rows if row["case"] in SETS]
-    columns = [k for k in groups if any(row["groups"] == k for row in rows)]
-    lines = []
-    for name in (*SETS, "all"):
-        mine = {row["groups"]: row for row in rows if row["case"] == name}
-        found = rows if name == "all" else list(mine.values())
-        if found:
-            cells = [f"{mine[k]['n_off']} of {mine[k]['n_rows']}" if k in mine else None for k in columns]
-            sums = ("n_off", "n_rows", "n_without_ratio", "n_empty", "n_empty_with_markers", "cpu_seconds")
-            lines.append([name, *cells, *(sum(row[key] for row in found) for key in sums)])
-    common.show(
-        "sweep: rows that are off, by K",
-        ("", *map(str, columns), "off", "rows", "no ratio", "empty", "with markers", "CPU s"),
-        lines,
-        width=190,
-    )
+def show_sweep(rows: list[dict[str, Any]]) -> None:
+    """Rows that are off of all rows: a line a K, a column a set; then those that are off."""
+    sets = {name: [row for row in rows if row["case"] == name] for name in SETS}
+    columns = {name.replace("_", " "): mine for name, mine in sets.items() if mine} | {"all": rows}
+    lines: list[list[Any]] = []
+    for k in sorted({row["groups"] for row in rows}, reverse=True):
+        of_k = ([row for row in mine if row["groups"] == k] for mine in columns.values())
+        lines.append([k, *(counted(mine, *OFF) if mine else None for mine in of_k)])
+    lines.append(["all K", *(counted(mine, *OFF) for mine in columns.values())])
+    lines += [[title, *(total(mine, key) for mine in columns.values())] for title, key in SUMS.items()]
+    common.show("sweep: rows that are off", ("K", *columns), lines)
     off = [(row["case"], row["groups"], found) for row in rows for found in row["off"]]
-    if not off:
-        return
-    names = ("component", "cells", "gene", "rank", "log2_fc", "se", "observed", "own", "others")
-    common.show(
-        "rows that are off",
-        ("", "K", "group", *names[1:4], "log2 FC", "its error", "observed", "molecules", "elsewhere"),
-        [[name, k, *(found[key] for key in names)] for name, k, found in off],
-        width=150,
-    )
+    if off:
+        keys = ("component", "cells", "gene", "rank", "log2_fc", "se", "observed", "own", "others")
+        titles = ("group", *keys[1:4], "log2 FC", "its error", "observed", "molecules", "elsewhere")
+        lines = [[name, k, *(found[key] for key in keys)] for name, k, found in off]
+        common.show("those rows", ("", "K", *titles), lines)
 
 
 def show_simulated(rows: list[dict[str, Any]]) -> None:
-    """Sums over seeds; of shares the standard error of the mean over seeds, too."""
+    """Sums and means over seeds; of shares the standard error of their mean, too."""
     lines = []
     for name in CASES:
         mine = [row for row in rows if row["case"] == name]
-        if not mine:
-            continue
-        n_off, n_ratio, n_wrong, n_little = (
-            f"{sum(row[key] for row in mine):,}" for key in ("n_off", "n_ratio", "n_surely_wrong", "n_little")
-        )
-        shares = [share(mine, "n_hold", "n"), share(mine, "n_best_hold", "n_best")]
-        means = [statistics.mean(row[key] for row in mine) for key in ("rmse", "cpu_seconds")]
-        lines.append([name, len(mine), *shares, f"{n_off} of {n_ratio}", f"{n_wrong} of {n_little}", *means])
-    columns = (
-        "",
-        "seeds",
-        "intervals hold, %",
-        "of best, %",
-        "best off",
-        "surely wrong",
-        "rmse, log2",
-        "CPU s",
-    )
-    common.show("simulated, seen from the rest", columns, lines, width=130)
+        if mine:
+            shares = share(mine, "n_hold", "n"), share(mine, "n_best_hold", "n_best")
+            counts = counted(mine, "n_off", "n_ratio"), counted(mine, "n_surely_wrong", "n_little")
+            errors = [float(np.mean([row[key] for row in mine])) for key in ("rmse", "rmse_observed")]
+            lines.append([name, len(mine), *shares, *counts, *errors])
+    columns = ("", "seeds", "intervals hold, %", "of best, %", "best off", "surely wrong", "rmse", "of ratio")
+    if lines:
+        common.show("simulated", columns, lines)
     mine = [row for row in rows if row["case"] == GRID]
     if mine:
         errors, widths = (np.concatenate([row[key] for row in mine]) for key in ("errors", "widths"))
-        quantiles = [*np.quantile(errors, [0.5, 0.99, 1.0]), *np.quantile(widths, [0.0, 0.01, 0.5, 1.0])]
-        error, width = (
-            ("error in sd, median", "99 %", "largest"),
-            ("width, least", "1 %", "median", "largest"),
-        )
-        columns = ("", "posteriors", *error, *width)
-        common.show("beside sums over a grid", columns, [[GRID, errors.size, *map(float, quantiles)]])
+        of_errors, of_widths = np.quantile(errors, [0.5, 0.99, 1]), np.quantile(widths, [0, 0.01, 0.5, 1])
+        columns = ("posteriors", "error in sd, median", "99 %", "largest", "width, least", "1 %", "median")
+        lines = [[errors.size, *map(float, (*of_errors, *of_widths))]]
+        common.show("beside sums over a grid", (*columns, "largest"), lines)
+
+
+def total(rows: list[dict[str, Any]], key: str) -> Any:
+    return sum(row[key] for row in rows)
+
+
+def counted(rows: list[dict[str, Any]], part: str, whole: str) -> str:
+    return f"{total(rows, part):,} of {total(rows, whole):,}"
 
 
 def share(rows: list[dict[str, Any]], part: str, whole: str) -> str:
@@ -456,15 +453,15 @@ def main() -> None:
     for run in wanted(arguments):
         if record.holds(*run):
             continue
-        row = common.watched(lambda folder, run=run: measure(*run, arguments.data_dir))
+        row = common.watched(lambda _, run=run: measure(*run, arguments.data_dir))
         record.add(dict(zip(KEYS, run, strict=True)) | {"code": common.code_state()} | row)
         what = row.get("error") or f"{row['n_off']} off of {row['n_rows']}" if "n_rows" in row else "done"
         print(*run, row.get("error", what), file=sys.stderr, flush=True)
     done = [row for row in record.rows if "error" not in row]
-    if any(row["case"] in SETS for row in done):
-        show_sweep(done, sorted({row["groups"] for row in done if row["groups"]}, reverse=True))
-    if any(row["case"] not in SETS for row in done):
-        show_simulated(done)
+    swept = [row for row in done if row["groups"] is not None]
+    if swept:
+        show_sweep(swept)
+    show_simulated(done)
     of_case = [row | {"method": row["case"]} for row in record.rows]
     for line in common.remarks(of_case, lambda row: str(row["groups"] or f"seed {row['seed']}")):
         print(line)
