@@ -29,8 +29,8 @@ mean between groups differs from gene to gene, a standard deviation of e^-1.9 = 
     10 of 1,000     as "normal", in two groups of 10 and 990 cells
 
     intervals hold  share of estimates from the rest within 1.96 standard errors of the truth
-    best            the 25 best markers of each group of at most 30 cells
-    best off        as above, of those with an observed ratio
+    best            the 25 best markers of each group; "of small" of at most 30 cells
+    best off        of those with an observed ratio, as above
     rmse, of ratio  of log2 of these: of the estimates, and of the observed ratios, from the truth
     surely wrong    genes that differ by a factor of less than sqrt 2, and whose lower bound is above it
 
@@ -244,7 +244,9 @@ def beside_truth(case: Simulated, seed: int) -> dict[str, Any]:
     estimate, error = (values.numpy() for values in markers.from_rest)  # (groups, genes), ln
     truth = drawn.log_mean - log_mean_of_rest(drawn.log_mean, case.n_cells)
     holds = np.abs(estimate - truth) < Z_95 * error
-    best = best_of_small(markers, case.n_cells)
+    best = np.argsort(np.argsort(-markers.score.numpy(), axis=1), axis=1) < N_BEST
+    small = best & (np.array(case.n_cells) <= MOST_CELLS_OF_SMALL)[:, None]
+    large = best & ~small
     seen = observed(drawn, q)[best]
     has_ratio = np.isfinite(seen)
     off = is_off(estimate[best] / np.log(2), error[best] / np.log(2), seen)
@@ -253,8 +255,10 @@ def beside_truth(case: Simulated, seed: int) -> dict[str, Any]:
     return {
         "n": holds.size,
         "n_hold": int(holds.sum()),
-        "n_best": int(best.sum()),
-        "n_best_hold": int(holds[best].sum()),
+        "n_small": int(small.sum()),
+        "n_small_hold": int(holds[small].sum()),
+        "n_large": int(large.sum()),
+        "n_large_hold": int(holds[large].sum()),
         "n_off": int(off.sum()),
         "n_ratio": int(has_ratio.sum()),
         "n_little": int(little.sum()),
@@ -273,12 +277,6 @@ def log_mean_of_rest(log_mean: np.ndarray, n_cells: tuple[int, ...]) -> np.ndarr
     """(groups, genes) ln of the mean over all cells of other groups."""
     weights = (1 - np.eye(len(n_cells))) * n_cells
     return np.log(weights / weights.sum(1, keepdims=True) @ np.exp(log_mean))
-
-
-def best_of_small(markers: Markers, n_cells: tuple[int, ...]) -> np.ndarray:
-    """(groups, genes) whether it is one of the best markers of a small group."""
-    rank = np.argsort(np.argsort(-markers.score.numpy(), axis=1), axis=1)
-    return (rank < N_BEST) & (np.array(n_cells) <= MOST_CELLS_OF_SMALL)[:, None]
 
 
 def observed(drawn: Drawn, q: torch.Tensor) -> np.ndarray:
@@ -373,11 +371,12 @@ def show_simulated(rows: list[dict[str, Any]]) -> None:
     for name in CASES:
         mine = [row for row in rows if row["case"] == name]
         if mine:
-            shares = share(mine, "n_hold", "n"), share(mine, "n_best_hold", "n_best")
+            shares = [share(mine, f"{of}_hold", of) for of in ("n", "n_small", "n_large")]
             counts = counted(mine, "n_off", "n_ratio"), counted(mine, "n_surely_wrong", "n_little")
             errors = [float(np.mean([row[key] for row in mine])) for key in ("rmse", "rmse_observed")]
             lines.append([name, len(mine), *shares, *counts, *errors])
-    columns = ("", "seeds", "intervals hold, %", "of best, %", "best off", "surely wrong", "rmse", "of ratio")
+    hold = ("intervals hold, %", "best of small", "of others")
+    columns = ("", "seeds", *hold, "best off", "surely wrong", "rmse", "of ratio")
     if lines:
         common.show("simulated", columns, lines)
     mine = [row for row in rows if row["case"] == GRID]
