@@ -64,7 +64,7 @@ import nbmix
 from nbmix.core.batch import Basis, CellBatch
 from nbmix.core.parameters import GenePrior
 from nbmix.core.statistics import SufficientStatistics
-from nbmix.evaluation.markers import WIDE_FACTOR, WIDE_SHARE, Markers, find_markers
+from nbmix.evaluation.markers import WIDE_FACTOR, WIDE_SHARE, find_markers
 from nbmix.starts.base import one_hot
 
 KEYS = ("case", "groups", "seed")  # of a run; a simulation has its own groups
