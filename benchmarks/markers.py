@@ -23,12 +23,12 @@ mean between groups differs from gene to gene, a standard deviation of e^-1.9 = 
     normal          25 groups of 5 to 80 cells, 2,500 molecules a cell; differences are normal
     alone           the same groups, 250 molecules a cell, more dispersed (typically an inverse dispersion of
                     1). An eighth of the genes is nearly alone in one group: 0.1 to 2 molecules a cell there,
-                    a hundredth to a ten thousandth elsewhere
+                    0.0001 to 0.01 elsewhere
     alone, bursts   the same, typically an inverse dispersion of 0.2
     null            the groups of "normal"; no gene differs
     10 of 1,000     as "normal", in two groups of 10 and 990 cells
 
-    intervals hold  share of estimates from the rest within 1.96 standard errors of the truth
+    hold            share of estimates from the rest within 1.96 standard errors of the truth
     best            the 25 best markers of each group; "of small" of at most 30 cells
     best off        of those with an observed ratio, as above
     rmse, of ratio  of log2 of these: of the estimates, and of the observed ratios, from the truth
@@ -375,7 +375,7 @@ def show_simulated(rows: list[dict[str, Any]]) -> None:
             counts = counted(mine, "n_off", "n_ratio"), counted(mine, "n_surely_wrong", "n_little")
             errors = [float(np.mean([row[key] for row in mine])) for key in ("rmse", "rmse_observed")]
             lines.append([name, len(mine), *shares, *counts, *errors])
-    hold = ("intervals hold, %", "best of small", "of others")
+    hold = ("hold, %", "best of small", "of others")
     columns = ("", "seeds", *hold, "best off", "surely wrong", "rmse", "of ratio")
     if lines:
         common.show("simulated", columns, lines)
