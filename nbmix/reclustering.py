@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -28,6 +28,29 @@ SETTLED = ("n_components", "layer", "size_factor_key", "prior_key", "batch_key")
 log = logging.getLogger(__name__)
 
 
+class _Parts(NamedTuple):
+    """The new groups that a group is divided into.
+
+    Attributes:
+        shares: (cells, parts) of the group's probability in each cell; rows sum to 1.
+        weights: (parts,) within the group, whose sum is 1.
+        log_mean, log_inv_disp: (parts, genes) NaN for genes that are silent in the group.
+    """
+
+    shares: np.ndarray
+    weights: np.ndarray
+    log_mean: np.ndarray
+    log_inv_disp: np.ndarray
+
+    def only(self, kept: np.ndarray) -> _Parts:
+        """The mixture without the other parts: what remains of shares and weights is scaled to sum to 1."""
+        weights = self.weights[kept] / self.weights[kept].sum()
+        shares = self.shares[:, kept]
+        total = shares.sum(1, keepdims=True)
+        shares = np.where(total > 0, shares / np.where(total > 0, total, 1), weights)
+        return _Parts(shares, weights, self.log_mean[kept], self.log_inv_disp[kept])
+
+
 def recluster(
     adata: ad.AnnData,
     group: str,
@@ -42,7 +65,8 @@ def recluster(
 
     Group "3" becomes "3.0" (most cells), "3.1" and so on. The probability of "3.1" is the probability of "3"
     times that of "3.1" in the new mixture, for all cells, so that rows still sum to 1. As always, a cell is
-    in the group of its largest probability. Misfits and log likelihoods stay those of the first fit.
+    in the group of its largest probability. New groups that no cell is in are left out of the new mixture.
+    Misfits and log likelihoods stay those of the first fit.
 
     The new groups do not consist of components of the first fit. So its joins, and the separations of "3"
     from others, are removed, and ``nbmix.regroup`` is refused from then on. Regroup first, or give
@@ -62,7 +86,8 @@ def recluster(
         InputError: the group does not exist or has too few cells, or there are no counts.
 
     Warns:
-        UserWarning: the cells show no gap, so that the group stays one.
+        UserWarning: the cells show no gap, or all are in one new group, so that the group stays one; or some
+            new groups have no cells.
 
     >>> import anndata, nbmix
     >>> adata = anndata.AnnData(nbmix.simulate(n=300, p=80, k=3, seed=1).counts)
@@ -80,24 +105,22 @@ def recluster(
     inside = before.codes == place
     if not inside.any():
         raise InputError(f"recluster: {group!r} has no cells")
-    mixture, of_cells = _divided(cells, inside, before.probabilities[:, place], n_groups, arguments)
-    n_new = mixture.n_components_
+    found = _divided(cells, inside, before.probabilities[:, place], n_groups, arguments)
+    parts = _with_cells(found, before.probabilities, place)
+    n_found, n_new = len(found.weights), len(parts.weights)
+    if n_new < n_found or n_new == 1:
+        warnings.warn(_fewer(group, n_found, n_new), stacklevel=2)
     if n_new == 1:
-        warnings.warn(
-            f"recluster: the cells of {group!r} show no gap; it stays one group, unless n_groups is a number",
-            stacklevel=2,
-        )
         return adata if copy else None
     labels = list(before.labels)
     labels[place : place + 1] = [f"{group}.{k}" for k in range(n_new)]
     check_names(labels)
-    parts = before.probabilities[:, [place]] * of_cells
-    q = np.hstack([before.probabilities[:, :place], parts, before.probabilities[:, place + 1 :]])
+    q = _in_place(before.probabilities, place, parts.shares)
     of_fit: dict[str, Any] = {}
     if before.is_of_fit:
         own, gone = adata.uns[key], {before.labels[place]}
         log_weights = np.asarray(own["log_weights"], dtype=np.float64)
-        new = log_weights[place] + np.log(np.maximum(mixture.weights_, np.finfo(np.float64).tiny))
+        new = log_weights[place] + np.log(np.maximum(parts.weights, np.finfo(np.float64).tiny))
         of_fit = {
             "joins": None,
             "cuts": None,
@@ -105,7 +128,7 @@ def recluster(
             "separations": without_pairs(own.get("separations"), before.labels, gone, labels),
         }
         adata.obsm.pop(f"X_{key}_components", None)
-        _write_profiles(adata, key, place, mixture)
+        _write_profiles(adata, key, place, parts)
     write_grouping(adata, before, q, labels, None, **of_fit)
     renew_markers(adata, key, layer)
     return adata if copy else None
@@ -113,8 +136,8 @@ def recluster(
 
 def _divided(
     cells: CountData, inside: np.ndarray, share: np.ndarray, n_groups: int | str, arguments: dict[str, Any]
-) -> tuple[NBMixture, np.ndarray]:
-    """The mixture of the cells of a group, and (cells, new groups) how every cell is divided among it.
+) -> _Parts:
+    """The groups of a mixture of the cells of a group.
 
     Args:
         cells: of the first fit.
@@ -125,12 +148,36 @@ def _divided(
     own = _as_anndata(cells.select_cells(np.flatnonzero(inside)))
     batch_key = BATCHES if _tells_batches(own) else None
     mixture = NBMixture(n_groups, size_factor_key=SIZES, batch_key=batch_key, **arguments).fit(own)
-    divided = np.tile(mixture.weights_ / mixture.weights_.sum(), (cells.n_cells, 1))
+    weights = mixture.weights_ / mixture.weights_.sum()
+    divided = np.tile(weights, (cells.n_cells, 1))
     divided[inside] = mixture.responsibilities_
     near = np.flatnonzero(~inside & (share > LEAST_SHARE))
     if near.size:
         divided[near] = mixture.predict_proba(_as_anndata(cells.select_cells(near)))
-    return mixture, divided
+    return _Parts(divided, weights, mixture.log_mean_, mixture.log_inv_disp_)
+
+
+def _in_place(q: np.ndarray, place: int, shares: np.ndarray) -> np.ndarray:
+    """Probabilities (cells, groups) with that of one group divided."""
+    return np.hstack([q[:, :place], q[:, [place]] * shares, q[:, place + 1 :]])
+
+
+def _with_cells(parts: _Parts, q: np.ndarray, place: int) -> _Parts:
+    """Those that some cell would be in, or the first alone."""
+    codes = _in_place(q, place, parts.shares).argmax(1) - place
+    kept = np.intersect1d(codes, np.arange(len(parts.weights)))
+    if len(kept) == len(parts.weights):
+        return parts
+    return parts.only(kept if kept.size else np.array([0]))
+
+
+def _fewer(group: str, n_found: int, n_new: int) -> str:
+    """Why there are fewer new groups than one may expect."""
+    if n_found == 1:
+        return f"recluster: the cells of {group!r} show no gap; it stays one group, unless n_groups is a number"
+    if n_new == 1:
+        return f"recluster: {group!r} stays one group: of {n_found} new groups only one would have cells"
+    return f"recluster: of {n_found} new groups {n_new} have cells; the others are left out"
 
 
 def _as_anndata(cells: CountData) -> ad.AnnData:
@@ -151,9 +198,9 @@ def _tells_batches(cells: ad.AnnData) -> bool:
     return len(sizes) > 1 and bool(is_enough)
 
 
-def _write_profiles(adata: ad.AnnData, key: str, place: int, mixture: NBMixture) -> None:
+def _write_profiles(adata: ad.AnnData, key: str, place: int, parts: _Parts) -> None:
     """Columns of the new groups in that of the old one; genes silent in it are as they were."""
-    new = dict(zip(PROFILES, (mixture.log_mean_, mixture.log_inv_disp_), strict=True))
+    new = dict(zip(PROFILES, (parts.log_mean, parts.log_inv_disp), strict=True))
     rows = fitted_genes(adata, key)
     for name, values in new.items():
         old = np.asarray(adata.varm[f"{key}_{name}"])
