@@ -145,7 +145,7 @@ def by_fit(results: Results, judged: dict[str, Any], names: pd.Index) -> dict[st
         said = predict_here(model, cells)
         q = np.stack([said.responsibilities.numpy()[:, list(group)].sum(1) for group in groups], 1)
         misses = below_regressions(q.argmax(1), said.log_likelihood.numpy(), cells, of_fit)
-        found[name] = {"doubt": doubt_here(model, cells), "q": q, "own ll": misses}
+        found[name] = {"doubt": doubt_here(model, cells, said), "q": q, "own ll": misses}
     return found
 
 

@@ -356,9 +356,25 @@ class NBMixture(ClusterMixin, BaseEstimator):
         >>> [float(mixture.doubt(x.counts)["fits_no_group"].mean()) for x in (cells, foreign)]
         [0.0, 1.0]
         """
+        return self.predict_with_doubt(X, size_factors=size_factors, batch=batch)[1]
+
+    def predict_with_doubt(
+        self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
+    ) -> tuple[Prediction, pd.DataFrame]:
+        """What ``predict_components`` and ``doubt`` give, from one pass over the cells.
+
+        >>> import nbmix
+        >>> cells = nbmix.simulate(n=200, p=50, k=2, seed=1)
+        >>> mixture = nbmix.NBMixture(2, start="kmeans").fit(cells.counts)
+        >>> said, doubt = mixture.predict_with_doubt(cells.counts[:5])
+        >>> said.log_likelihood.shape[0], len(doubt)
+        (5, 5)
+        """
         with settings_as_arguments(RENAMED):
-            found = doubt_here(*self._restored(X, size_factors, batch))
-        return pd.DataFrame(
+            model, cells = self._restored(X, size_factors, batch)
+            said = predict_here(model, cells)
+            found = doubt_here(model, cells, said)
+        return said, pd.DataFrame(
             {
                 "second": found.second,
                 "margin": found.margin,

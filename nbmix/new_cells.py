@@ -97,7 +97,7 @@ def predict(
     partitions = partitions_in(fit, key) if isinstance(fit, ad.AnnData) else [_own(mixture, key)]
     with settings_as_arguments():
         cells = _of_raw(new, mixture)
-        said, doubt = mixture.predict_components(cells), mixture.doubt(cells)
+        said, doubt = mixture.predict_with_doubt(cells)
     q = said.responsibilities.numpy()
     forget(new, added)
     for partition in partitions:

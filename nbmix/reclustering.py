@@ -174,7 +174,8 @@ def _with_cells(parts: _Parts, q: np.ndarray, place: int) -> _Parts:
 def _fewer(group: str, n_found: int, n_new: int) -> str:
     """Why there are fewer new groups than one may expect."""
     if n_found == 1:
-        return f"recluster: the cells of {group!r} show no gap; it stays one group, unless n_groups is a number"
+        stays = "it stays one group, unless n_groups is a number"
+        return f"recluster: the cells of {group!r} show no gap; {stays}"
     if n_new == 1:
         return f"recluster: {group!r} stays one group: of {n_found} new groups only one would have cells"
     return f"recluster: of {n_found} new groups {n_new} have cells; the others are left out"

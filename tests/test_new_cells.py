@@ -145,8 +145,8 @@ def test_what_was_there_under_the_key_goes(fitted, new):
     assert new.uns["nbmix"]["groups"] == fitted[0].uns["nbmix"]["groups"]
 
 
-def test_batches():
-    """Of the fit by name, and new ones, whose offsets are estimated."""
+def test_batches(caplog):
+    """Of the fit by name, new ones, whose offsets are estimated, and none."""
     drawn = BatchedCells(n=240, p=40, spread=0.7)
     adata = ad.AnnData(drawn.counts)
     adata.obs_names = [f"c{i}" for i in range(240)]
@@ -163,6 +163,14 @@ def test_batches():
     assert np.array_equal(new.obsm["X_nbmix"], mixture.predict_proba(new))
     with pytest.raises(InputError, match=r"^batch_key='lane': obs of the new cells has no such column"):
         predict(new, old, batch_key="lane")
+    del new.obs["donor"]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        predict(new, old)
+    assert [record.getMessage() for record in caplog.records] == [
+        "NBMixture: knows the batches first, second, and of these cells none is known (batch_key): they are "
+        "taken for cells of the average batch"
+    ]
 
 
 def test_amortized_inference(tmp_path):

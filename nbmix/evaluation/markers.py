@@ -204,16 +204,15 @@ def compare_sets(
     total_size: float,
     sets: tuple[Sequence[int], Sequence[int]],
     components: Components | None = None,
-    prior: GenePrior | None = None,
 ) -> Comparison:
     """Compare two sets of components, each seen as one.
 
     Args:
-        statistics, basis, total_size, components, prior: of all K components, see ``find_markers``.
+        statistics, basis, total_size, components: of all K components, see ``find_markers``.
         sets: positions of the first set and of the second, with cells; none is in both.
     """
     n_components = statistics.weight.numel()
-    fitted, prior = _fit(statistics, basis, total_size, components, prior)
+    fitted, prior = _fit(statistics, basis, total_size, components, None)
     members = torch.zeros(2, n_components, dtype=torch.float64)
     for number, positions in enumerate(sets):
         members[number, list(positions)] = 1

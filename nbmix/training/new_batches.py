@@ -45,7 +45,7 @@ def meet_batches(model: MixtureModule, data: CountData, where: str) -> CountData
     if data.origins is None:
         if origins is not None:
             log.warning(
-                "%s: knows the batches %s, and of these cells none is known (data.batch_key): they are taken "
+                "%s: knows the batches %s, and of these cells none is known (batch_key): they are taken "
                 "for cells of the average batch",
                 where,
                 ", ".join(model.origin_names[:5]),

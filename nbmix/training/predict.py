@@ -45,9 +45,13 @@ def predict_here(model: MixtureModule, data: CountData) -> Prediction:
     return join_batches(batches, data.n_cells)
 
 
-def doubt_here(model: MixtureModule, data: CountData) -> Doubt:
-    """How far the groups of cells in memory can be doubted, without a trainer."""
-    cells = predict_here(model, data)
+def doubt_here(model: MixtureModule, data: CountData, cells: Prediction) -> Doubt:
+    """How far the groups of cells in memory can be doubted, without a trainer.
+
+    Args:
+        model, data: as for ``predict_here``.
+        cells: what that says of them.
+    """
     q = group_probabilities(cells.responsibilities.numpy(), model.groups)
     of_cells = cells.log_likelihood, cells.unseen_log_likelihood
     return Doubt(*second_best(q), misfits(model.mixture, _new_batches(model, data), *of_cells))

@@ -67,6 +67,8 @@ def test_the_sweep_file_of_wandb():
     assert content["command"][-1] == "${args_no_hyphens}"  # Hydra's key=value, not --key=value
     own = [word for word in content["command"] if "=" in word]
     assert "logger=wandb" in own
+    # the metric compares numbers of groups where each is one component
+    assert content["parameters"]["model.components_per_group"] == {"value": 1}
     values = {}
     for key, parameter in content["parameters"].items():
         if "distribution" in parameter:

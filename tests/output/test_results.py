@@ -20,7 +20,7 @@ from nbmix.models.amortized import AmortizedMixture
 from nbmix.models.vaec import VAEC
 from nbmix.output.results import Results, named_markers
 from nbmix.starts.random import DirichletStart
-from nbmix.training.predict import doubt_here
+from nbmix.training.predict import doubt_here, predict_here
 from tests.helpers.results import results_of
 from tests.helpers.running import fit, small_data
 
@@ -122,7 +122,7 @@ def test_doubt_of_minibatches_of_counts_on_disk_and_without_likelihoods(tmp_path
     model = AmortizedMixture(data.gene_names, n_components=2, encoder_epochs=1)
     amortized = Results(*fit_of(model, data))
     assert np.isfinite(amortized.doubt.misfit).all()
-    alone = doubt_here(model, data)
+    alone = doubt_here(model, data, predict_here(model, data))
     np.testing.assert_allclose(amortized.doubt.misfit, alone.misfit, rtol=0, atol=0.02)
 
     ad.AnnData(
