@@ -36,7 +36,7 @@ def name_of(page: Path) -> str:
 
 
 LAUNCHERS = ("joblib", "submitit_slurm")  # extras, which need not be installed
-SIMULATION = nbmix.simulate(n=60, p=40, k=2, seed=1)
+SIMULATION = nbmix.simulate(n=60, p=40, k=5, s=2e3, seed=1)  # a group of four can be split in two
 
 
 def commands() -> list[str]:

@@ -51,6 +51,12 @@ def test_the_checksum_is_that_of_files_that_are_there():
     assert checksum({"gene_names": names, "empty": [], "mixed": ["a", 1], "tuple": ("b",)}) == 2595648189
 
 
+def test_an_empty_tensor_has_a_checksum_whatever_its_strides():
+    empty = torch.zeros(1, dtype=torch.int64).expand(7)[:0]
+    assert checksum(empty) == checksum(torch.zeros(0, dtype=torch.int64))
+    assert checksum(empty) != checksum(torch.zeros(0, dtype=torch.int32))
+
+
 def test_nothing_in_a_checkpoint_is_executed(tmp_path, capsys):
     torch.save({SECTION: Payload(), "state_dict": {}}, tmp_path / "a.ckpt")
     with pytest.raises(InputError):
