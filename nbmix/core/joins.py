@@ -41,7 +41,7 @@ from nbmix.errors import InputError
 
 Group = tuple[int, ...]
 
-GAP_LEVEL = 0.01  # a usual level; others were tried, see benchmarks/RESULTS.md
+GAP_LEVEL = 0.01  # a usual level
 
 FEW_CELLS = 10  # of a group, which then has to show a gap to be one of those that are asked for
 
