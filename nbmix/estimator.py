@@ -196,6 +196,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         tags.input_tags.sparse = tags.input_tags.positive_only = True
         return tags
 
+    @naming_the_nearest
     def fit(
         self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
     ) -> NBMixture:
@@ -226,6 +227,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self._running = None
         return self
 
+    @naming_the_nearest
     def partial_fit(self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None) -> NBMixture:
         """Go on with cells that have come later, by one step of stepwise EM; the first call begins the fit.
 
@@ -296,6 +298,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self._take(fitted, Progress(objective, self.n_iter_ + 1, None), self._running.genes)
         self._take_cells(cells)
 
+    @naming_the_nearest
     def fit_predict(
         self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
     ) -> np.ndarray:
@@ -308,6 +311,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """
         return self.fit(X, y, size_factors=size_factors, batch=batch).labels_
 
+    @naming_the_nearest
     def predict(
         self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
     ) -> np.ndarray:
@@ -321,6 +325,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """
         return self.predict_proba(X, size_factors=size_factors, batch=batch).argmax(1)
 
+    @naming_the_nearest
     def predict_proba(
         self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
     ) -> np.ndarray:
@@ -339,6 +344,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         q = self.predict_components(X, size_factors=size_factors, batch=batch).responsibilities.numpy()
         return group_probabilities(q, self._groups)
 
+    @naming_the_nearest
     def doubt(
         self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
     ) -> pd.DataFrame:
@@ -358,6 +364,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """
         return self.predict_with_doubt(X, size_factors=size_factors, batch=batch)[1]
 
+    @naming_the_nearest
     def predict_with_doubt(
         self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
     ) -> tuple[Prediction, pd.DataFrame]:
@@ -396,6 +403,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         check_is_fitted(self, "weights_")
         return None if self._joins is None else joins_table(self._joins)
 
+    @naming_the_nearest
     def cut(
         self,
         n_groups: int | str,
@@ -433,6 +441,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             raise InputError("cut: a mixture that was loaded does not know the cells of its fit; give X")
         return group_probabilities(q, groups)
 
+    @naming_the_nearest
     def score_samples(
         self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
     ) -> np.ndarray:
@@ -446,6 +455,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """
         return self.predict_components(X, size_factors=size_factors, batch=batch).log_likelihood.numpy()
 
+    @naming_the_nearest
     def score(
         self, X: Any, y: Any = None, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
     ) -> float:
@@ -462,6 +472,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         """
         return float(self.score_samples(X, size_factors=size_factors, batch=batch).mean())
 
+    @naming_the_nearest
     def bic(self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None) -> float:
         """-2 ln p(X) + (2 C genes + C - 1) ln n for C components (Schwarz 1978).
 
@@ -484,6 +495,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             n_free += len(components.log_mean) - 1
         return float(-2 * log_likelihood.sum() + n_free * np.log(len(log_likelihood)))
 
+    @naming_the_nearest
     def sample(
         self, n_samples: int = 1, *, size_factors: ArrayLike | None = None
     ) -> tuple[sp.csr_matrix, np.ndarray]:
@@ -516,6 +528,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         counts = draw_counts(drawn, each_cell(sizes, n_samples), *components, generator)
         return counts, self.component_groups_[drawn]
 
+    @naming_the_nearest
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, which ``load``, ``train.py task=predict`` and ``start=checkpoint`` read.
 
@@ -554,6 +567,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         }
 
     @classmethod
+    @naming_the_nearest
     def load(cls, path: str | os.PathLike[str] | ad.AnnData, key: str = "nbmix") -> NBMixture:
         """Read a checkpoint of ``save`` or of ``train.py``, of either mode; nothing in it is executed.
 
@@ -690,6 +704,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
         self.labels_ = self.responsibilities_.argmax(1)
         self.log_likelihoods_ = cells.log_likelihood.numpy()
 
+    @naming_the_nearest
     def predict_components(
         self, X: Any, *, size_factors: ArrayLike | None = None, batch: ArrayLike | None = None
     ) -> Prediction:

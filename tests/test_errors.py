@@ -37,6 +37,9 @@ def test_a_decorated_function_keeps_its_signature():
     "call, arguments, near",
     [
         (nbmix.NBMixture, {"n_component": 3}, "n_components"),
+        (nbmix.NBMixture().fit, {"X": None, "btach": None}, "batch"),
+        (nbmix.NBMixture().predict, {"X": None, "size_factor": None}, "size_factors"),
+        (nbmix.NBMixture.load, {"path": "x", "keys": "nbmix"}, "key"),
         (lambda **named: nbmix.cluster(nbmix_adata(), **named), {"key_add": "x"}, "key_added"),
         (lambda **named: nbmix.cluster(nbmix_adata(), **named), {"randomstate": 1}, "random_state"),
         (lambda **named: nbmix.read_10x("folder", **named), {"genomes": "hg19"}, "genome"),

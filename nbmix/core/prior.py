@@ -98,8 +98,8 @@ def of_typical_genes(prior: GenePrior, log_mean: Tensor) -> GenePrior:
 def update_prior(fit: FittedComponents, prior: GenePrior, votes: Tensor | None = None) -> GenePrior:
     """Variances, common dispersions and their trend, from components (K, genes) fitted under ``prior``.
 
-    ``votes`` (K,), at most 1, are what components count in the mean of E[x^2], by default 1 each; what they
-    leave, the typical gene has.
+    ``votes`` (K,), at most 1, are what components count in the mean of E[x^2], by default 1 each; the typical
+    gene gets what they leave.
     """
     components, curve = fit
     # what the data alone say

@@ -11,6 +11,7 @@ Any of the files of a folder may be compressed or not. All of them may begin ali
 from __future__ import annotations
 
 import csv
+import glob
 import logging
 import os
 import warnings
@@ -33,7 +34,7 @@ from nbmix.data.files import check_structure, existing, open_h5, reading
 from nbmix.data.from_anndata import MinCounts, make_count_data
 from nbmix.data.names import column, parse_names, without_head
 from nbmix.data.read import Subsample, pick_cells
-from nbmix.data.recognise import is_gzip, opened, what_it_is
+from nbmix.data.recognise import CELL_RANGER, is_gzip, opened, what_it_is
 from nbmix.errors import InputError, naming_the_nearest
 
 GENES = "Gene Expression"  # 10x's name for the features that are genes
@@ -230,6 +231,7 @@ def parse_library(
 
     Raises:
         ValueError, IndexError, EOFError, OSError: they are damaged, or do not fit together.
+        InputError: columns of names are not separated by tabs.
     """
     n_rows, n_columns, n_entries = _read_size(matrix)
     names, rows = parse_names(barcodes), parse_names(features)
@@ -246,6 +248,9 @@ def parse_library(
         log.warning(
             "barcodes.tsv: names are its first column, such as %r; the others are left out", cells[0][0]
         )
+    for file, of_file in (("barcodes.tsv", cells), ("features.tsv", genes)):
+        if of_file and all(len(row) == 1 and "," in row[0] for row in of_file):
+            raise InputError(f"{file}: has commas between its columns, as in {of_file[0][0]!r}; write tabs")
     table = pd.DataFrame(
         {name: column(genes, 1 + i) for i, name in enumerate(FEATURE_COLUMNS[: _n_columns(genes)])},
         index=column(genes, 0),
@@ -351,10 +356,15 @@ def _member(folder: Path, where: str, *names: str) -> Path:
             if path.is_file():
                 return path
     inner = sorted({path.parent.name for path in folder.glob(f"*/{names[0]}*")})
-    advice = f"give the folder {inner[0]!r} in it" if inner else "give a folder as Cell Ranger writes it"
-    raise InputError(
-        f"{where}: {what_it_is(folder) or f'is a folder without {names[0]} or {names[0]}.gz; {advice}'}"
-    )
+    alike = sorted(path.name for path in folder.glob(f"{glob.escape(names[0].removesuffix('.tsv'))}.*"))
+    if alike:
+        advice = f"write {alike[0]} as {names[0]}, with tabs between columns"
+    else:
+        advice = f"give the folder {inner[0]!r} in it" if inner else "give a folder as Cell Ranger writes it"
+    known = what_it_is(folder)
+    if known is None or known == CELL_RANGER:  # of which a file is missing
+        known = f"is a folder without {names[0]} or {names[0]}.gz; {advice}"
+    raise InputError(f"{where}: {known}")
 
 
 def read_table(path: Path, largest: int = LARGEST_TABLE) -> bytes:

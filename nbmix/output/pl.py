@@ -201,7 +201,7 @@ def tree(
     True
     """
     fit = _fit(adata, key)
-    table = fit.table("joins", "fit with folds of 2 or more, whose components can be joined")
+    table = fit.table("joins", "fit with folds of 2 or more, and draw before recluster")
     joins = [
         (members(row.first), members(row.second), float(row.separation), bool(row.gap))
         for row in table.itertuples()

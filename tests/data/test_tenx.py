@@ -356,6 +356,35 @@ def test_the_other_reader_is_named(tmp_path):
         read_tenx(tmp_path / "b.h5ad")
 
 
+@pytest.mark.parametrize(
+    ("gone", "there", "message"),
+    [
+        ("barcodes.tsv.gz", None, r"without barcodes\.tsv or barcodes\.tsv\.gz; give a folder as"),
+        (
+            "features.tsv.gz",
+            "features.csv",
+            r"features\.tsv\.gz; write features\.csv as features\.tsv",
+        ),
+        ("matrix.mtx.gz", None, r"without matrix\.mtx or matrix\.mtx\.gz"),
+    ],
+)
+def test_the_file_that_is_missing_is_named(tmp_path, gone, there, message):
+    write_tenx_folder(tmp_path / "run")
+    path = tmp_path / "run" / gone
+    path.rename(path.with_name(there)) if there else path.unlink()
+    with pytest.raises(InputError, match=message):
+        read_tenx(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["barcodes", "genes"])
+def test_names_with_commas_between_their_columns(tmp_path, name):
+    def commas(content: bytes) -> bytes:
+        return re.sub(b"\t|(?=\n)", b",", content)
+
+    with pytest.raises(InputError, match=r"\.tsv: has commas between its columns, as in '.*'; write tabs"):
+        read_rewritten(tmp_path / "v2", **{name: commas})
+
+
 def test_path_must_be_set():
     with pytest.raises(InputError, match=r"data\.path is not set: give a folder or an \.h5 file"):
         read_tenx(None)
