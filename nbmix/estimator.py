@@ -657,7 +657,7 @@ class NBMixture(ClusterMixin, BaseEstimator):
             warnings.warn(
                 f"EM has not converged in max_iter={max_iter} iterations: raise max_iter, or tol",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,  # over naming_the_nearest
             )
         return fitted
 
