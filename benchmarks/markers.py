@@ -50,6 +50,7 @@ import argparse
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -305,7 +306,7 @@ def beside_grid(seed: int) -> dict[str, Any]:
     inv_disp = np.exp(rng.normal(GRID_LEVEL, np.sqrt(GRID_SPREAD), shape))[group]
     rates = sizes[:, None] * np.exp(log_mean)[group] * rng.gamma(inv_disp) / inv_disp
     counts = rng.poisson(rates).astype(np.float32)
-    number = lambda value: torch.tensor(value, dtype=torch.float64)  # noqa: E731 - one word each
+    number = partial(torch.tensor, dtype=torch.float64)
     level = torch.full((GRID_GENES,), GRID_LEVEL, dtype=torch.float64)
     prior = GenePrior(number(centre), number(variance), level, number(GRID_SPREAD), torch.zeros(3))
     markers = find_markers(*collected(sp.csr_matrix(counts), sizes, torch.from_numpy(q)), prior=prior)
